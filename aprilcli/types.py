@@ -1,0 +1,80 @@
+"""The values that travel between the rooms: frozen, with shapes and dtypes said once, here.
+
+Symbols: B images, S input side in pixels, N stages, L = h·w patches, Cv vision width of a stage, C joint width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Which frozen CLIP, and how pictures enter it: all that a projector or a bank depends on.
+
+    ``backbone``: an open_clip name, ``tiny``, or a folder's name. ``pretrained``: open_clip's tag, empty for folders.
+    ``activation``: ``gelu`` or ``quickgelu`` (ViT), ``relu`` (ResNet). ``image_size``: S in pixels.
+    ``stages``: 1-based, as the paper counts blocks (ViT) or layers (ResNet). ``mean``, ``std``: per RGB channel, of
+    pixel values in [0, 1]. ``fingerprint``: SHA-256 over the weights' names, shapes and values.
+    """
+
+    backbone: str
+    pretrained: str
+    activation: str
+    image_size: int
+    stages: tuple[int, ...]
+    stage_widths: tuple[int, ...]
+    joint_width: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    fingerprint: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON-ready dictionary; ``from_json`` reads it back."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> ModelSpec:
+        """Rebuild from ``to_json``'s dictionary (lists become tuples). Raises KeyError or TypeError on a foreign one."""
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+
+    def differences(self, other: ModelSpec) -> list[str]:
+        """Name each setting in which two models differ, both sides: ``activation gelu, not quickgelu``."""
+        mine, theirs = self.to_json(), other.to_json()
+        return [f"{name} {_short(theirs[name])}, not {_short(mine[name])}" for name in mine if mine[name] != theirs[name]]
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return " ".join(map(str, value))
+    return str(value)[:12] if isinstance(value, str) and len(value) == 64 else str(value)
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """What one encoder pass gives: ``image`` [B, C] unit rows; ``patch_tokens`` N × [B, L, Cv] raw; ``grids`` N × (h, w)."""
+
+    image: torch.Tensor
+    patch_tokens: tuple[torch.Tensor, ...]
+    grids: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Detection:
+    """One picture's result.
+
+    ``text_score`` in [0, 1] (eq. 1); ``map_max``: the maximum of ``anomaly_map``, None without a map;
+    ``score``: ``text_score`` without a bank, ``text_score + map_max`` with one. ``anomaly_map`` [S, S] float32 at the
+    model's size, None where neither projector nor bank is there to draw one.
+    """
+
+    text_score: float
+    map_max: float | None
+    score: float
+    anomaly_map: np.ndarray | None = field(repr=False)
