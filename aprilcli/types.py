@@ -5,7 +5,7 @@ Symbols: B images, S input side in pixels, N stages, L = h·w patches, Cv vision
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class ModelSpec:
     """Which frozen CLIP, and how pictures enter it: all that a projector or a bank depends on.
 
-    ``backbone``: an open_clip name, ``tiny``, or a folder's name. ``pretrained``: open_clip's tag, empty for folders.
-    ``activation``: ``gelu`` or ``quickgelu`` (ViT), ``relu`` (ResNet). ``image_size``: S in pixels.
+    ``backbone``: an open_clip name, ``tiny``, or a folder. ``pretrained``: open_clip's tag, empty for folders.
+    ``activation``: ``gelu`` or ``quickgelu``, of a ViT and of the text tower. ``image_size``: S in pixels.
     ``stages``: 1-based, as the paper counts blocks (ViT) or layers (ResNet). ``mean``, ``std``: per RGB channel, of
     pixel values in [0, 1]. ``fingerprint``: SHA-256 over the weights' names, shapes and values.
     """
@@ -44,16 +44,21 @@ class ModelSpec:
         """Rebuild from ``to_json``'s dictionary (lists become tuples). Raises KeyError or TypeError on a foreign one."""
         return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
 
-    def differences(self, other: ModelSpec) -> list[str]:
-        """Name each setting in which two models differ, both sides: ``activation gelu, not quickgelu``."""
+    @property
+    def label(self) -> str:
+        """What a person calls the model: ``ViT-L-14-336:openai``."""
+        return f"{self.backbone}:{self.pretrained}" if self.pretrained else self.backbone
+
+    def mismatches(self, other: ModelSpec, names: Iterable[str]) -> str:
+        """Name each of ``names`` in which two models differ, both sides: ``activation gelu against quickgelu``."""
         mine, theirs = self.to_json(), other.to_json()
-        return [f"{name} {_short(theirs[name])}, not {_short(mine[name])}" for name in mine if mine[name] != theirs[name]]
+        return "; ".join(f"{n} {_say(mine[n])} against {_say(theirs[n])}" for n in names if mine[n] != theirs[n])
 
 
-def _short(value: Any) -> str:
+def _say(value: Any) -> str:
     if isinstance(value, tuple | list):
-        return " ".join(map(str, value))
-    return str(value)[:12] if isinstance(value, str) and len(value) == 64 else str(value)
+        return ",".join(map(str, value))
+    return str(value)[:12] if isinstance(value, str) and len(value) == 64 else str(value)  # a fingerprint: its head
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,5 @@
+"""`python -m aprilcli` is the console script."""
+
+from aprilcli.cli import main
+
+main()

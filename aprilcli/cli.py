@@ -1,0 +1,167 @@
+"""The command line: options to dataclasses, errors to exit codes. Commands import their workflow when they run."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+from typer.core import TyperGroup
+
+from aprilcli import __version__
+from aprilcli.errors import AprilError, OptionError
+
+EXIT_UNREADABLE = 3
+EXIT_ANOMALOUS = 4
+EXIT_INTERRUPTED = 130
+
+
+class _Group(TyperGroup):
+    """Ends a command with one line and an exit code for the package's own errors; bugs keep their traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except AprilError as error:
+            typer.echo(f"aprilcli: error: {' '.join(str(error).splitlines())}", err=True)
+            raise typer.Exit(error.exit_code) from error
+        except KeyboardInterrupt:
+            typer.echo("aprilcli: interrupted; what was written is whole", err=True)
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+app = typer.Typer(
+    cls=_Group,
+    help="Find defects in product photos: no training, no references, no internet needed.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Device(StrEnum):
+    """Where the model runs."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+    mps = "mps"
+
+
+class Precision(StrEnum):
+    """What the encoder computes in; auto is fp16 on a GPU, fp32 elsewhere."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+class MapSize(StrEnum):
+    """The size of the maps on disk."""
+
+    source = "source"
+    model = "model"
+
+
+def _option(name: str, text: str, **settings: Any) -> Any:
+    """Declare an option that the environment can set too, as APRILCLI_<OPTION>."""
+    variable = "APRILCLI_" + name.lstrip("-").split("/")[0].replace("-", "_").upper()
+    return typer.Option(name, help=text, envvar=variable, show_envvar=False, **settings)
+
+
+Model = Annotated[str, _option("--model", "tiny, paper, an open_clip NAME[:TAG], or a model folder.")]
+ProjectorOption = Annotated[
+    str | None, _option("--projector", "visa, mvtec, a safetensors file or an authors' .pth; the model's own if not given.")
+]
+ImageSize = Annotated[int | None, _option("--image-size", "Side of the model's input in pixels.", min=1)]
+Stages = Annotated[str | None, _option("--stages", "Stages to use, from 1, such as 6,12,18,24.")]
+DeviceOption = Annotated[Device, _option("--device", "Where the model runs.")]
+PrecisionOption = Annotated[Precision, _option("--precision", "What the encoder computes in.")]
+BatchSize = Annotated[int, _option("--batch-size", "Pictures per encoder pass.", min=1)]
+Workers = Annotated[int, _option("--workers", "Threads that read pictures and write maps.", min=1)]
+Quiet = Annotated[bool, _option("--quiet", "Results and errors only.")]
+Verbose = Annotated[bool, _option("--verbose", "More about what is done.")]
+ObjectName = Annotated[str, _option("--object", "What the prompts call the thing in the pictures.")]
+
+
+def parse_stages(text: str | None) -> tuple[int, ...] | None:
+    """Read ``6,12,18,24``. Raises OptionError."""
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise OptionError(f"--stages {text}: give whole numbers with commas, such as 6,12,18,24") from None
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"aprilcli {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Say it.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def scan(
+    folder: Annotated[Path, typer.Argument(help="Folder of pictures; folders inside it are scanned too.")],
+    out: Annotated[Path, _option("--out", "Where scores.csv, maps/ and run.json go.")] = Path("april-scan"),
+    model: Model = "tiny",
+    projector: ProjectorOption = None,
+    object_name: ObjectName = "object",
+    image_size: ImageSize = None,
+    stages: Stages = None,
+    device: DeviceOption = Device.auto,
+    precision: PrecisionOption = Precision.auto,
+    batch_size: BatchSize = 1,
+    workers: Workers = 2,
+    maps: Annotated[bool, _option("--maps/--no-maps", "Write a heatmap for each picture.")] = True,
+    map_size: Annotated[MapSize, _option("--map-size", "Heatmaps at the picture's size or at the model's.")] = MapSize.source,
+    threshold: Annotated[float | None, _option("--threshold", "Call scores from X on anomalous.")] = None,
+    overwrite: Annotated[bool, _option("--overwrite", "Replace results that are there.")] = False,
+    fail_on_anomaly: Annotated[bool, _option("--fail-on-anomaly", "Exit with 4 if any picture is anomalous.")] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Score every picture below FOLDER: how anomalous, and where."""
+    from aprilcli.workflows.console import Console
+    from aprilcli.workflows.scan import ScanOptions, run_scan, summarise
+
+    console = Console(quiet, verbose)
+    options = ScanOptions(
+        folder=folder,
+        out=out,
+        model=model,
+        projector=projector,
+        object_name=object_name,
+        image_size=image_size,
+        stages=parse_stages(stages),
+        device=device.value,
+        precision=precision.value,
+        batch_size=batch_size,
+        workers=workers,
+        maps=maps,
+        map_size=map_size.value,
+        threshold=threshold,
+        overwrite=overwrite,
+    )
+    summary = run_scan(options, console)
+    console.result(summarise(summary))
+    if fail_on_anomaly and summary.anomalous:
+        raise typer.Exit(EXIT_ANOMALOUS)
+    if summary.unreadable:
+        raise typer.Exit(EXIT_UNREADABLE)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

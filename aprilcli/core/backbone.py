@@ -1,0 +1,345 @@
+"""The frozen CLIP: which one, loaded how, and the one pass that gives everything. The only import of open_clip."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from open_clip.model import CLIP, CustomTextCLIP
+from open_clip.modified_resnet import ModifiedResNet
+from open_clip.transformer import QuickGELU, VisionTransformer
+from safetensors import SafetensorError
+
+from aprilcli.errors import ArtifactError, BackboneError, OptionError
+from aprilcli.io.hub import fetch_clip_weights
+from aprilcli.types import ImageFeatures, ModelSpec
+
+TINY = "tiny"
+PAPER = "paper"
+# The authors build the 518-pixel tower from the plain configuration, so OpenAI's QuickGELU weights run with GELU.
+# Every number of the paper, and both published projectors, stand on that.
+PAPER_BACKBONE, PAPER_PRETRAINED = "ViT-L-14-336", "openai"
+PAPER_IMAGE_SIZE = 518  # pixels
+PAPER_STAGES = (6, 12, 18, 24)
+
+STAGE_COUNT = 4
+RESNET_STRIDE = 32  # pixels of the input per cell of the last stage
+SENTENCES_PER_PASS = 128
+FOLDER_CONFIG, FOLDER_WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def tiny_folder() -> Path:
+    """Return the embedded model's folder: inside the installed package, beside it in a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    inside = package / "weights" / TINY
+    return inside if inside.is_dir() else package.parent / "weights" / TINY
+
+
+class Backbone:
+    """A frozen CLIP with its tokenizer.
+
+    ``spec`` says which; ``notes`` holds what the user should hear once; ``encoder_passes`` counts pictures encoded.
+    """
+
+    def __init__(
+        self, model: torch.nn.Module, tokenizer: Any, spec: ModelSpec, device: torch.device, precision: str = "fp32"
+    ) -> None:
+        """Freeze ``model`` and move it to ``device``; ``precision`` is fp32, or bf16 or fp16 (autocast)."""
+        self.spec = spec
+        self.device = device
+        self.precision = precision
+        self.notes: tuple[str, ...] = ()
+        self.encoder_passes = 0
+        self._tokenizer = tokenizer
+        self._model: Any = model.eval().requires_grad_(False).to(device)
+        self._is_resnet = isinstance(self._model.visual, ModifiedResNet)
+        if self._is_resnet:
+            self._model.visual.to(memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def encode(self, pixels: torch.Tensor) -> ImageFeatures:
+        """Encode normalised pictures in one pass.
+
+        ``pixels`` [B, 3, S, S] float32. Stage n of a ViT is the raw output of block n (1-based): no final layer
+        norm, no class token. Stage n of a ResNet is the output of layer n. Everything comes back float32.
+        """
+        pixels = pixels.to(self.device)
+        if self._is_resnet:
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
+        self.encoder_passes += len(pixels)
+        with self._autocast():
+            output = self._model.visual.forward_intermediates(pixels, indices=self._block_indices(), output_fmt="NCHW")
+        # A ResNet is asked for all five outputs, stem first: fewer, and open_clip would pool an earlier layer.
+        intermediates = output["image_intermediates"]
+        if self._is_resnet:
+            intermediates = [intermediates[stage] for stage in self.spec.stages]
+        grids = tuple((tokens.shape[-2], tokens.shape[-1]) for tokens in intermediates)
+        return ImageFeatures(
+            image=F.normalize(output["image_features"].float(), dim=-1),
+            patch_tokens=tuple(tokens.float().flatten(2).transpose(1, 2).contiguous() for tokens in intermediates),
+            grids=grids,
+        )
+
+    def _block_indices(self) -> list[int]:
+        return list(range(5)) if self._is_resnet else [stage - 1 for stage in self.spec.stages]
+
+    @torch.inference_mode()
+    def encode_text(self, sentences: list[str]) -> torch.Tensor:
+        """Encode sentences to unit rows [len(sentences), C], float32."""
+        tokens = self._tokenizer(sentences).to(self.device)
+        with self._autocast():
+            parts = [self._encode_tokens(chunk) for chunk in tokens.split(SENTENCES_PER_PASS)]
+        return F.normalize(torch.cat(parts).float(), dim=-1)
+
+    def _encode_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Run the text tower only as far as the longest sentence reaches: it is causal, so what follows is unread."""
+        model = self._model
+        length = int(tokens.argmax(dim=-1).max()) + 1
+        if not isinstance(model, CLIP) or model.text_pool_type != "argmax" or model.attn_mask is None:
+            features: torch.Tensor = model.encode_text(tokens)
+            return features
+        shortened = {
+            "positional_embedding": model.positional_embedding[:length],
+            "attn_mask": model.attn_mask[:length, :length],
+        }
+        output = torch.func.functional_call(model, shortened, (None, tokens[:, :length]))
+        return output["text_features"] if isinstance(output, dict) else output[1]
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if self.precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=AUTOCAST[self.precision])
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where a backbone comes from: open_clip's name and tag, or a folder."""
+
+    name: str
+    pretrained: str = ""
+    folder: Path | None = None
+    image_size: int | None = None
+    stages: tuple[int, ...] | None = None
+
+
+def load_backbone(
+    model: str = TINY,
+    *,
+    image_size: int | None = None,
+    stages: tuple[int, ...] | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+) -> Backbone:
+    """Load a frozen CLIP.
+
+    ``model``: ``tiny``, ``paper``, an open_clip name with an optional ``:TAG``, or a folder in open_clip's local-dir
+    form. ``image_size`` in pixels and ``stages`` (1-based) default to the model's own: four equal parts of a ViT,
+    the four layers of a ResNet. Raises OptionError, ArtifactError or BackboneError.
+    """
+    source = _find_source(model)
+    config, preprocessing = _configuration(source)
+    is_resnet = isinstance(config.get("vision_cfg", {}).get("layers"), list)
+    size = image_size or source.image_size or _native_size(config)
+    _check_image_size(source.name, config, size, is_resnet)
+    resolved_device = resolve_device(device)
+    resolved_precision = ("fp16" if resolved_device.type == "cuda" else "fp32") if precision == "auto" else precision
+    clip = _create(source, size, is_resnet, preprocessing)
+    visual = clip.visual
+    if not isinstance(clip, CLIP | CustomTextCLIP) or not isinstance(visual, VisionTransformer | ModifiedResNet):
+        raise BackboneError(f"{source.name}: only CLIP models with a ViT or ResNet tower can be used, not this one")
+    if isinstance(visual, ModifiedResNet):
+        _resize_attention_pool(visual, size)
+    depth = STAGE_COUNT if is_resnet else len(visual.transformer.resblocks)
+    chosen = _check_stages(source.name, stages or source.stages or _default_stages(depth), depth)
+    spec = ModelSpec(
+        backbone=source.name,
+        pretrained=source.pretrained,
+        activation="quickgelu" if any(isinstance(module, QuickGELU) for module in clip.modules()) else "gelu",
+        image_size=size,
+        stages=chosen,
+        stage_widths=_stage_widths(visual, chosen),
+        joint_width=int(visual.output_dim),
+        mean=tuple(map(float, preprocessing["mean"])),  # type: ignore[arg-type]  # three channels
+        std=tuple(map(float, preprocessing["std"])),  # type: ignore[arg-type]
+        fingerprint=fingerprint(_lasting_weights(clip)),
+    )
+    backbone = Backbone(clip, _tokenizer(source), spec, resolved_device, resolved_precision)
+    backbone.notes = _activation_notes(source, spec)
+    return backbone
+
+
+def resolve_device(device: str) -> torch.device:
+    """Turn ``auto``, ``cpu``, ``cuda`` or ``mps`` into a device that is there. Raises OptionError."""
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if device == "auto":
+        device = next(name for name in ("cuda", "mps", "cpu") if available[name])
+    if not available.get(device, False):
+        there = ", ".join(name for name, is_there in available.items() if is_there)
+        raise OptionError(f"--device {device}: this machine has no such device; it has {there}")
+    return torch.device(device)
+
+
+def _find_source(model: str) -> _Source:
+    if model == TINY:
+        return _Source(TINY, folder=tiny_folder())
+    if model == PAPER:
+        return _Source(PAPER_BACKBONE, PAPER_PRETRAINED, image_size=PAPER_IMAGE_SIZE, stages=PAPER_STAGES)
+    if Path(model).is_dir():
+        return _Source(model, folder=Path(model))
+    name, _, tag = model.partition(":")
+    if name not in open_clip.list_models():
+        raise BackboneError(
+            f"unknown model {model}: neither a folder nor an open_clip name; use tiny, paper, a folder "
+            f"with {FOLDER_CONFIG} and {FOLDER_WEIGHTS}, or a name such as ViT-B-16:laion2b_s34b_b88k"
+        )
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if tag and tag not in tags:
+        raise BackboneError(f"{name} has no pretrained weights {tag}; there are: {', '.join(tags) or 'none'}")
+    if not tags:
+        raise BackboneError(f"open_clip has no pretrained weights for {name}; choose another name or give a folder")
+    return _Source(name, tag or _matching_tag(name, tags))
+
+
+def _matching_tag(name: str, tags: list[str]) -> str:
+    """Choose the first weights that were trained with the activation of the configuration they run in."""
+    quick = bool(open_clip.get_model_config(name).get("quick_gelu", False))
+    return next((t for t in tags if _tag_config(name, t).get("quick_gelu", False) == quick), tags[0])
+
+
+def _tag_config(name: str, tag: str) -> dict[str, Any]:
+    return dict(open_clip.get_pretrained_cfg(name, tag))
+
+
+def _activation_notes(source: _Source, spec: ModelSpec) -> tuple[str, ...]:
+    is_paper = (source.name, source.pretrained) == (PAPER_BACKBONE, PAPER_PRETRAINED)
+    if is_paper or not source.pretrained:
+        return ()
+    trained = "quickgelu" if _tag_config(source.name, source.pretrained).get("quick_gelu", False) else "gelu"
+    if trained == spec.activation:
+        return ()
+    return (f"{source.name}:{source.pretrained} was trained with {trained} but runs with {spec.activation} here",)
+
+
+def _configuration(source: _Source) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return open_clip's model configuration and the preprocessing (mean and std at least)."""
+    defaults = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
+    if source.folder is None:
+        tag = _tag_config(source.name, source.pretrained)
+        return open_clip.get_model_config(source.name), {key: tag.get(key, defaults[key]) for key in defaults}
+    path = source.folder / FOLDER_CONFIG
+    for needed in (path, source.folder / FOLDER_WEIGHTS):
+        if not needed.is_file():
+            raise ArtifactError(f"{source.folder}: {needed.name} is missing; a model folder holds it and its companion")
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        config, preprocessing = dict(fields["model_cfg"]), dict(fields.get("preprocess_cfg", {}))
+        config["vision_cfg"], config["text_cfg"] = dict(config["vision_cfg"]), dict(config["text_cfg"])
+        chosen = {key: [float(value) for value in preprocessing.get(key, defaults[key])] for key in defaults}
+        if any(len(values) != 3 for values in chosen.values()) or min(chosen["std"]) <= 0:
+            raise ValueError("mean and std need three values, std above 0")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ArtifactError(f"{path}: not an open_clip configuration ({error!r})") from error
+    return config, chosen
+
+
+def _native_size(config: dict[str, Any]) -> int:
+    size = config["vision_cfg"].get("image_size", 224)
+    return int(size[0] if isinstance(size, list | tuple) else size)
+
+
+def _check_image_size(name: str, config: dict[str, Any], size: int, is_resnet: bool) -> None:
+    patch = RESNET_STRIDE if is_resnet else (config["vision_cfg"].get("patch_size") or 16)
+    if size < patch or size % patch:
+        nearest = max(patch, round(size / patch) * patch)
+        raise OptionError(f"--image-size {size}: {name} needs a multiple of {patch}, for example {nearest}")
+
+
+def _default_stages(depth: int) -> tuple[int, ...]:
+    return tuple(depth * part // STAGE_COUNT for part in range(1, STAGE_COUNT + 1))
+
+
+def _check_stages(name: str, stages: tuple[int, ...], depth: int) -> tuple[int, ...]:
+    given = ",".join(map(str, stages))
+    if not stages or list(stages) != sorted(set(stages)) or stages[0] < 1:
+        raise OptionError(f"--stages {given}: give rising numbers from 1, for example {_default_stages(depth)}")
+    if stages[-1] > depth:
+        raise OptionError(f"--stages {given}: {name} has {depth} stages to choose from, not {stages[-1]}")
+    return tuple(stages)
+
+
+def _create(source: _Source, size: int, is_resnet: bool, preprocessing: dict[str, Any]) -> Any:
+    """Build the model and fill it. A ResNet is built at its native size: open_clip cannot resize its pool."""
+    force_size = None if is_resnet else size
+    try:
+        if source.folder is not None:
+            return open_clip.create_model(f"local-dir:{source.folder}", force_image_size=force_size)
+        tag = _tag_config(source.name, source.pretrained)
+        repository = str(tag.get("hf_hub", "")).rstrip("/")
+        checkpoint = fetch_clip_weights(f"{source.name}:{source.pretrained}", repository)
+        # A path, not the tag: open_clip would ask the hub again, and warn of the paper's activation (see PAPER above).
+        return open_clip.create_model(
+            source.name,
+            pretrained=str(checkpoint),
+            force_image_size=force_size,
+            force_preprocess_cfg=copy.deepcopy(preprocessing),
+        )
+    except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        where = source.folder or f"{source.name}:{source.pretrained}"
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ArtifactError(f"{where}: the model cannot be loaded ({reason}); fetch or copy it anew") from error
+
+
+def _tokenizer(source: _Source) -> Any:
+    name = f"local-dir:{source.folder}" if source.folder is not None else source.name
+    try:
+        return open_clip.get_tokenizer(name)
+    except (OSError, ValueError, ImportError) as error:
+        reason = str(error).splitlines()[0]
+        raise BackboneError(f"{source.name}: its tokenizer cannot be loaded ({reason}); choose another model") from error
+
+
+def _resize_attention_pool(visual: Any, size: int) -> None:
+    """Resize the pool's positions (first row: the class token) as open_clip does a ViT's: bicubic, antialiased."""
+    positions = visual.attnpool.positional_embedding.detach()
+    side, native = size // RESNET_STRIDE, int((len(positions) - 1) ** 0.5)
+    if side != native:
+        grid = positions[1:].reshape(1, native, native, -1).permute(0, 3, 1, 2)
+        grid = F.interpolate(grid, size=(side, side), mode="bicubic", antialias=True, align_corners=False)
+        resized = torch.cat([positions[:1], grid.permute(0, 2, 3, 1).reshape(side * side, -1)])
+        visual.attnpool.positional_embedding = torch.nn.Parameter(resized, requires_grad=False)
+        visual.image_size = size
+
+
+def _stage_widths(visual: Any, stages: tuple[int, ...]) -> tuple[int, ...]:
+    if isinstance(visual, ModifiedResNet):
+        base = visual.conv3.out_channels
+        return tuple(base * 4 * 2 ** (stage - 1) for stage in stages)
+    return (int(visual.transformer.width),) * len(stages)
+
+
+def fingerprint(weights: Mapping[str, torch.Tensor]) -> str:
+    """Return the SHA-256 over names, shapes and float32 values, in hexadecimal."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _lasting_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return every weight but the picture positions, which depend on the image size."""
+    return {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if not (name.startswith("visual.") and name.endswith("positional_embedding"))
+    }

@@ -1,0 +1,107 @@
+"""The façade: a backbone, its projector and, where there is one, a part's memory bank, scoring pictures."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from aprilcli.core import maps
+from aprilcli.core.backbone import TINY, Backbone, load_backbone
+from aprilcli.core.memory_bank import MemoryBank, nearest_distance
+from aprilcli.core.projector import Projector, load_projector
+from aprilcli.core.prompts import encode_prompts
+from aprilcli.io.images import SourceImage, read_image, to_pixels
+from aprilcli.types import Detection, ImageFeatures
+
+DEFAULT_OBJECT = "object"
+NO_PROJECTOR = "this model has no projector: text scores only, no zero-shot maps (give --projector FILE for maps)"
+
+
+class Detector:
+    """Scores pictures: zero-shot, and few-shot where a memory bank is given, in one encoder pass."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        projector: Projector | None = None,
+        bank: MemoryBank | None = None,
+        object_name: str = DEFAULT_OBJECT,
+    ) -> None:
+        """Encode the prompts once. ``projector`` and ``bank`` must have been made for ``backbone``."""
+        self.backbone = backbone
+        self.projector = projector.to(backbone.device) if projector is not None else None
+        self.bank = bank
+        self.object_name = object_name
+        self.text_features = encode_prompts(backbone, object_name)
+        self.notes = backbone.notes if projector is not None else (*backbone.notes, NO_PROJECTOR)
+        self._bank_features = tuple(rows.to(backbone.device) for rows in bank.features) if bank is not None else ()
+
+    @classmethod
+    def load(
+        cls,
+        model: str = TINY,
+        *,
+        projector: str | None = None,
+        bank: MemoryBank | None = None,
+        object_name: str = DEFAULT_OBJECT,
+        image_size: int | None = None,
+        stages: tuple[int, ...] | None = None,
+        device: str = "auto",
+        precision: str = "auto",
+        progress: bool = False,
+    ) -> Detector:
+        """Load model and projector by name, as the command line does. Raises the package's errors."""
+        backbone = load_backbone(model, image_size=image_size, stages=stages, device=device, precision=precision)
+        if bank is not None:
+            bank.check(backbone.spec)
+        return cls(backbone, load_projector(projector, model, backbone.spec, progress=progress), bank, object_name)
+
+    @property
+    def has_maps(self) -> bool:
+        """Whether there is anything to draw a map from."""
+        return self.projector is not None or self.bank is not None
+
+    def prepare(self, picture: SourceImage) -> NDArray[np.float32]:
+        """Squash and normalise a decoded picture to the model's input, [3, S, S] float32."""
+        spec = self.backbone.spec
+        return to_pixels(picture, spec.image_size, spec.mean, spec.std)
+
+    def detect(self, pixels: NDArray[np.float32] | torch.Tensor) -> list[Detection]:
+        """Score prepared pictures [B, 3, S, S] in one encoder pass; a score never depends on its neighbours."""
+        return self.score(self.backbone.encode(torch.as_tensor(pixels)))
+
+    def detect_file(self, path: str | os.PathLike[str]) -> Detection:
+        """Read, prepare and score one file. Raises InputError where it cannot be read."""
+        return self.detect(self.prepare(read_image(Path(path)))[None])[0]
+
+    @torch.inference_mode()
+    def score(self, features: ImageFeatures) -> list[Detection]:
+        """Turn features into results: eq. 1, and the sum of eqs. 3 and 4."""
+        text_scores = maps.text_score(features.image, self.text_features).tolist()
+        if not self.has_maps:
+            return [Detection(text_score=text, map_max=None, score=text, anomaly_map=None) for text in text_scores]
+        anomaly_maps = self._anomaly_maps(features)
+        maxima = anomaly_maps.flatten(1).amax(dim=1).tolist()
+        few_shot = self.bank is not None
+        return [
+            Detection(text, maximum, text + maximum if few_shot else text, anomaly_map.cpu().numpy())
+            for text, maximum, anomaly_map in zip(text_scores, maxima, anomaly_maps, strict=True)
+        ]
+
+    def _anomaly_maps(self, features: ImageFeatures) -> torch.Tensor:
+        size = self.backbone.spec.image_size
+        total = torch.zeros(len(features.image), size, size, device=features.image.device)
+        if self.projector is not None:
+            projected = self.projector(features.patch_tokens)
+            total += maps.zero_shot_map(projected, self.text_features, features.grids, size)
+        if self._bank_features:
+            distances = (
+                nearest_distance(tokens, rows)
+                for tokens, rows in zip(features.patch_tokens, self._bank_features, strict=True)
+            )
+            total += maps.few_shot_map(distances, features.grids, size)
+        return total

@@ -1,0 +1,79 @@
+"""Equations 1, 3 and 4 of the paper, from features to scores and maps: pure functions.
+
+Symbols: B pictures, L = h·w patches, C joint width, S model input side in pixels, H×W source size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+
+TEMPERATURE = 100.0  # CLIP's logit scale, as the authors fix it
+
+
+def text_score(image_features: torch.Tensor, text_features: torch.Tensor) -> torch.Tensor:
+    """Eq. 1: the anomalous entry of softmax(100 · F_c F_tᵀ).
+
+    ``image_features`` [B, C] and ``text_features`` [2, C] are unit rows. Returns [B] in [0, 1].
+    """
+    return (TEMPERATURE * image_features @ text_features.T).softmax(dim=-1)[:, 1]
+
+
+def upsample(grid: torch.Tensor, image_size: int) -> torch.Tensor:
+    """Bilinear, corners aligned: [B, h, w] → [B, S, S]."""
+    size = (image_size, image_size)
+    return F.interpolate(grid[:, None], size=size, mode="bilinear", align_corners=True)[:, 0]
+
+
+def anomaly_logits(projected_tokens: torch.Tensor, text_features: torch.Tensor, grid_hw: tuple[int, int]) -> torch.Tensor:
+    """Return the anomalous minus the normal logit of one stage's patches, [B, L, C] → [B, h, w].
+
+    Logits are 100 · P F_tᵀ with unit rows P. Of two channels a softmax sees only this difference.
+    """
+    unit = F.normalize(projected_tokens, dim=-1)
+    difference = TEMPERATURE * (unit @ (text_features[1] - text_features[0]))
+    return difference.unflatten(1, grid_hw)
+
+
+def zero_shot_stage_map(
+    projected_tokens: torch.Tensor, text_features: torch.Tensor, grid_hw: tuple[int, int], image_size: int
+) -> torch.Tensor:
+    """Eq. 3, one stage: upsample the logits, **then** softmax, anomalous channel. [B, L, C] → [B, S, S] in [0, 1].
+
+    The sigmoid of the difference of two logits is the softmax of the two, and upsampling is linear.
+    """
+    return torch.sigmoid(upsample(anomaly_logits(projected_tokens, text_features, grid_hw), image_size))
+
+
+def zero_shot_map(
+    projected_tokens: Iterable[torch.Tensor],
+    text_features: torch.Tensor,
+    grids: Iterable[tuple[int, int]],
+    image_size: int,
+) -> torch.Tensor:
+    """Eq. 3: the sum of the stages' maps, [B, S, S] in [0, N]."""
+    stages = (
+        zero_shot_stage_map(tokens, text_features, grid, image_size)
+        for tokens, grid in zip(projected_tokens, grids, strict=True)
+    )
+    return _sum(stages)
+
+
+def few_shot_map(distances: Iterable[torch.Tensor], grids: Iterable[tuple[int, int]], image_size: int) -> torch.Tensor:
+    """Eq. 4: the stages' distances to their banks, N × [B, L] in [0, 2], upsampled and summed to [B, S, S]."""
+    return _sum(upsample(one.unflatten(1, grid), image_size) for one, grid in zip(distances, grids, strict=True))
+
+
+def _sum(maps: Iterable[torch.Tensor]) -> torch.Tensor:
+    stages = iter(maps)
+    total = next(stages)
+    for stage in stages:
+        total = total + stage
+    return total
+
+
+def stretch(anomaly_map: torch.Tensor, size_hw: tuple[int, int]) -> torch.Tensor:
+    """Undo the squash: [S, S] → [H, W], bilinear, antialiased where it shrinks. Values stay within the map's range."""
+    return F.interpolate(anomaly_map[None, None], size=size_hw, mode="bilinear", antialias=True)[0, 0]

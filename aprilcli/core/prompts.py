@@ -1,0 +1,73 @@
+"""The prompt ensembles of the paper: states × templates, encoded and averaged to two text features."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from aprilcli.core.backbone import Backbone
+
+NORMAL_STATES = (
+    "{}",
+    "flawless {}",
+    "perfect {}",
+    "unblemished {}",
+    "{} without flaw",
+    "{} without defect",
+    "{} without damage",
+)
+ANOMALOUS_STATES = ("damaged {}", "broken {}", "{} with flaw", "{} with defect", "{} with damage")
+# Of CLIP's ImageNet templates, those that say nothing of the object's condition.
+TEMPLATES = (
+    "a bad photo of a {}.",
+    "a low resolution photo of the {}.",
+    "a bad photo of the {}.",
+    "a cropped photo of the {}.",
+    "a bright photo of a {}.",
+    "a dark photo of the {}.",
+    "a photo of my {}.",
+    "a photo of the cool {}.",
+    "a close-up photo of a {}.",
+    "a black and white photo of the {}.",
+    "a bright photo of the {}.",
+    "a cropped photo of a {}.",
+    "a jpeg corrupted photo of a {}.",
+    "a blurry photo of the {}.",
+    "a photo of the {}.",
+    "a good photo of the {}.",
+    "a photo of one {}.",
+    "a close-up photo of the {}.",
+    "a photo of a {}.",
+    "a low resolution photo of a {}.",
+    "a photo of a large {}.",
+    "a blurry photo of a {}.",
+    "a jpeg corrupted photo of the {}.",
+    "a good photo of a {}.",
+    "a photo of the small {}.",
+    "a photo of the large {}.",
+    "a black and white photo of a {}.",
+    "a dark photo of a {}.",
+    "a photo of a cool {}.",
+    "a photo of a small {}.",
+    "there is a {} in the scene.",
+    "there is the {} in the scene.",
+    "this is a {} in the scene.",
+    "this is the {} in the scene.",
+    "this is one {} in the scene.",
+)
+
+
+def sentences(states: tuple[str, ...], object_name: str) -> list[str]:
+    """Write every state of ``object_name`` into every template; the name stands as given, underscores included."""
+    # Not str.format: a name may hold braces.
+    conditions = [state.replace("{}", object_name) for state in states]
+    return [template.replace("{}", condition) for condition in conditions for template in TEMPLATES]
+
+
+def encode_prompts(backbone: Backbone, object_name: str) -> torch.Tensor:
+    """Return the text features F_t [2, C]: row 0 normal, row 1 anomalous, unit rows, float32.
+
+    Each sentence's unit feature is averaged over all states and templates of its group, and the mean normalised.
+    """
+    groups = [backbone.encode_text(sentences(states, object_name)) for states in (NORMAL_STATES, ANOMALOUS_STATES)]
+    return F.normalize(torch.stack([features.mean(dim=0) for features in groups]), dim=-1)

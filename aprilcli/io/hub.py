@@ -1,0 +1,66 @@
+"""CLIP weights from the Hugging Face hub: the local cache first, then one attempt that fails in seconds."""
+
+from __future__ import annotations
+
+import socket
+import urllib.parse
+from pathlib import Path
+
+from aprilcli.errors import BackboneError
+
+CONNECT_TIMEOUT = 5.0  # seconds; the hub's own client retries for minutes
+WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+
+
+def fetch_clip_weights(name: str, repository: str) -> Path:
+    """Return the path of an open_clip checkpoint, downloading it when the cache lacks it.
+
+    ``name`` is what the user asked for (for messages), ``repository`` the hub's ``owner/name``.
+    Raises BackboneError in seconds, naming the model, the reason and the three ways on.
+    """
+    import huggingface_hub
+    from huggingface_hub import constants, errors
+
+    for filename in WEIGHT_FILES:
+        cached = huggingface_hub.try_to_load_from_cache(repository, filename)
+        if isinstance(cached, str):
+            return Path(cached)
+    if constants.HF_HUB_OFFLINE:
+        raise _unavailable(name, repository, "HF_HUB_OFFLINE is set")
+    _check_reachable(name, repository, constants.ENDPOINT)
+    reason = "it holds no open_clip weights"
+    for filename in WEIGHT_FILES:
+        try:
+            return Path(huggingface_hub.hf_hub_download(repository, filename))
+        except errors.LocalEntryNotFoundError as error:  # the connection broke
+            raise _unavailable(name, repository, _first_line(error)) from error
+        except errors.EntryNotFoundError:
+            continue
+        except (errors.HfHubHTTPError, OSError, ValueError) as error:
+            raise _unavailable(name, repository, _first_line(error)) from error
+    raise _unavailable(name, repository, reason)
+
+
+def _check_reachable(name: str, repository: str, endpoint: str) -> None:
+    """Open one connection, so that a machine without internet hears about it at once."""
+    address = urllib.parse.urlsplit(endpoint)
+    host, port = address.hostname or "", address.port or (80 if address.scheme == "http" else 443)
+    try:
+        socket.create_connection((host, port), timeout=CONNECT_TIMEOUT).close()
+    except OSError as error:
+        raise _unavailable(name, repository, f"{host} cannot be reached ({error.strerror or error})") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _unavailable(name: str, repository: str, reason: str) -> BackboneError:
+    from huggingface_hub import constants
+
+    folder = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
+    return BackboneError(
+        f"the weights of {name} ({repository}) are not on this machine and cannot be fetched: {reason}; "
+        f"run this once on a connected machine and copy its {folder} here, "
+        "or give --model DIR (a folder in open_clip's local-dir form), or use --model tiny"
+    )

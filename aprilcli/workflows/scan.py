@@ -1,0 +1,285 @@
+"""`scan`: every picture below a folder, scored; one row and one map each, in order, as they are done.
+
+find (sorted) → decode ahead on threads → squash → one encode → score → source size → one TIFF, one CSV row
+"""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from aprilcli.core import maps
+from aprilcli.core.backbone import PAPER, TINY
+from aprilcli.core.detector import DEFAULT_OBJECT, Detector
+from aprilcli.errors import InputError, OutputError
+from aprilcli.io import reports
+from aprilcli.io.images import FoundImage, find_images, read_image
+from aprilcli.types import Detection
+from aprilcli.workflows.console import Console
+
+SCORES, MAPS, RUN = "scores.csv", "maps", "run.json"
+HIGHEST = 5  # scores the summary names
+TINY_NOTE = f"model: {TINY}, the small embedded one; --model {PAPER} is the accurate one"
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class ScanOptions:
+    """What to scan, with what, and where the results go; see ``aprilcli scan --help``."""
+
+    folder: Path
+    out: Path = Path("april-scan")
+    model: str = TINY
+    projector: str | None = None
+    object_name: str = DEFAULT_OBJECT
+    image_size: int | None = None
+    stages: tuple[int, ...] | None = None
+    device: str = "auto"
+    precision: str = "auto"
+    batch_size: int = 1
+    workers: int = 2
+    maps: bool = True
+    map_size: str = "source"
+    threshold: float | None = None
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class ScanSummary:
+    """How a scan ended: counts, and the highest scores as (path, score)."""
+
+    scored: int
+    unreadable: int
+    anomalous: int
+    seconds: float
+    highest: tuple[tuple[str, float], ...]
+    out: Path
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """A found file, decoded and prepared; ``pixels`` is None where ``error`` says why."""
+
+    found: FoundImage
+    pixels: NDArray[np.float32] | None = None
+    width: int | None = None
+    height: int | None = None
+    notes: tuple[str, ...] = ()
+    error: str | None = None
+
+
+def run_scan(options: ScanOptions, console: Console) -> ScanSummary:
+    """Score every picture below ``options.folder``. Raises the package's errors; unreadable pictures get their row."""
+    started, began = reports.timestamp(), time.monotonic()
+    total = _count_pictures(options)
+    _prepare_output(options)
+    if options.model == TINY:
+        console.note(TINY_NOTE)
+    detector = Detector.load(
+        options.model,
+        projector=options.projector,
+        object_name=options.object_name,
+        image_size=options.image_size,
+        stages=options.stages,
+        device=options.device,
+        precision=options.precision,
+        progress=console.is_interactive,
+    )
+    for note in detector.notes:
+        console.note(note)
+    record = _describe_run(options, detector, started)
+    reports.write_json(options.out / RUN, record)
+    tally = _Tally()
+    with reports.open_scores(options.out / SCORES) as scores, console.progress(total, "scanning") as advance:
+        for row, notes in _score_all(options, detector):
+            scores.write(row)
+            tally.count(row)
+            for note in notes:
+                console.note_once(note)
+            advance()
+    reports.write_json(options.out / RUN, {**record, "counts": tally.counts(), "finished": reports.timestamp()})
+    return ScanSummary(
+        scored=tally.scored,
+        unreadable=tally.unreadable,
+        anomalous=tally.anomalous,
+        seconds=time.monotonic() - began,
+        highest=tuple(tally.highest),
+        out=options.out,
+    )
+
+
+class _Tally:
+    """Counts rows, and keeps the highest scores."""
+
+    def __init__(self) -> None:
+        self.scored = self.unreadable = self.anomalous = 0
+        self.highest: list[tuple[str, float]] = []
+
+    def count(self, row: reports.ScoreRow) -> None:
+        if row.score is None:
+            self.unreadable += 1
+            return
+        self.scored += 1
+        self.anomalous += row.verdict == "anomalous"
+        self.highest.append((row.path, row.score))
+        self.highest.sort(key=lambda named: -named[1])
+        del self.highest[HIGHEST:]
+
+    def counts(self) -> dict[str, int]:
+        return {"scored": self.scored, "unreadable": self.unreadable, "anomalous": self.anomalous}
+
+
+def _pictures_to_scan(options: ScanOptions) -> Iterator[FoundImage]:
+    """Find pictures, leaving out this tool's own maps where results go into the scanned folder."""
+    out = options.out.resolve()
+    folder = options.folder.resolve()
+    own = out.relative_to(folder).as_posix() + "/" if out.is_relative_to(folder) and out != folder else None
+    return (found for found in find_images(options.folder) if own is None or not found.relative.startswith(own))
+
+
+def _count_pictures(options: ScanOptions) -> int:
+    folder = options.folder
+    if not folder.is_dir():
+        what = "is not a folder" if folder.exists() else "does not exist"
+        raise InputError(f"{folder}: {what}; give the folder that holds the pictures")
+    total = sum(1 for _ in _pictures_to_scan(options))
+    if total == 0:
+        raise InputError(f"{folder}: no pictures below it (JPEG, PNG, TIFF, BMP, WebP, PGM, PPM); check the path")
+    return total
+
+
+def _prepare_output(options: ScanOptions) -> None:
+    """Make the output folder, or refuse one that holds results already."""
+    out = options.out
+    present = [name for name in (SCORES, RUN, MAPS) if (out / name).exists()]
+    if present and not options.overwrite:
+        raise OutputError(f"{out}: already holds results ({', '.join(present)}); choose another --out, or --overwrite")
+    with reports.output_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+        for name in present:
+            shutil.rmtree(out / name) if name == MAPS else (out / name).unlink()
+
+
+def _describe_run(options: ScanOptions, detector: Detector, started: str) -> dict[str, Any]:
+    spec = detector.backbone.spec
+    return {
+        "versions": reports.versions(),
+        "options": {name: str(value) if isinstance(value, Path) else value for name, value in asdict(options).items()},
+        "model": spec.to_json(),
+        "device": str(detector.backbone.device),
+        "precision": detector.backbone.precision,
+        "projector": detector.projector.identity if detector.projector is not None else None,
+        "bank": None,
+        "started": started,
+    }
+
+
+def _score_all(options: ScanOptions, detector: Detector) -> Iterator[tuple[reports.ScoreRow, tuple[str, ...]]]:
+    """Chain the stages: decoding and writing run ahead on threads while this thread encodes; order is kept."""
+    description = {
+        "model": detector.backbone.spec.label,
+        "projector": detector.projector.name if detector.projector is not None else None,
+        "bank": None,
+    }
+
+    def decode(found: FoundImage) -> _Picture:
+        if found.error is not None:
+            return _Picture(found, error=found.error)
+        try:
+            source = read_image(found.path)
+        except InputError as error:
+            return _Picture(found, error=str(error))
+        height, width = source.size_hw
+        return _Picture(found, detector.prepare(source), width, height, source.notes)
+
+    def finish(scored: tuple[_Picture, Detection | None]) -> tuple[reports.ScoreRow, tuple[str, ...]]:
+        picture, detection = scored
+        if detection is None:
+            return reports.ScoreRow(picture.found.relative, "error", error=picture.error), ()
+        if options.maps and detection.anomaly_map is not None:
+            _write_map(options, picture, detection.anomaly_map, description)
+        return _row(options, picture, detection), picture.notes
+
+    with ThreadPoolExecutor(max_workers=options.workers) as pool:
+        ahead = 2 * (options.workers + options.batch_size)
+        pictures = _map_ahead(pool, decode, _pictures_to_scan(options), ahead)
+        yield from _map_ahead(pool, finish, _detect(detector, pictures, options.batch_size), ahead)
+
+
+def _map_ahead(
+    pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item], ahead: int
+) -> Iterator[Result]:
+    """Map on threads, in order, with at most ``ahead`` results waiting: memory does not grow with the folder."""
+    waiting: collections.deque[Future[Result]] = collections.deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        # What is done is handed on at once, so a row stands on disk as soon as its map does.
+        while waiting and (len(waiting) > ahead or waiting[0].done()):
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _detect(
+    detector: Detector, pictures: Iterator[_Picture], batch_size: int
+) -> Iterator[tuple[_Picture, Detection | None]]:
+    while batch := list(itertools.islice(pictures, batch_size)):
+        prepared = [picture.pixels for picture in batch if picture.pixels is not None]
+        detections = iter(detector.detect(np.stack(prepared)) if prepared else ())
+        for picture in batch:
+            yield picture, next(detections) if picture.pixels is not None else None
+
+
+def _write_map(
+    options: ScanOptions, picture: _Picture, anomaly_map: NDArray[np.float32], description: dict[str, Any]
+) -> None:
+    if options.map_size == "source":
+        assert picture.height is not None and picture.width is not None  # decoded, so its size is known
+        anomaly_map = maps.stretch(torch.from_numpy(anomaly_map), (picture.height, picture.width)).numpy()
+    value_range = [float(anomaly_map.min()), float(anomaly_map.max())]
+    path = options.out / MAPS / f"{picture.found.relative}.tiff"
+    reports.write_map(path, anomaly_map, {**description, "range": value_range})
+
+
+def _row(options: ScanOptions, picture: _Picture, detection: Detection) -> reports.ScoreRow:
+    verdict = None
+    if options.threshold is not None:
+        verdict = "anomalous" if detection.score >= options.threshold else "normal"
+    return reports.ScoreRow(
+        path=picture.found.relative,
+        status="ok",
+        score=detection.score,
+        text_score=detection.text_score,
+        map_max=detection.map_max,
+        threshold=options.threshold,
+        verdict=verdict,
+        width=picture.width,
+        height=picture.height,
+    )
+
+
+def summarise(summary: ScanSummary) -> str:
+    """Say in a few lines how a scan ended."""
+    rate = (summary.scored + summary.unreadable) / summary.seconds
+    lines = [f"{summary.scored} pictures scored in {summary.seconds:.1f} s ({rate:.1f} images/s)"]
+    if summary.unreadable:
+        lines.append(f"{summary.unreadable} could not be read: their rows in {SCORES} say why")
+    if summary.highest:
+        lines.append("highest scores:")
+        lines.extend(f"  {score:.4f}  {path}" for path, score in summary.highest)
+    lines.append(f"results: {summary.out / SCORES}, {summary.out / MAPS}{os.sep}")
+    return "\n".join(lines)

@@ -1,0 +1,134 @@
+"""The encoder pass against the authors' numbers, and every way a model can be wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import QUERIES, GoldenCase
+
+from aprilcli.core.backbone import load_backbone
+from aprilcli.core.prompts import encode_prompts
+from aprilcli.errors import ArtifactError, BackboneError, OptionError
+
+
+def golden_tokens(golden: GoldenCase, query: str, stage: int) -> torch.Tensor:
+    """Return [L, Cv]: the ViT cases keep the class token in row 0, the CNN case is [C, h, w]."""
+    tokens = golden.numbers[f"{query}/patch_tokens/{stage}"]
+    return tokens[1:] if tokens.ndim == 2 else tokens.flatten(1).T
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_pixels_are_squashed_as_the_authors_do(golden: GoldenCase, query: str) -> None:
+    torch.testing.assert_close(golden.pixels(query)[0], golden.numbers[f"{query}/pixels"], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_one_pass_gives_image_features_and_every_stage(golden: GoldenCase, query: str) -> None:
+    before = golden.backbone.encoder_passes
+    features = golden.backbone.encode(golden.pixels(query))
+    assert golden.backbone.encoder_passes == before + 1
+    torch.testing.assert_close(features.image[0], golden.numbers[f"{query}/image_features"], atol=1e-5, rtol=0)
+    for stage, tokens in enumerate(features.patch_tokens):
+        torch.testing.assert_close(tokens[0], golden_tokens(golden, query, stage), atol=1e-5, rtol=1e-5)
+
+
+def test_fewer_stages_of_a_tower_are_the_same_stages(golden: GoldenCase) -> None:
+    some = golden.stages[1:3]
+    part = load_backbone(str(golden.folder), image_size=golden.image_size, stages=some, device="cpu")
+    features = part.encode(golden.pixels("query0"))
+    for offset, tokens in enumerate(features.patch_tokens):
+        torch.testing.assert_close(tokens[0], golden_tokens(golden, "query0", offset + 1), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(features.image[0], golden.numbers["query0/image_features"], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["metal_nut", "pcb"])
+def test_text_features(golden: GoldenCase, name: str) -> None:
+    features = encode_prompts(golden.backbone, name.replace("_", " "))
+    torch.testing.assert_close(features, golden.numbers[f"text_features/{name}"], atol=1e-5, rtol=0)
+
+
+def test_a_name_stands_in_the_prompts_as_given(golden_vit: GoldenCase) -> None:
+    spaced = encode_prompts(golden_vit.backbone, "metal nut")
+    assert not torch.allclose(encode_prompts(golden_vit.backbone, "metal_nut"), spaced, atol=1e-4)
+    assert encode_prompts(golden_vit.backbone, "cover {left}").isfinite().all()
+
+
+def test_activation_and_widths_are_recorded(golden: GoldenCase) -> None:
+    spec = golden.backbone.spec
+    assert spec.activation == ("quickgelu" if "quickgelu" in golden.folder.name else "gelu")
+    assert spec.stage_widths == ((64, 128, 256, 512) if "rn" in golden.folder.name else (64, 64, 64, 64))
+    assert spec.joint_width == 48
+
+
+def test_fingerprint_speaks_of_the_weights_not_of_the_size(golden: GoldenCase) -> None:
+    native = load_backbone(str(golden.folder), device="cpu")
+    assert native.spec.fingerprint == golden.backbone.spec.fingerprint
+    assert native.spec.image_size == (64 if "rn" in golden.folder.name else 56)
+    assert native.spec.stages == golden.stages
+
+
+def test_a_batch_gives_what_each_picture_gives_alone(golden: GoldenCase) -> None:
+    pictures = [golden.pixels(query) for query in QUERIES]
+    together = golden.backbone.encode(torch.cat(pictures))
+    for index, picture in enumerate(pictures):
+        alone = golden.backbone.encode(picture)
+        torch.testing.assert_close(together.image[index], alone.image[0], atol=1e-6, rtol=0)
+        for mine, theirs in zip(together.patch_tokens, alone.patch_tokens, strict=True):
+            torch.testing.assert_close(mine[index], theirs[0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"stages": (2, 4, 6, 9)}, "has 8 stages"),
+        ({"stages": (4, 2)}, "rising"),
+        ({"stages": (0, 2)}, "rising"),
+        ({"image_size": 60}, "multiple of 14"),
+        ({"device": "mps"}, "no such device"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(golden_vit: GoldenCase, options: dict[str, object], said: str) -> None:
+    with pytest.raises(OptionError, match=said):
+        load_backbone(str(golden_vit.folder), **{"device": "cpu", **options})  # type: ignore[arg-type]
+
+
+def test_an_unknown_model_is_named_with_what_there_is() -> None:
+    with pytest.raises(BackboneError, match="unknown model ViT-Z-99"):
+        load_backbone("ViT-Z-99")
+    with pytest.raises(BackboneError, match=r"no pretrained weights nosuchtag; there are: openai"):
+        load_backbone("ViT-L-14-336:nosuchtag")
+
+
+def test_missing_weights_name_the_model_the_reason_and_three_ways_on() -> None:
+    with pytest.raises(BackboneError) as caught:
+        load_backbone("paper", device="cpu")
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in ("ViT-L-14-336:openai", "copy", "--model DIR", "--model tiny"):
+        assert part in message
+
+
+def test_broken_folders_are_refused_in_one_line(golden_vit: GoldenCase, tmp_path: Path) -> None:
+    def broken(name: str) -> Path:
+        return Path(shutil.copytree(golden_vit.folder, tmp_path / name))
+
+    missing = broken("missing")
+    (missing / "open_clip_model.safetensors").unlink()
+    truncated = broken("truncated")
+    weights = (truncated / "open_clip_model.safetensors").read_bytes()
+    (truncated / "open_clip_model.safetensors").write_bytes(weights[: len(weights) // 2])
+    garbled = broken("garbled")
+    (garbled / "open_clip_config.json").write_text("{]")
+    other = broken("other")
+    config = json.loads((other / "open_clip_config.json").read_text())
+    config["model_cfg"]["vision_cfg"]["width"] = 32
+    (other / "open_clip_config.json").write_text(json.dumps(config))
+    for folder in (missing, truncated, garbled, other):
+        with pytest.raises(ArtifactError) as caught:
+            load_backbone(str(folder), device="cpu")
+        assert folder.name in str(caught.value)
+        assert "\n" not in str(caught.value)
