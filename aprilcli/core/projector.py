@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from aprilcli.core.backbone import PAPER, PAPER_BACKBONE, PAPER_PRETRAINED, PAPER_STAGES, TINY, tiny_folder
+from aprilcli.core.backbone import PAPER, PAPER_BACKBONE, PAPER_PRETRAINED, PAPER_STAGES, TINY, fingerprint, tiny_folder
 from aprilcli.errors import ArtifactError
 from aprilcli.io.artifacts import read_artifact, write_artifact
 from aprilcli.io.published import PUBLISHED, fetch_projector, read_authors_projector
@@ -25,13 +25,14 @@ class Projector(torch.nn.Module):
     """F_s' = k F_s + b per stage (eq. 2).
 
     ``fc.n`` maps stage n's tokens [B, L, Cv_n] to [B, L, C]. ``trained_on`` names the data set, empty if unknown;
-    ``fields`` is what the file says of its making.
+    ``fields`` is what the file says of its making; ``name`` is where it came from.
     """
 
     def __init__(self, spec: ModelSpec, trained_on: str = "", fields: Mapping[str, Any] | None = None) -> None:
         """Make layers of the spec's widths, initialised as PyTorch does."""
         super().__init__()
         self.spec = spec
+        self.name = ""
         self.trained_on = trained_on
         self.fields = dict(fields or {})
         self.fc = torch.nn.ModuleList(torch.nn.Linear(width, spec.joint_width) for width in spec.stage_widths)
@@ -39,6 +40,11 @@ class Projector(torch.nn.Module):
     def forward(self, patch_tokens: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         """Project every stage's tokens, N × [B, L, Cv] → N × [B, L, C]; not normalised."""
         return tuple(layer(tokens) for layer, tokens in zip(self.fc, patch_tokens, strict=True))
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """Where it came from, what it was trained on, and the SHA-256 of its weights."""
+        return {"name": self.name, "trained_on": self.trained_on, "fingerprint": fingerprint(self.state_dict())}
 
 
 def save_projector(projector: Projector, path: Path, created: str | None = None) -> None:
@@ -121,5 +127,6 @@ def _fill(projector: Projector, tensors: Mapping[str, torch.Tensor], name: str) 
     if expected != found:
         wrong = sorted(set(expected.items()) ^ set(found.items()))[0]
         raise ArtifactError(f"{name}: not a whole projector (tensor {wrong[0]} {wrong[1]}); train or fetch it anew")
+    projector.name = name
     projector.load_state_dict({key: tensor.float() for key, tensor in tensors.items()})
     return projector.eval().requires_grad_(False)
