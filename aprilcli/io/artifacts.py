@@ -1,0 +1,234 @@
+"""Projectors and banks on disk: safetensors with string metadata, read back with suspicion.
+
+Layout: ``format`` (``aprilcli.projector``, ``aprilcli.bank`` …), ``format_version``, ``version`` (of aprilcli),
+``created`` (ISO 8601, UTC) and ``fields`` (a JSON object) stand in the header's ``__metadata__``. A file may come from
+anyone: nothing in it is run, and nothing is allocated beyond what the file itself holds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from aprilcli import __version__
+from aprilcli.errors import ArtifactError, InputError, OutputError
+from aprilcli.io.atomic import written_aside
+
+FORMAT_VERSION = 1
+_FORMAT_PREFIX = "aprilcli."
+_MAX_HEADER_BYTES = 32 * 1024**2  # room for the sources of 200,000 references
+_MAX_TENSORS = 1024
+_MAX_DIMENSIONS = 8
+_CHUNK = 1 << 22  # elements looked at together for NaN
+_PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+
+_DTYPES = {
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+}
+
+
+@dataclass(frozen=True)
+class ArtifactHeader:
+    """What an artefact says of itself, without its values.
+
+    ``kind``: ``projector``, ``bank`` …; ``version``: the aprilcli that wrote it; ``created``: ISO 8601, UTC;
+    ``fields``: the kind's own JSON object; ``shapes`` and ``dtypes`` (safetensors' names, ``F16``) per tensor.
+    """
+
+    kind: str
+    version: str
+    created: str
+    fields: dict[str, Any]
+    shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Artifact(ArtifactHeader):
+    """A whole artefact; ``tensors``: on the CPU, finite, in the dtypes of the file."""
+
+    tensors: dict[str, torch.Tensor] = field(repr=False)
+
+
+def write_artifact(
+    path: Path,
+    kind: str,
+    tensors: Mapping[str, torch.Tensor],
+    fields: Mapping[str, Any],
+    *,
+    created: str | None = None,
+) -> None:
+    """Write an artefact aside, then rename it; what stood at ``path`` stays whole until then.
+
+    ``fields`` must be JSON-ready. ``created`` is an ISO 8601 time, now by default; with it given, equal input makes
+    equal bytes. Raises OutputError where it cannot be written, ArtifactError for NaN or infinite values (nothing is
+    written then), ValueError for what no artefact holds (an empty tensor, another dtype, NaN in ``fields``).
+    """
+    # safetensors' own writer orders the metadata by chance and renames a temporary file of its own, so two equal
+    # trainings would differ. The format is a length, a JSON header and the values; its reader checks ours.
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # so that values lie aligned
+    header: dict[str, Any] = {
+        "__metadata__": {
+            "format": _FORMAT_PREFIX + kind,
+            "format_version": str(FORMAT_VERSION),
+            "version": __version__,
+            "created": created if created is not None else datetime.now(UTC).isoformat(timespec="seconds"),
+            "fields": json.dumps(fields, sort_keys=True, allow_nan=False),
+        }
+    }
+    end = 0
+    for name in names:
+        tensor = tensors[name]
+        if tensor.dtype not in _DTYPES or tensor.numel() == 0 or tensor.ndim > _MAX_DIMENSIONS:
+            raise ValueError(f"an artefact cannot hold tensor {name}: {tensor.dtype}, shape {tuple(tensor.shape)}")
+        if not _is_finite(tensor):
+            raise ArtifactError(f"{path}: not written, tensor {_quoted(name)} has NaN or infinite values; make it anew")
+        begin, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    if len(encoded) > _MAX_HEADER_BYTES:
+        raise OutputError(f"{path}: too much metadata for one {kind} ({len(encoded):,} bytes); use fewer sources")
+    with written_aside(path) as aside, aside.open("wb") as file:
+        file.write(len(encoded).to_bytes(8, "little"))
+        file.write(encoded)
+        for name in names:
+            values = tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            file.write(values.numpy().data)
+
+
+def read_artifact(path: Path, kind: str) -> Artifact:
+    """Read an artefact of one kind, every value checked to be finite. Raises ArtifactError, one line."""
+    with _opened(path) as file:
+        header = _header(path, file)
+        if header.kind != kind:
+            raise ArtifactError(f"{path}: holds a {header.kind}, but a {kind} is needed; name a {kind} file")
+        # A copy, not a view of the mapped file: that may be replaced or cut short while we live.
+        tensors = {name: file.get_tensor(name).clone() for name in header.shapes}
+    for name, tensor in tensors.items():
+        if not _is_finite(tensor):
+            raise _damaged(path, f"holds NaN or infinite values in tensor {_quoted(name)}")
+    return Artifact(**vars(header), tensors=tensors)
+
+
+def read_header(path: Path) -> ArtifactHeader:
+    """Read what an artefact of any kind says of itself, without its values. Raises ArtifactError, one line."""
+    with _opened(path) as file:
+        return _header(path, file)
+
+
+def sha256_of_file(path: Path) -> str:
+    """Return the SHA-256 of a file's content, hexadecimal. Raises InputError where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path and your rights to it") from error
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open a safetensors file once its size and start make sense."""
+    try:
+        _check_start(path)
+        with safe_open(path, framework="pt", device="cpu") as file:
+            yield file
+    except SafetensorError as error:
+        raise _damaged(path, f"is not a sound safetensors file ({_quoted(str(error))})") from error
+    except OSError as error:
+        raise ArtifactError(
+            f"{path}: cannot be read ({error.strerror or error}); check the path and your rights to it"
+        ) from error
+
+
+def _check_start(path: Path) -> None:
+    status = path.stat()
+    if stat.S_ISDIR(status.st_mode):
+        raise ArtifactError(f"{path}: is a folder; name the safetensors file itself")
+    if not stat.S_ISREG(status.st_mode):
+        raise ArtifactError(f"{path}: is not an ordinary file; name a safetensors file")
+    if status.st_size == 0:
+        raise _damaged(path, "is empty")
+    with path.open("rb") as file:
+        start = file.read(9)
+    header_size = int.from_bytes(start[:8], "little")
+    if len(start) < 9 or header_size > min(status.st_size - 8, _MAX_HEADER_BYTES) or start[8:] != b"{":
+        if start.startswith(_PICKLE_STARTS):
+            raise ArtifactError(f"{path}: is a pickle, not safetensors, and could run code; name a safetensors file")
+        raise _damaged(path, f"is cut short or not a safetensors file (it declares a header of {header_size:,} bytes)")
+
+
+def _header(path: Path, file: Any) -> ArtifactHeader:
+    metadata = file.metadata() or {}
+    declared = metadata.get("format", "")
+    if not re.fullmatch(re.escape(_FORMAT_PREFIX) + r"[a-z-]{1,40}", declared):
+        raise ArtifactError(f"{path}: is not a file of aprilcli (its format is {_quoted(declared)}); name one that is")
+    try:
+        format_version = int(metadata["format_version"])
+        version, created = metadata["version"], metadata["created"]
+        if format_version > FORMAT_VERSION:
+            raise ArtifactError(
+                f"{path}: was written by a newer aprilcli (format {format_version}, this one reads {FORMAT_VERSION}); "
+                "upgrade aprilcli"
+            )
+        if format_version < 1 or not re.fullmatch(r"[\w.+-]{1,40}", version):
+            raise ValueError(f"format {format_version} of version {version}")
+        datetime.fromisoformat(created)
+        fields = json.loads(metadata["fields"], parse_constant=_refuse_constant)
+        if not isinstance(fields, dict):
+            raise TypeError("fields are not a JSON object")
+    except KeyError as error:
+        raise _damaged(path, f"lacks {error.args[0]} in its metadata") from error
+    except (TypeError, ValueError, RecursionError) as error:
+        raise _damaged(path, f"has metadata that cannot be read ({_quoted(str(error))})") from error
+    names = sorted(file.keys())
+    if not 0 < len(names) <= _MAX_TENSORS:
+        raise _damaged(path, f"holds {len(names)} tensors")
+    slices = {name: file.get_slice(name) for name in names}
+    shapes = {name: tuple(slices[name].get_shape()) for name in names}
+    dtypes = {name: str(slices[name].get_dtype()) for name in names}
+    for name in names:
+        if dtypes[name] not in _DTYPES.values():
+            raise _damaged(path, f"holds tensor {_quoted(name)} of type {dtypes[name]}")
+        if len(shapes[name]) > _MAX_DIMENSIONS or math.prod(shapes[name]) == 0:
+            raise _damaged(path, f"holds tensor {_quoted(name)} of shape {_quoted(str(shapes[name]))}")
+    return ArtifactHeader(declared.removeprefix(_FORMAT_PREFIX), version, created, fields, shapes, dtypes)
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    """Look for NaN and infinity in pieces: isfinite makes temporary tensors as large as what it looks at."""
+    values = tensor.detach().reshape(-1)
+    chunks = (values[begin : begin + _CHUNK] for begin in range(0, values.numel(), _CHUNK))
+    return not tensor.is_floating_point() or all(bool(torch.isfinite(chunk).all()) for chunk in chunks)
+
+
+def _damaged(path: Path, what: str) -> ArtifactError:
+    return ArtifactError(f"{path}: {what}; make the file again or copy it anew")
+
+
+def _quoted(text: str) -> str:
+    """Show what a file says of itself on one short line, control characters escaped."""
+    return ascii(text if len(text) <= 80 else text[:79] + "…")
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")

@@ -1,0 +1,88 @@
+"""Files that appear whole or not at all: written aside in the same folder, synced, then renamed.
+
+Whoever is killed while writing leaves the file of before as it was, and at most one hidden file beside it, which
+``remove_leftovers`` finds.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from aprilcli.errors import OutputError
+
+_LEFTOVER_PREFIX = ".aprilcli-"
+
+_WAYS_ON = {
+    errno.ENOSPC: "free some space or choose another place",
+    errno.EDQUOT: "free some space or choose another place",
+    errno.EFBIG: "choose a place that takes larger files",
+    errno.EACCES: "choose a place you may write to",
+    errno.EPERM: "choose a place you may write to",
+    errno.EROFS: "choose a place you may write to",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ENOTDIR: "a part of this path is a file; choose another place",
+    errno.EEXIST: "a part of this path is a file; choose another place",
+    errno.EISDIR: "a folder of this name stands there; choose another name",
+}
+
+
+@contextmanager
+def output_errors(path: Path) -> Iterator[None]:
+    """Turn any OSError of the body, which only writes, into an OutputError that names ``path``."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        way_on = _WAYS_ON.get(error.errno or 0, "choose another place")
+        raise OutputError(f"{path}: cannot be written ({reason}); {way_on}") from error
+
+
+@contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """Give a new path beside ``path`` to write to; when the body ends well, it becomes ``path``, synced to disk.
+
+    The folder is made if need be. The name given is hidden, unique, and ends in the suffix of ``path``. When the body
+    raises, it is removed and what stood at ``path`` stays. Raises OutputError for every OSError, the body's included.
+    """
+    # Not built from the whole name, which with anything added could be longer than the file system takes.
+    aside = path.with_name(f"{_LEFTOVER_PREFIX}{secrets.token_hex(8)}{path.suffix}")
+    try:
+        with output_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield aside
+            with aside.open("r+b") as file:
+                os.fsync(file.fileno())
+            aside.replace(path)
+            _sync_folder(path.parent)
+    finally:
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> int:
+    """Delete, anywhere below ``folder``, what killed writers left aside, and return how many files that were.
+
+    Only for whoever is the folder's one writer: another one's unfinished file looks the same. Raises OutputError.
+    """
+    count = 0
+    with output_errors(folder):
+        for leftover in folder.rglob(f"{_LEFTOVER_PREFIX}*"):
+            leftover.unlink(missing_ok=True)
+            count += 1
+    return count
+
+
+def _sync_folder(folder: Path) -> None:
+    # The rename itself must survive a power cut. Windows cannot open a folder, some network file systems cannot sync
+    # one; the file in it is whole either way.
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
