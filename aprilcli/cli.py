@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
-from typer.core import TyperGroup
 
 from aprilcli import __version__
 from aprilcli.errors import AprilError, OptionError
@@ -18,12 +18,22 @@ EXIT_ANOMALOUS = 4
 EXIT_INTERRUPTED = 130
 
 
-class _Group(TyperGroup):
-    """Ends a command with one line and an exit code for the package's own errors; bugs keep their traceback."""
+app = typer.Typer(
+    help="Find defects in product photos: no training, no references, no internet needed.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
-    def invoke(self, ctx: click.Context) -> Any:
+
+def _command(function: Callable[..., None]) -> Callable[..., None]:
+    """Register a command that ends with one line and an exit code for the package's own errors; bugs keep theirs."""
+
+    @functools.wraps(function)
+    def run(**options: Any) -> None:
         try:
-            return super().invoke(ctx)
+            function(**options)
         except AprilError as error:
             typer.echo(f"aprilcli: error: {' '.join(str(error).splitlines())}", err=True)
             raise typer.Exit(error.exit_code) from error
@@ -31,15 +41,7 @@ class _Group(TyperGroup):
             typer.echo("aprilcli: interrupted; what was written is whole", err=True)
             raise typer.Exit(EXIT_INTERRUPTED) from None
 
-
-app = typer.Typer(
-    cls=_Group,
-    help="Find defects in product photos: no training, no references, no internet needed.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+    return app.command()(run)
 
 
 class Device(StrEnum):
@@ -75,7 +77,8 @@ def _option(name: str, text: str, **settings: Any) -> Any:
 
 Model = Annotated[str, _option("--model", "tiny, paper, an open_clip NAME[:TAG], or a model folder.")]
 ProjectorOption = Annotated[
-    str | None, _option("--projector", "visa, mvtec, a safetensors file or an authors' .pth; the model's own if not given.")
+    str | None,
+    _option("--projector", "visa, mvtec, a safetensors file or an authors' .pth; the model's own if not given."),
 ]
 ImageSize = Annotated[int | None, _option("--image-size", "Side of the model's input in pixels.", min=1)]
 Stages = Annotated[str | None, _option("--stages", "Stages to use, from 1, such as 6,12,18,24.")]
@@ -111,7 +114,7 @@ def _main(
     pass
 
 
-@app.command()
+@_command
 def scan(
     folder: Annotated[Path, typer.Argument(help="Folder of pictures; folders inside it are scanned too.")],
     out: Annotated[Path, _option("--out", "Where scores.csv, maps/ and run.json go.")] = Path("april-scan"),
@@ -125,7 +128,9 @@ def scan(
     batch_size: BatchSize = 1,
     workers: Workers = 2,
     maps: Annotated[bool, _option("--maps/--no-maps", "Write a heatmap for each picture.")] = True,
-    map_size: Annotated[MapSize, _option("--map-size", "Heatmaps at the picture's size or at the model's.")] = MapSize.source,
+    map_size: Annotated[
+        MapSize, _option("--map-size", "Heatmaps at the picture's size or at the model's.")
+    ] = MapSize.source,
     threshold: Annotated[float | None, _option("--threshold", "Call scores from X on anomalous.")] = None,
     overwrite: Annotated[bool, _option("--overwrite", "Replace results that are there.")] = False,
     fail_on_anomaly: Annotated[bool, _option("--fail-on-anomaly", "Exit with 4 if any picture is anomalous.")] = False,

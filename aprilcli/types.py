@@ -41,8 +41,11 @@ class ModelSpec:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> ModelSpec:
-        """Rebuild from ``to_json``'s dictionary (lists become tuples). Raises KeyError or TypeError on a foreign one."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+        """Rebuild from ``to_json``'s dictionary (lists become tuples). Raises TypeError on a foreign one."""
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
+        }
+        return cls(**values)
 
     @property
     def label(self) -> str:
@@ -63,7 +66,10 @@ def _say(value: Any) -> str:
 
 @dataclass(frozen=True)
 class ImageFeatures:
-    """What one encoder pass gives: ``image`` [B, C] unit rows; ``patch_tokens`` N × [B, L, Cv] raw; ``grids`` N × (h, w)."""
+    """What one encoder pass gives, float32.
+
+    ``image`` [B, C] unit rows; ``patch_tokens`` N × [B, L, Cv] raw; ``grids`` N × (h, w) with h·w = L.
+    """
 
     image: torch.Tensor
     patch_tokens: tuple[torch.Tensor, ...]

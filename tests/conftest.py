@@ -88,7 +88,9 @@ def _golden_case(name: str, factory: pytest.TempPathFactory) -> GoldenCase:
         _write_folder(folder, name)
         backbone = load_backbone(str(folder), image_size=image_size, stages=stages, device="cpu")
         projector = Projector(backbone.spec)
-        weights = {key: tensor_from_name(f"projector.{key}", tuple(v.shape)) for key, v in projector.state_dict().items()}
+        weights = {
+            key: tensor_from_name(f"projector.{key}", tuple(v.shape)) for key, v in projector.state_dict().items()
+        }
         projector.load_state_dict(weights)
         projector.requires_grad_(False)
         save_projector(projector, folder / "projector.safetensors")

@@ -1,0 +1,1 @@
+"""The method: backbone, prompts, projector, maps, memory bank, calibration, metrics."""

@@ -105,15 +105,17 @@ class Backbone:
         """Run the text tower only as far as the longest sentence reaches: it is causal, so what follows is unread."""
         model = self._model
         length = int(tokens.argmax(dim=-1).max()) + 1
+        features: torch.Tensor
         if not isinstance(model, CLIP) or model.text_pool_type != "argmax" or model.attn_mask is None:
-            features: torch.Tensor = model.encode_text(tokens)
+            features = model.encode_text(tokens)
             return features
         shortened = {
             "positional_embedding": model.positional_embedding[:length],
             "attn_mask": model.attn_mask[:length, :length],
         }
         output = torch.func.functional_call(model, shortened, (None, tokens[:, :length]))
-        return output["text_features"] if isinstance(output, dict) else output[1]
+        features = output["text_features"] if isinstance(output, dict) else output[1]
+        return features  # noqa: RET504  # typed above: open_clip is not
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.precision == "fp32":
@@ -305,7 +307,9 @@ def _tokenizer(source: _Source) -> Any:
         return open_clip.get_tokenizer(name)
     except (OSError, ValueError, ImportError) as error:
         reason = str(error).splitlines()[0]
-        raise BackboneError(f"{source.name}: its tokenizer cannot be loaded ({reason}); choose another model") from error
+        raise BackboneError(
+            f"{source.name}: its tokenizer cannot be loaded ({reason}); choose another model"
+        ) from error
 
 
 def _resize_attention_pool(visual: Any, size: int) -> None:

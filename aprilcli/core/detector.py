@@ -81,16 +81,16 @@ class Detector:
     @torch.inference_mode()
     def score(self, features: ImageFeatures) -> list[Detection]:
         """Turn features into results: eq. 1, and the sum of eqs. 3 and 4."""
-        text_scores = maps.text_score(features.image, self.text_features).tolist()
+        text_scores = maps.text_score(features.image, self.text_features)
         if not self.has_maps:
-            return [Detection(text_score=text, map_max=None, score=text, anomaly_map=None) for text in text_scores]
+            return [
+                Detection(text_score=text, map_max=None, score=text, anomaly_map=None) for text in text_scores.tolist()
+            ]
         anomaly_maps = self._anomaly_maps(features)
-        maxima = anomaly_maps.flatten(1).amax(dim=1).tolist()
-        few_shot = self.bank is not None
-        return [
-            Detection(text, maximum, text + maximum if few_shot else text, anomaly_map.cpu().numpy())
-            for text, maximum, anomaly_map in zip(text_scores, maxima, anomaly_maps, strict=True)
-        ]
+        maxima = anomaly_maps.flatten(1).amax(dim=1)
+        scores = text_scores + maxima if self.bank is not None else text_scores  # in float32, as they are written
+        columns = zip(text_scores.tolist(), maxima.tolist(), scores.tolist(), anomaly_maps.cpu().numpy(), strict=True)
+        return [Detection(*values) for values in columns]
 
     def _anomaly_maps(self, features: ImageFeatures) -> torch.Tensor:
         size = self.backbone.spec.image_size

@@ -27,14 +27,16 @@ def upsample(grid: torch.Tensor, image_size: int) -> torch.Tensor:
     return F.interpolate(grid[:, None], size=size, mode="bilinear", align_corners=True)[:, 0]
 
 
-def anomaly_logits(projected_tokens: torch.Tensor, text_features: torch.Tensor, grid_hw: tuple[int, int]) -> torch.Tensor:
+def anomaly_logits(
+    projected_tokens: torch.Tensor, text_features: torch.Tensor, grid_hw: tuple[int, int]
+) -> torch.Tensor:
     """Return the anomalous minus the normal logit of one stage's patches, [B, L, C] → [B, h, w].
 
     Logits are 100 · P F_tᵀ with unit rows P. Of two channels a softmax sees only this difference.
     """
     unit = F.normalize(projected_tokens, dim=-1)
     difference = TEMPERATURE * (unit @ (text_features[1] - text_features[0]))
-    return difference.unflatten(1, grid_hw)
+    return difference.reshape(-1, *grid_hw)
 
 
 def zero_shot_stage_map(
@@ -63,7 +65,7 @@ def zero_shot_map(
 
 def few_shot_map(distances: Iterable[torch.Tensor], grids: Iterable[tuple[int, int]], image_size: int) -> torch.Tensor:
     """Eq. 4: the stages' distances to their banks, N × [B, L] in [0, 2], upsampled and summed to [B, S, S]."""
-    return _sum(upsample(one.unflatten(1, grid), image_size) for one, grid in zip(distances, grids, strict=True))
+    return _sum(upsample(one.reshape(-1, *grid), image_size) for one, grid in zip(distances, grids, strict=True))
 
 
 def _sum(maps: Iterable[torch.Tensor]) -> torch.Tensor:

@@ -75,7 +75,9 @@ def load_projector(source: str | None, model: str, spec: ModelSpec, *, progress:
     try:
         made_for = ModelSpec.from_json(artifact.fields["spec"])
     except (KeyError, TypeError, ValueError) as error:
-        raise ArtifactError(f"{path}: its metadata does not say which model it is for; train or fetch it anew") from error
+        raise ArtifactError(
+            f"{path}: its metadata does not say which model it is for; train or fetch it anew"
+        ) from error
     _check_match(path, made_for, spec)
     projector = Projector(made_for, str(artifact.fields.get("trained_on", "")), artifact.fields)
     return _fill(projector, artifact.tensors, str(path))

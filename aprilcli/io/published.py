@@ -59,7 +59,7 @@ _UNREADABLE = (
 
 @dataclass(frozen=True)
 class PublishedProjector:
-    """A file of the authors: its name below the base URL, and its git blob id, SHA-1 over ``blob <size>\\0`` + content."""
+    """A file of the authors: its name below the base URL, and its git blob id (see ``git_blob_id``)."""
 
     file_name: str
     blob_id: str
@@ -74,8 +74,8 @@ PUBLISHED = {
 def fetch_projector(name: str, *, progress: bool = False) -> dict[str, torch.Tensor]:
     """Return a published projector, from the cache folder or downloaded into it.
 
-    ``name``: a key of ``PUBLISHED``. ``progress``: draw a bar on stderr if that is a terminal. Returns ``fc.{i}.weight``
-    [C, Cv] and ``fc.{i}.bias`` [C], float32. Of two processes at once the second waits and finds the file.
+    ``name``: a key of ``PUBLISHED``. ``progress``: draw a bar on stderr if that is a terminal. Returns
+    ``fc.{i}.weight`` [C, Cv] and ``fc.{i}.bias`` [C], float32. Of two processes at once the second waits and finds the file.
     Raises ArtifactError where it cannot be had, within seconds if there is no network; OutputError where the cache
     folder cannot be written.
     """

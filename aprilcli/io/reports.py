@@ -8,7 +8,7 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
@@ -47,7 +47,7 @@ COLUMNS = tuple(field.name for field in fields(ScoreRow))
 def _text(value: object) -> str:
     if value is None:
         return ""
-    return format(value, ".9g") if isinstance(value, float) else str(value)  # nine digits round-trip a float32
+    return str(np.float32(value)) if isinstance(value, float) else str(value)  # the shortest that round-trips
 
 
 class ScoresFile:
@@ -83,8 +83,6 @@ def open_scores(path: Path) -> Iterator[ScoresFile]:
 
 def write_map(path: Path, anomaly_map: NDArray[np.float32], description: dict[str, Any]) -> None:
     """Write a map [H, W] float32 as one deflated TIFF page, raw values; aside first, then renamed."""
-    with output_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
     with written_aside(path) as temporary:
         tifffile.imwrite(
             temporary,
@@ -111,7 +109,7 @@ def versions() -> dict[str, str]:
 
 def timestamp() -> str:
     """Return the time now, ISO 8601, UTC, to the second."""
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def require_new(path: Path, what: str) -> None:

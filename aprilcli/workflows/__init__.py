@@ -1,0 +1,1 @@
+"""The commands: one options class and one run function each."""

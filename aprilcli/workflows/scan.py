@@ -25,6 +25,7 @@ from aprilcli.core.backbone import PAPER, TINY
 from aprilcli.core.detector import DEFAULT_OBJECT, Detector
 from aprilcli.errors import InputError, OutputError
 from aprilcli.io import reports
+from aprilcli.io.atomic import output_errors
 from aprilcli.io.images import FoundImage, find_images, read_image
 from aprilcli.types import Detection
 from aprilcli.workflows.console import Console
@@ -76,8 +77,7 @@ class _Picture:
 
     found: FoundImage
     pixels: NDArray[np.float32] | None = None
-    width: int | None = None
-    height: int | None = None
+    size_hw: tuple[int, int] = (0, 0)
     notes: tuple[str, ...] = ()
     error: str | None = None
 
@@ -168,7 +168,7 @@ def _prepare_output(options: ScanOptions) -> None:
     present = [name for name in (SCORES, RUN, MAPS) if (out / name).exists()]
     if present and not options.overwrite:
         raise OutputError(f"{out}: already holds results ({', '.join(present)}); choose another --out, or --overwrite")
-    with reports.output_errors(out):
+    with output_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         for name in present:
             shutil.rmtree(out / name) if name == MAPS else (out / name).unlink()
@@ -203,8 +203,7 @@ def _score_all(options: ScanOptions, detector: Detector) -> Iterator[tuple[repor
             source = read_image(found.path)
         except InputError as error:
             return _Picture(found, error=str(error))
-        height, width = source.size_hw
-        return _Picture(found, detector.prepare(source), width, height, source.notes)
+        return _Picture(found, detector.prepare(source), source.size_hw, source.notes)
 
     def finish(scored: tuple[_Picture, Detection | None]) -> tuple[reports.ScoreRow, tuple[str, ...]]:
         picture, detection = scored
@@ -248,8 +247,7 @@ def _write_map(
     options: ScanOptions, picture: _Picture, anomaly_map: NDArray[np.float32], description: dict[str, Any]
 ) -> None:
     if options.map_size == "source":
-        assert picture.height is not None and picture.width is not None  # decoded, so its size is known
-        anomaly_map = maps.stretch(torch.from_numpy(anomaly_map), (picture.height, picture.width)).numpy()
+        anomaly_map = maps.stretch(torch.from_numpy(anomaly_map), picture.size_hw).numpy()
     value_range = [float(anomaly_map.min()), float(anomaly_map.max())]
     path = options.out / MAPS / f"{picture.found.relative}.tiff"
     reports.write_map(path, anomaly_map, {**description, "range": value_range})
@@ -258,7 +256,8 @@ def _write_map(
 def _row(options: ScanOptions, picture: _Picture, detection: Detection) -> reports.ScoreRow:
     verdict = None
     if options.threshold is not None:
-        verdict = "anomalous" if detection.score >= options.threshold else "normal"
+        # In float32, so that a score copied from the CSV is a threshold that its picture reaches.
+        verdict = "anomalous" if detection.score >= np.float32(options.threshold) else "normal"
     return reports.ScoreRow(
         path=picture.found.relative,
         status="ok",
@@ -267,8 +266,8 @@ def _row(options: ScanOptions, picture: _Picture, detection: Detection) -> repor
         map_max=detection.map_max,
         threshold=options.threshold,
         verdict=verdict,
-        width=picture.width,
-        height=picture.height,
+        width=picture.size_hw[1],
+        height=picture.size_hw[0],
     )
 
 

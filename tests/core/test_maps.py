@@ -10,7 +10,9 @@ from conftest import QUERIES, GoldenCase
 from aprilcli.core import maps
 
 
-def zero_shot_inputs(golden: GoldenCase, query: str) -> tuple[tuple[torch.Tensor, ...], torch.Tensor, tuple[tuple[int, int], ...]]:
+def zero_shot_inputs(
+    golden: GoldenCase, query: str
+) -> tuple[tuple[torch.Tensor, ...], torch.Tensor, tuple[tuple[int, int], ...]]:
     features = golden.backbone.encode(golden.pixels(query))
     return golden.projector(features.patch_tokens), golden.numbers["text_features/metal_nut"], features.grids
 

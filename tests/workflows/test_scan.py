@@ -127,9 +127,7 @@ def test_unreadable_files_get_their_row_and_exit_3(photos: Path, model: list[str
     assert "1 could not be read" in result.stdout
 
 
-def test_summary_names_the_five_highest_on_stdout_and_stderr_keeps_the_notes(
-    model: list[str], tmp_path: Path
-) -> None:
+def test_summary_names_the_five_highest_on_stdout_and_stderr_keeps_the_notes(model: list[str], tmp_path: Path) -> None:
     for seed in range(7):
         draw_photo(tmp_path / "photos" / f"{seed}.png", seed)
     result = scan(tmp_path / "photos", *model, "--out", tmp_path / "out")
@@ -185,7 +183,9 @@ def test_results_are_never_overwritten_unasked(photos: Path, model: list[str], t
     assert not (out / "maps" / "a.jpg.tiff").exists()  # nothing of the old run is left
 
 
-def test_options_come_from_the_environment(photos: Path, golden_vit: GoldenCase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_come_from_the_environment(
+    photos: Path, golden_vit: GoldenCase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("APRILCLI_MODEL", str(golden_vit.folder))
     monkeypatch.setenv("APRILCLI_OUT", str(tmp_path / "there"))
     monkeypatch.setenv("APRILCLI_IMAGE_SIZE", "56")
@@ -219,7 +219,13 @@ def line_of(result: Result) -> str:
     ],
 )
 def test_bad_input_is_one_line(
-    photos: Path, model: list[str], monkeypatch: pytest.MonkeyPatch, folder: str, arguments: list[str], code: int, said: str
+    photos: Path,
+    model: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    folder: str,
+    arguments: list[str],
+    code: int,
+    said: str,
 ) -> None:
     monkeypatch.chdir(photos.parent)
     Path("empty").mkdir()
@@ -233,7 +239,14 @@ def test_a_projector_for_another_model_is_refused_with_both_sides(
     golden_vit: GoldenCase, golden: GoldenCase, photos: Path, tmp_path: Path
 ) -> None:
     stages = ",".join(map(str, golden.stages))
-    arguments = ["--model", golden.folder, "--stages", stages, "--projector", golden_vit.folder / "projector.safetensors"]
+    arguments = [
+        "--model",
+        golden.folder,
+        "--stages",
+        stages,
+        "--projector",
+        golden_vit.folder / "projector.safetensors",
+    ]
     result = scan(photos, *arguments, "--image-size", golden.image_size, "--out", tmp_path / "out")
     if golden.folder == golden_vit.folder:
         assert result.exit_code == 0
