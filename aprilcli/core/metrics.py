@@ -202,7 +202,7 @@ class PixelScores:
         fpr, overlap = fpr[below][::-1], self._overlap(thresholds, "left")[below][::-1]
         if not len(fpr) or fpr[0] == fpr[-1]:
             return math.nan
-        return float(np.trapezoid(overlap, (fpr - fpr[0]) / (fpr[-1] - fpr[0])))
+        return float(np.diff(fpr) @ (overlap[1:] + overlap[:-1])) / (2 * float(fpr[-1] - fpr[0]))
 
     def _aupro(self) -> float:
         """Add up what each pixel gains: its share, reached on a straight line from FPR ``above`` to FPR ``fp``."""

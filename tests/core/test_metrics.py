@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from safetensors.numpy import load_file
+from scipy.integrate import trapezoid
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
 from aprilcli.core.metrics import (
@@ -100,7 +101,7 @@ def test_labels_and_scores_as_sklearn_and_slow_loops(drawn):
     assert auroc(labels, scores) == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
     assert auroc(labels, scores) == pytest.approx(slow.auroc(labels, scores), abs=1e-12)
     fpr, tpr = roc_curve(labels, scores)
-    assert np.trapezoid(tpr, fpr) == pytest.approx(auroc(labels, scores), abs=1e-12)
+    assert trapezoid(tpr, fpr) == pytest.approx(auroc(labels, scores), abs=1e-12)
     assert (fpr[0], tpr[0], fpr[-1], tpr[-1]) == (0, 0, 1, 1)
 
 
@@ -245,10 +246,10 @@ def test_curves_are_exact_points_from_corner_to_corner():
             assert (np.diff(fpr) >= 0).all()
             assert (np.diff(rate) >= 0).all()
     fpr, tpr = pixels.roc_curve(5000)  # more than there are pixels: nothing is left out
-    assert np.trapezoid(tpr, fpr) == pytest.approx(metrics["auroc_segm"], abs=1e-12)
+    assert trapezoid(tpr, fpr) == pytest.approx(metrics["auroc_segm"], abs=1e-12)
     fpr, overlap = pixels.pro_curve(5000)
     limit = np.linspace(0, 0.3, 200_001)
-    assert np.trapezoid(np.interp(limit, fpr, overlap), limit) / 0.3 == pytest.approx(metrics["aupro_30"], abs=1e-5)
+    assert trapezoid(np.interp(limit, fpr, overlap), limit) / 0.3 == pytest.approx(metrics["aupro_30"], abs=1e-5)
     thin_fpr, thin_overlap = pixels.pro_curve(20)
     assert set(zip(thin_fpr, thin_overlap.round(9), strict=True)) <= set(zip(fpr, overlap.round(9), strict=True))
 
