@@ -1,0 +1,52 @@
+"""The numbers of the paper's tables 3–12 (Chen, Han, Zhang 2023, arXiv 2305.17382), to stand beside one's own.
+
+``paper_tables.csv`` holds a row per table, object and metric: tables 5–8 (MVTec AD) and 9–12 (VisA) per object for 0, 1,
+2 and 4 shots with their means, and the means as tables 3 and 4 repeat them. Values are in percent; deviations, over
+five seeds, are missing for 0 shots.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable
+from functools import cache
+from importlib.resources import files
+
+MEAN = "mean"  # stands for an object's name in the rows of means
+
+
+def paper_value(dataset: str, shots: int, object_name: str, metric: str) -> tuple[float, float | None] | None:
+    """Return (mean, deviation) in percent, or None where the paper says nothing.
+
+    ``dataset``: ``mvtec`` or ``visa``; ``shots``: 0, 1, 2 or 4; ``object_name``: as the data set's folder, or ``mean``;
+    ``metric``: one of the seven names of ``aprilcli.core.metrics`` the paper has (not ``aupro_30``, not ``vand``).
+    The deviation is None for 0 shots. ``pro_segm`` is the paper's own PRO.
+    """
+    return _values().get((dataset, shots, object_name, metric))
+
+
+def paper_objects(dataset: str) -> tuple[str, ...]:
+    """Return the objects of ``mvtec`` or ``visa``, in the order of the paper's tables; none for another name."""
+    names = dict.fromkeys(name for known, _, name, _ in _values() if known == dataset and name != MEAN)
+    return tuple(names)
+
+
+def recognise(object_names: Iterable[str]) -> str | None:
+    """Return ``mvtec`` or ``visa`` if every object belongs to that one (some suffice, none does not), or else None.
+
+    The paper's mean compares only with that of all its objects: see ``paper_objects``.
+    """
+    names = set(object_names)
+    return next((dataset for dataset in ("mvtec", "visa") if names and names <= set(paper_objects(dataset))), None)
+
+
+@cache
+def _values() -> dict[tuple[str, int, str, str], tuple[float, float | None]]:
+    with files("aprilcli.io").joinpath("paper_tables.csv").open(encoding="utf-8", newline="") as stream:
+        return {
+            (row["dataset"], int(row["shots"]), row["object"], row["metric"]): (
+                float(row["mean"]),
+                float(row["deviation"]) if row["deviation"] else None,
+            )
+            for row in csv.DictReader(stream)
+        }
