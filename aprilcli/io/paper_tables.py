@@ -1,8 +1,8 @@
 """The numbers of the paper's tables 3–12 (Chen, Han, Zhang 2023, arXiv 2305.17382), to stand beside one's own.
 
-``paper_tables.csv`` holds a row per table, object and metric: tables 5–8 (MVTec AD) and 9–12 (VisA) per object for 0, 1,
-2 and 4 shots with their means, and the means as tables 3 and 4 repeat them. Values are in percent; deviations, over
-five seeds, are missing for 0 shots.
+``paper_tables.csv`` holds a row per table, object and metric: tables 5–8 (MVTec AD) and 9–12 (VisA) per object for
+0, 1, 2 and 4 shots with their means, and the means as tables 3 and 4 repeat them. Values are in percent; deviations,
+over five seeds, are missing for 0 shots.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ def recognise(object_names: Iterable[str]) -> str | None:
 
 @cache
 def _values() -> dict[tuple[str, int, str, str], tuple[float, float | None]]:
-    with files("aprilcli.io").joinpath("paper_tables.csv").open(encoding="utf-8", newline="") as stream:
-        return {
-            (row["dataset"], int(row["shots"]), row["object"], row["metric"]): (
-                float(row["mean"]),
-                float(row["deviation"]) if row["deviation"] else None,
-            )
-            for row in csv.DictReader(stream)
-        }
+    text = files("aprilcli.io").joinpath("paper_tables.csv").read_text(encoding="utf-8")
+    return {
+        (row["dataset"], int(row["shots"]), row["object"], row["metric"]): (
+            float(row["mean"]),
+            float(row["deviation"]) if row["deviation"] else None,
+        )
+        for row in csv.DictReader(text.splitlines())
+    }

@@ -21,7 +21,7 @@ def rows():
 
 def test_every_table_is_whole():
     counts = Counter(int(row["table"]) for row in rows())
-    assert counts == {3: 28, 4: 28} | {t: 16 * 7 for t in range(5, 9)} | {t: 13 * 7 for t in range(9, 13)}
+    assert counts == {3: 28, 4: 28} | dict.fromkeys(range(5, 9), 16 * 7) | dict.fromkeys(range(9, 13), 13 * 7)
     keys = [(row["table"], row["object"], row["metric"], row["shots"]) for row in rows()]
     assert len(keys) == len(set(keys))
     assert all((row["deviation"] == "") == (row["shots"] == "0") for row in rows())

@@ -1,0 +1,359 @@
+"""Labelled folders: which photos are good, which show what defect, and which masks say where.
+
+========  ==========================================================================================================
+mvtec     ``<object>/train/good``, ``test/{good,<defect>}``, ``ground_truth/<defect>/<stem>_mask.png``: MVTec AD, MPDD;
+          masks may lack ``_mask``, as in the MVTec-like conversion of VisA
+loco      the same with ``validation/good`` and a folder of masks per image: MVTec LOCO
+btad      ``<object>/train/ok``, ``test/{ok,ko}``, ``ground_truth/ko/<stem>.png`` (or .bmp): BTAD
+ad2       ``<object>/train/good``, ``validation/good``, ``test_public/{good,bad,ground_truth/bad/<stem>_mask.png}``:
+          MVTec AD 2; what it keeps private is not read
+visa      ``<object>/Data/...`` and ``split_csv/1cls.csv``: VisA as it is published
+folder    ``<object>/<label>/...``, the good labels named good, normal or ok in any case; also below ``test``. Masks,
+          if any, in ``ground_truth``, ``masks`` or ``mask``, below the label or not. Good photos to learn from are
+          those of ``train/<good>``, or those of ``<good>`` where ``<good>_test`` stands beside it
+========  ==========================================================================================================
+
+The folder given is one object, a set of objects, or a set of such sets. Masks belong to images by name, never by order:
+``<stem>``, ``<stem>_mask``, or any number in a folder ``<stem>``, whose union counts.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from aprilcli.errors import InputError
+
+LAYOUTS = ("mvtec", "loco", "btad", "ad2", "visa", "folder")
+IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+GOOD = "good"  # the ``defect`` of normal images
+
+_GOOD_NAMES = frozenset({"good", "normal", "ok"})
+_MASK_FOLDERS = ("ground_truth", "masks", "mask")
+_NOT_LABELS = frozenset({*_MASK_FOLDERS, "train", "test", "validation"})
+_VISA_TABLE = Path("split_csv", "1cls.csv")
+_VISA_COLUMNS = ("object", "split", "label", "image", "mask")
+_LOOKED_FOR = (
+    "train/good with test/<defect> (mvtec, loco), train/ok with test/ko (btad), test_public (ad2), "
+    "split_csv/1cls.csv (visa), or a folder per label, one of them good, normal or ok (folder)"
+)
+
+
+@dataclass(frozen=True)
+class LabelledImage:
+    """One test photo. ``label``: 1 is anomalous; ``defect``: its kind, or ``good``; ``mask_paths``: to be OR-ed."""
+
+    path: Path
+    defect: str
+    label: int
+    mask_paths: tuple[Path, ...] = ()
+
+    @property
+    def has_mask(self) -> bool:
+        """Whether ``read_mask`` can say which pixels are anomalous: a good image needs no file for that."""
+        return self.label == 0 or bool(self.mask_paths)
+
+
+@dataclass(frozen=True)
+class LabelledObject:
+    """One object. ``name``: its folder below the root, as spelled; the folders are sorted, and so are their photos."""
+
+    name: str
+    train_good: tuple[Path, ...]
+    test: tuple[LabelledImage, ...]
+    validation_good: tuple[Path, ...] = ()
+
+    @property
+    def category(self) -> str:
+        """What the prompts call it: the last part of ``name``."""
+        return self.name.rpartition("/")[2]
+
+
+@dataclass(frozen=True)
+class LabelledDataset:
+    """What was recognised below ``root``; ``problems``: one line for everything found but not used, or missing."""
+
+    layout: str
+    root: Path
+    objects: tuple[LabelledObject, ...]
+    problems: tuple[str, ...]
+
+
+def read_dataset(root: Path, layout: str = "auto") -> LabelledDataset:
+    """Find the objects, photos and masks of a labelled folder, without opening a picture.
+
+    ``layout``: one of ``LAYOUTS``, or ``auto`` to recognise it. Dotfiles are skipped. Raises InputError if there is no
+    such folder, if no layout (or not the one asked for) fits it, or if its objects have different ones.
+    """
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder; name one that holds labelled pictures")
+    if layout not in ("auto", *LAYOUTS):
+        raise InputError(f"layout {layout} is unknown; choose auto, {', '.join(LAYOUTS)}")
+    table = _visa_table(root) if layout in ("auto", "visa") else None
+    if table is not None:
+        notes = _Notes(table.parents[1], [])
+        return LabelledDataset("visa", root, tuple(_read_visa(table, root, notes)), tuple(notes.problems))
+    found, others = _find_objects(root, layout)
+    layouts = sorted(set(found.values()))
+    if not layouts:
+        raise InputError(f"{root}: no labelled folder ({layout}); looked for {_LOOKED_FOR}; found {_listing(root)}")
+    if len(layouts) > 1:
+        examples = ", ".join(f"{next(f for f in found if found[f] == name)} is {name}" for name in layouts)
+        raise InputError(f"{root}: objects of different layouts ({examples}); pass --layout, or one of them at a time")
+    notes = _Notes(root, [])
+    for folder in others:
+        notes.add(folder, f"not an object of layout {layouts[0]}; left out")
+    objects = tuple(_read_object(folder, layouts[0], notes) for folder in found)
+    return LabelledDataset(layouts[0], root, objects, tuple(notes.problems))
+
+
+def read_mask(image: LabelledImage, size_hw: tuple[int, int]) -> NDArray[np.bool_]:
+    """Return the anomalous pixels of an image of size ``size_hw`` (H, W in pixels) as bool [H, W].
+
+    A mask's pixel counts where any of its colours (not its transparency) or its class number is > 0; several masks are
+    OR-ed. Without masks a good image gives all False. Raises InputError, naming both files, where a mask has another
+    size, cannot be read, is missing or empty for a defect, or is not empty for a good image.
+    """
+    anomalous = np.zeros(size_hw, dtype=bool)
+    for path in image.mask_paths:
+        anomalous |= _read_mask_file(path, image.path, size_hw)
+    masks = ", ".join(str(path) for path in image.mask_paths)
+    if image.label and not image.mask_paths:
+        raise InputError(f"{image.path}: labelled {image.defect} but without a mask; add one, or leave its pixels out")
+    if image.label and not anomalous.any():
+        raise InputError(f"{masks}: empty mask, but {image.path} is labelled {image.defect}; correct one of them")
+    if not image.label and anomalous.any():
+        raise InputError(f"{masks}: marks a defect, but {image.path} is labelled good; correct one of them")
+    return anomalous
+
+
+def _read_mask_file(path: Path, image_path: Path, size_hw: tuple[int, int]) -> NDArray[np.bool_]:
+    try:
+        with Image.open(path) as mask:
+            if (mask.height, mask.width) != size_hw:
+                found, wanted = f"{mask.width} by {mask.height}", f"{size_hw[1]} by {size_hw[0]}"
+                raise InputError(f"{path}: mask of {found} pixels for {image_path} of {wanted}; make them equal")
+            has_alpha = mask.mode in ("RGBA", "LA", "PA")
+            values = np.asarray(mask)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path}: cannot read the mask of {image_path} ({error}); replace it") from error
+    if has_alpha:
+        values = values[..., :-1]
+    return np.asarray(values > 0 if values.ndim == 2 else (values > 0).any(axis=-1))
+
+
+@dataclass(frozen=True)
+class _Notes:
+    """Collects problems, with paths as seen from the root."""
+
+    root: Path
+    problems: list[str]
+
+    def add(self, path: Path, message: str) -> None:
+        self.problems.append(f"{self.name(path)}: {message}")
+
+    def name(self, path: Path) -> str:
+        return path.relative_to(self.root).as_posix()
+
+
+def _find_objects(root: Path, layout: str) -> tuple[dict[Path, str], list[Path]]:
+    """Return the objects at the first depth where there are some, each with its layout, and the other folders there."""
+    level = [root]
+    for _ in range(3):
+        found = {folder: name for folder in level if (name := _layout_of(folder, layout))}
+        if found:
+            return found, [folder for folder in level if folder not in found]
+        level = [child for folder in level for child in _folders(folder)]
+    return {}, []
+
+
+def _layout_of(folder: Path, layout: str) -> str | None:
+    """Return the layout ``folder`` is an object of: the one asked for if it fits, with ``auto`` the first that does."""
+    has_test = (folder / "test").is_dir()
+    is_mvtec = has_test and ((folder / "train" / "good").is_dir() or (folder / "test" / "good").is_dir())
+    is_loco = (folder / "validation" / "good").is_dir() or any(
+        _folders(kind) for kind in _folders(folder / "ground_truth")
+    )
+    fits = {
+        "ad2": (folder / "test_public").is_dir(),
+        "btad": has_test and ((folder / "train" / "ok").is_dir() or (folder / "test" / "ok").is_dir()),
+        "loco": is_mvtec and (is_loco or layout == "loco"),
+        "mvtec": is_mvtec,
+        "folder": bool(_good_folders(folder) or _good_folders(folder / "test")),
+    }
+    return next((name for name, does in fits.items() if does and layout in ("auto", name)), None)
+
+
+def _read_object(folder: Path, layout: str, notes: _Notes) -> LabelledObject:
+    test = folder / ("test_public" if layout == "ad2" else "test")
+    if layout == "folder" and not _good_folders(test):
+        test = folder
+    mask_folders = [f for parent in dict.fromkeys((folder, test)) for f in _folders(parent) if f.name in _MASK_FOLDERS]
+    for other in mask_folders[1:]:
+        notes.add(other, f"masks are taken from {notes.name(mask_folders[0])}; left out")
+    labels = [label for label in _folders(test) if label.name not in _NOT_LABELS]
+    train = _good_folders(folder / "train")
+    if layout == "folder" and any(label.name.casefold().endswith("_test") and _is_good(label) for label in labels):
+        learnt = [label for label in labels if label.name.casefold() in _GOOD_NAMES]
+        train, labels = train + learnt, [label for label in labels if label not in learnt]
+    for other in (f for f in _folders(folder / "train") if f not in train):
+        notes.add(other, "not good, so not learnt from; left out")
+    for parent in dict.fromkeys((folder, folder / "train", test)):
+        for stray in (p for p in _children(parent) if p.is_file() and p.suffix.lower() in IMAGE_SUFFIXES):
+            notes.add(stray, "a picture outside the folders of labels; left out")
+    images = {path: label for label in labels for path in _pictures(label, notes)}
+    masks = _pair(images, mask_folders[0], notes) if mask_folders else {}
+    return LabelledObject(
+        notes.name(folder) if folder != notes.root else folder.resolve().name,
+        tuple(path for good in train for path in _pictures(good, notes)),
+        tuple(
+            LabelledImage(path, GOOD if _is_good(label) else label.name, int(not _is_good(label)), masks.get(path, ()))
+            for path, label in images.items()
+        ),
+        tuple(path for good in _good_folders(folder / "validation") for path in _pictures(good, notes)),
+    )
+
+
+def _pair(images: dict[Path, Path], mask_folder: Path, notes: _Notes) -> dict[Path, tuple[Path, ...]]:
+    """Give each image (with its label's folder) the masks that bear its name; what is left over is noted."""
+    by_name: dict[tuple[str, str], list[Path]] = defaultdict(list)
+    for path, label in images.items():
+        stem = path.relative_to(label).with_suffix("").as_posix()
+        by_name[label.name, stem].append(path)
+        by_name["", stem].append(path)
+    labels = {label.name for label in images.values()}
+    files: dict[Path, list[Path]] = defaultdict(list)  # whole masks of an image
+    parts: dict[Path, list[Path]] = defaultdict(list)  # masks in a folder of its name
+    unclear: set[Path] = set()
+    for mask in _pictures(mask_folder, notes):
+        place = PurePath(mask.relative_to(mask_folder).with_suffix(""))
+        kind = place.parts[0] if place.parts[0] in labels and len(place.parts) > 1 else ""
+        name, folder_name = place.relative_to(kind).as_posix(), place.relative_to(kind).parent.as_posix()
+        whole = by_name.get((kind, name)) or by_name.get((kind, name.removesuffix("_mask")))
+        fitting = whole or by_name.get((kind, folder_name), [])
+        if not fitting:
+            notes.add(mask, "mask without its image; left out")
+        elif len(fitting) > 1:
+            notes.add(mask, f"mask fits {' and '.join(map(notes.name, fitting))}; left out, rename one of them")
+            unclear.update(fitting)
+        else:
+            (files if whole else parts)[fitting[0]].append(mask)
+    paired: dict[Path, tuple[Path, ...]] = {}
+    for path, label_folder in images.items():
+        if len(files[path]) > 1 or (files[path] and parts[path]):
+            several = ", ".join(map(notes.name, files[path] + parts[path]))
+            notes.add(path, f"has several masks ({several}); none is used, keep one or put them into one folder")
+        elif files[path] or parts[path]:
+            paired[path] = tuple(files[path] + parts[path])
+        elif path not in unclear and not _is_good(label_folder):
+            notes.add(path, f"labelled {label_folder.name} but without a mask; its pixels are left out")
+    return paired
+
+
+def _visa_table(root: Path) -> Path | None:
+    """Return VisA's list of files if ``root`` is VisA or one of its objects."""
+    if (root / _VISA_TABLE).is_file():
+        return root / _VISA_TABLE
+    table = root.resolve().parent / _VISA_TABLE
+    return table if (root / "Data").is_dir() and table.is_file() else None
+
+
+def _read_visa(table: Path, root: Path, notes: _Notes) -> list[LabelledObject]:
+    """Read the objects of VisA's list, or the one that ``root`` is; what only list or only disk has is noted."""
+    only = None if table.parents[1] == root else root.resolve().name
+    rows: dict[str, dict[Path, dict[str, str]]] = defaultdict(dict)
+    for row in _visa_rows(table):
+        image = notes.root / row["image"]
+        if only in (None, row["object"]):
+            if image in rows[row["object"]]:
+                notes.add(image, "listed twice; the first counts")
+            rows[row["object"]].setdefault(image, row)
+    return [_read_visa_object(name, dict(sorted(rows[name].items())), notes) for name in sorted(rows)]
+
+
+def _visa_rows(table: Path) -> list[dict[str, str]]:
+    try:
+        with table.open(encoding="utf-8-sig", newline="") as stream:
+            rows = list(csv.DictReader(stream))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{table}: cannot be read ({error}); replace it by VisA's own") from error
+    for number, row in enumerate(rows, start=2):
+        if any(row.get(column) is None for column in _VISA_COLUMNS) or row["label"] not in ("normal", "anomaly"):
+            raise InputError(
+                f"{table} line {number}: needs {','.join(_VISA_COLUMNS)}, label normal or anomaly; mend it"
+            )
+    return rows
+
+
+def _read_visa_object(name: str, rows: dict[Path, dict[str, str]], notes: _Notes) -> LabelledObject:
+    train: list[Path] = []
+    test: list[LabelledImage] = []
+    listed = {notes.root / row["mask"] for row in rows.values() if row["mask"]} | set(rows)
+    for image, row in rows.items():
+        label = int(row["label"] == "anomaly")
+        mask = notes.root / row["mask"] if row["mask"] else None
+        if not image.is_file():
+            notes.add(image, "listed but missing; left out")
+        elif row["split"] == "test":
+            if mask and not mask.is_file():
+                notes.add(mask, f"listed as mask of {notes.name(image)} but missing; its pixels are left out")
+                mask = None
+            elif label and not mask:
+                notes.add(image, "labelled anomaly but without a mask; its pixels are left out")
+            test.append(LabelledImage(image, "bad" if label else GOOD, label, (mask,) if mask else ()))
+        elif row["split"] == "train" and not label:
+            train.append(image)
+        else:
+            notes.add(image, f"{row['label']} in split {row['split']}; left out")
+    for kind in ("Images", "Masks"):
+        for path in _pictures(notes.root / name / "Data" / kind, notes):
+            if path not in listed:
+                notes.add(path, "not in the list of 1cls.csv; left out")
+    return LabelledObject(name, tuple(train), tuple(test))
+
+
+def _is_good(folder: Path) -> bool:
+    return folder.name.casefold().removesuffix("_test") in _GOOD_NAMES
+
+
+def _good_folders(parent: Path) -> list[Path]:
+    return [folder for folder in _folders(parent) if _is_good(folder)]
+
+
+def _folders(parent: Path) -> list[Path]:
+    return [child for child in _children(parent) if child.is_dir()]
+
+
+def _children(parent: Path) -> list[Path]:
+    """Return what a folder holds, sorted, without dotfiles; nothing if it is none."""
+    if not parent.is_dir():
+        return []
+    try:
+        return sorted(child for child in parent.iterdir() if not child.name.startswith("."))
+    except OSError as error:
+        raise InputError(f"{parent}: folder cannot be listed ({error.strerror}); check its permissions") from error
+
+
+def _pictures(folder: Path, notes: _Notes) -> list[Path]:
+    """Return the pictures in and below a folder, sorted within each."""
+    pictures: list[Path] = []
+    others: list[Path] = []
+    for child in _children(folder):
+        if child.is_dir():
+            pictures += _pictures(child, notes)
+        else:
+            (pictures if child.suffix.lower() in IMAGE_SUFFIXES else others).append(child)
+    if others:
+        notes.add(folder, f"{len(others)} files that are no pictures, {others[0].name} the first; left out")
+    return pictures
+
+
+def _listing(folder: Path) -> str:
+    names = [child.name + "/" * child.is_dir() for child in _children(folder)]
+    return ", ".join(names[:8] + ["…"] * (len(names) > 8)) or "nothing"

@@ -1,0 +1,455 @@
+"""Every layout on a small tree; pairing by name; problems said, not swallowed; masks read and checked."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from aprilcli.errors import InputError
+from aprilcli.io.datasets import LAYOUTS, LabelledImage, read_dataset, read_mask
+
+BLANK = np.zeros((4, 6), np.uint8)
+
+
+def grow(root, *paths):
+    """Make a tree of 6 × 4 pictures; what is named mask or lies below a folder of masks has its first pixel set."""
+    for path in paths:
+        file = root / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        pixels = BLANK.copy()
+        pixels[0, 0] = 255 if any(word in path for word in ("ground_truth", "ask")) else 0
+        Image.fromarray(pixels).save(file)
+
+
+def read(root, layout="auto"):
+    """Read a tree that must have no problems; return layout and {object: (train, validation, {test photo: ...})}."""
+    dataset = read_dataset(root, layout)
+    assert dataset.problems == ()
+    assert dataset.root == root
+    return dataset.layout, {
+        item.name: (
+            [relative(root, path) for path in item.train_good],
+            [relative(root, path) for path in item.validation_good],
+            {
+                relative(root, image.path): (image.defect, image.label, [relative(root, m) for m in image.mask_paths])
+                for image in item.test
+            },
+        )
+        for item in dataset.objects
+    }
+
+
+def relative(root, path):
+    return path.relative_to(root).as_posix()
+
+
+def problems(root, layout="auto"):
+    return list(read_dataset(root, layout).problems)
+
+
+MVTEC = [
+    "nut/train/good/000.png",
+    "nut/train/good/001.png",
+    "nut/test/good/000.png",
+    "nut/test/bent/000.png",
+    "nut/test/bent/001.png",
+    "nut/test/scratch/000.png",
+    "nut/ground_truth/bent/000_mask.png",
+    "nut/ground_truth/bent/001_mask.png",
+    "nut/ground_truth/scratch/000_mask.png",
+]
+
+
+def test_mvtec(tmp_path):
+    grow(tmp_path, *MVTEC, "bolt/train/good/7.png", "bolt/test/good/8.png")
+    (tmp_path / "readme.txt").write_text("beside the objects")
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / "nut/test/bent/.DS_Store").write_text("")
+    layout, objects = read(tmp_path)
+    assert layout == "mvtec"
+    assert objects == {
+        "bolt": (["bolt/train/good/7.png"], [], {"bolt/test/good/8.png": ("good", 0, [])}),
+        "nut": (
+            ["nut/train/good/000.png", "nut/train/good/001.png"],
+            [],
+            {
+                "nut/test/bent/000.png": ("bent", 1, ["nut/ground_truth/bent/000_mask.png"]),
+                "nut/test/bent/001.png": ("bent", 1, ["nut/ground_truth/bent/001_mask.png"]),
+                "nut/test/good/000.png": ("good", 0, []),
+                "nut/test/scratch/000.png": ("scratch", 1, ["nut/ground_truth/scratch/000_mask.png"]),
+            },
+        ),
+    }
+
+
+def test_one_object_alone_and_sets_of_sets(tmp_path, monkeypatch):
+    grow(tmp_path, *(f"set_a/{path}" for path in MVTEC), *(f"set_b/{path}" for path in MVTEC))
+    alone = read_dataset(tmp_path / "set_a" / "nut")
+    assert [(item.name, item.category, len(item.test)) for item in alone.objects] == [("nut", "nut", 4)]
+    both = read_dataset(tmp_path)
+    assert [(item.name, item.category) for item in both.objects] == [("set_a/nut", "nut"), ("set_b/nut", "nut")]
+    monkeypatch.chdir(tmp_path / "set_a" / "nut")
+    assert [item.name for item in read_dataset(Path()).objects] == ["nut"]
+
+
+def test_visa_in_mvtecs_form_has_masks_without_suffix(tmp_path):
+    grow(
+        tmp_path,
+        "candle/train/good/0000.JPG",
+        "candle/test/good/0001.JPG",
+        "candle/test/bad/000.JPG",
+        "candle/ground_truth/bad/000.png",
+    )
+    layout, objects = read(tmp_path)
+    assert layout == "mvtec"
+    assert objects["candle"][2] == {
+        "candle/test/bad/000.JPG": ("bad", 1, ["candle/ground_truth/bad/000.png"]),
+        "candle/test/good/0001.JPG": ("good", 0, []),
+    }
+
+
+LOCO = [
+    "box/train/good/000.png",
+    "box/validation/good/000.png",
+    "box/test/good/000.png",
+    "box/test/logical_anomalies/000.png",
+    "box/test/structural_anomalies/000.png",
+    "box/ground_truth/logical_anomalies/000/000.png",
+    "box/ground_truth/logical_anomalies/000/001.png",
+    "box/ground_truth/structural_anomalies/000/000.png",
+]
+
+
+def test_loco(tmp_path):
+    grow(tmp_path, *LOCO)
+    layout, objects = read(tmp_path)
+    assert layout == "loco"
+    assert objects["box"] == (
+        ["box/train/good/000.png"],
+        ["box/validation/good/000.png"],
+        {
+            "box/test/good/000.png": ("good", 0, []),
+            "box/test/logical_anomalies/000.png": (
+                "logical_anomalies",
+                1,
+                [f"box/ground_truth/logical_anomalies/000/00{i}.png" for i in (0, 1)],
+            ),
+            "box/test/structural_anomalies/000.png": (
+                "structural_anomalies",
+                1,
+                ["box/ground_truth/structural_anomalies/000/000.png"],
+            ),
+        },
+    )
+
+
+def test_several_masks_are_joined(tmp_path):
+    grow(tmp_path, *LOCO)
+    second = BLANK.copy()
+    second[3, 5] = 2
+    Image.fromarray(second).save(tmp_path / "box/ground_truth/logical_anomalies/000/001.png")
+    image = next(i for i in read_dataset(tmp_path).objects[0].test if i.defect == "logical_anomalies")
+    assert np.argwhere(read_mask(image, (4, 6))).tolist() == [[0, 0], [3, 5]]
+
+
+def test_btad(tmp_path):
+    grow(
+        tmp_path,
+        "01/train/ok/0000.bmp",
+        "01/test/ok/0000.bmp",
+        "01/test/ko/0000.bmp",
+        "01/ground_truth/ko/0000.png",
+        "03/train/ok/0000.bmp",
+        "03/test/ok/0001.bmp",
+        "03/test/ko/0000.bmp",
+        "03/ground_truth/ko/0000.bmp",
+    )
+    layout, objects = read(tmp_path)
+    assert layout == "btad"
+    assert objects["01"] == (
+        ["01/train/ok/0000.bmp"],
+        [],
+        {
+            "01/test/ko/0000.bmp": ("ko", 1, ["01/ground_truth/ko/0000.png"]),
+            "01/test/ok/0000.bmp": ("good", 0, []),
+        },
+    )
+    assert objects["03"][2]["03/test/ko/0000.bmp"] == ("ko", 1, ["03/ground_truth/ko/0000.bmp"])
+
+
+def test_mvtec_ad_2(tmp_path):
+    grow(
+        tmp_path,
+        "can/train/good/000_regular.png",
+        "can/validation/good/000_regular.png",
+        "can/test_public/good/000_regular.png",
+        "can/test_public/bad/000_regular.png",
+        "can/test_public/bad/000_overexposed.png",
+        "can/test_public/ground_truth/bad/000_regular_mask.png",
+        "can/test_public/ground_truth/bad/000_overexposed_mask.png",
+        "can/test_private/000_regular.png",
+    )
+    layout, objects = read(tmp_path)
+    assert layout == "ad2"
+    masks = "can/test_public/ground_truth/bad/000"
+    assert objects["can"] == (
+        ["can/train/good/000_regular.png"],
+        ["can/validation/good/000_regular.png"],
+        {
+            "can/test_public/bad/000_overexposed.png": ("bad", 1, [f"{masks}_overexposed_mask.png"]),
+            "can/test_public/bad/000_regular.png": ("bad", 1, [f"{masks}_regular_mask.png"]),
+            "can/test_public/good/000_regular.png": ("good", 0, []),
+        },
+    )
+
+
+VISA = """object,split,label,image,mask
+pcb1,train,normal,pcb1/Data/Images/Normal/0001.JPG,
+pcb1,test,normal,pcb1/Data/Images/Normal/0000.JPG,
+pcb1,test,anomaly,pcb1/Data/Images/Anomaly/000.JPG,pcb1/Data/Masks/Anomaly/000.png
+candle,train,normal,candle/Data/Images/Normal/0000.JPG,
+candle,test,anomaly,candle/Data/Images/Anomaly/000.JPG,candle/Data/Masks/Anomaly/000.png
+"""
+
+
+def grow_visa(root, table=VISA):
+    grow(root, *(cell for line in VISA.splitlines()[1:] for cell in line.split(",")[3:] if cell))
+    (root / "split_csv").mkdir()
+    (root / "split_csv" / "1cls.csv").write_text(table, encoding="utf-8")
+
+
+def test_visa_as_published(tmp_path):
+    grow_visa(tmp_path)
+    layout, objects = read(tmp_path)
+    assert layout == "visa"
+    assert list(objects) == ["candle", "pcb1"]
+    assert objects["pcb1"] == (
+        ["pcb1/Data/Images/Normal/0001.JPG"],
+        [],
+        {
+            "pcb1/Data/Images/Anomaly/000.JPG": ("bad", 1, ["pcb1/Data/Masks/Anomaly/000.png"]),
+            "pcb1/Data/Images/Normal/0000.JPG": ("good", 0, []),
+        },
+    )
+    alone = read_dataset(tmp_path / "pcb1")
+    assert [(item.name, len(item.train_good), len(item.test)) for item in alone.objects] == [("pcb1", 1, 2)]
+
+
+def test_visa_says_what_list_and_disk_do_not_share(tmp_path):
+    table = VISA + "candle,train,anomaly,candle/Data/Images/Normal/0000.JPG,\n"
+    table = table.replace("pcb1,test,normal", "pcb1,train,anomaly") + "candle,test,normal,candle/Data/Images/x.JPG,\n"
+    grow_visa(tmp_path, table)
+    grow(tmp_path, "candle/Data/Images/Normal/0009.JPG", "candle/Data/Masks/Anomaly/009.png")
+    (tmp_path / "pcb1/Data/Masks/Anomaly/000.png").unlink()
+    assert problems(tmp_path) == [
+        "candle/Data/Images/Normal/0000.JPG: listed twice; the first counts",
+        "candle/Data/Images/x.JPG: listed but missing; left out",
+        "candle/Data/Images/Normal/0009.JPG: not in the list of 1cls.csv; left out",
+        "candle/Data/Masks/Anomaly/009.png: not in the list of 1cls.csv; left out",
+        "pcb1/Data/Masks/Anomaly/000.png: listed as mask of pcb1/Data/Images/Anomaly/000.JPG but missing; "
+        "its pixels are left out",
+        "pcb1/Data/Images/Normal/0000.JPG: anomaly in split train; left out",
+    ]
+
+
+@pytest.mark.parametrize("table", ["object,split,image\na,b,c\n", VISA.replace("anomaly", "odd"), VISA + "pcb1,test\n"])
+def test_visas_list_is_checked(tmp_path, table):
+    grow_visa(tmp_path, table)
+    with pytest.raises(InputError, match=r"1cls\.csv line \d: needs object,split,label,image,mask"):
+        read_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("masks", ["ground_truth", "masks", "mask"])
+@pytest.mark.parametrize("good", ["good", "Normal", "OK"])
+def test_a_folder_per_label(tmp_path, good, masks):
+    grow(
+        tmp_path,
+        f"{good}/a.png",
+        "dent/a.jpeg",
+        "dent/more/b.png",
+        "scratch/c.tif",
+        f"{masks}/dent/a.png",
+        f"{masks}/dent/more/b_mask.png",
+        f"{masks}/c.bmp",
+    )
+    layout, objects = read(tmp_path)
+    assert layout == "folder"
+    assert objects == {
+        tmp_path.name: (
+            [],
+            [],
+            {
+                f"{good}/a.png": ("good", 0, []),
+                "dent/a.jpeg": ("dent", 1, [f"{masks}/dent/a.png"]),
+                "dent/more/b.png": ("dent", 1, [f"{masks}/dent/more/b_mask.png"]),
+                "scratch/c.tif": ("scratch", 1, [f"{masks}/c.bmp"]),
+            },
+        )
+    }
+
+
+def test_folders_without_masks_and_with_photos_to_learn_from(tmp_path):
+    grow(tmp_path, "a/train/OK/1.png", "a/test/OK/2.png", "a/test/NG/3.png")
+    grow(tmp_path, "b/normal/1.png", "b/normal_test/2.png", "b/abnormal/3.png")
+    grow(tmp_path, "c/train/good/1.png", "c/good/2.png", "c/bad/3.png")
+    layout, objects = read(tmp_path)
+    assert layout == "folder"
+    assert objects["a"] == (
+        ["a/train/OK/1.png"],
+        [],
+        {"a/test/NG/3.png": ("NG", 1, []), "a/test/OK/2.png": ("good", 0, [])},
+    )
+    assert objects["b"] == (
+        ["b/normal/1.png"],
+        [],
+        {"b/abnormal/3.png": ("abnormal", 1, []), "b/normal_test/2.png": ("good", 0, [])},
+    )
+    assert objects["c"] == (
+        ["c/train/good/1.png"],
+        [],
+        {"c/bad/3.png": ("bad", 1, []), "c/good/2.png": ("good", 0, [])},
+    )
+
+
+def test_pairing_is_by_name_never_by_order(tmp_path):
+    grow(tmp_path, "good/0.png", *(f"bad/{n}.png" for n in (1, 2, 10)), *(f"mask/bad/{n}.png" for n in (2, 10, 11)))
+    dataset = read_dataset(tmp_path)
+    pairs = {image.path.name: [mask.name for mask in image.mask_paths] for image in dataset.objects[0].test}
+    assert pairs == {"0.png": [], "1.png": [], "2.png": ["2.png"], "10.png": ["10.png"]}
+    assert list(dataset.problems) == [
+        "mask/bad/11.png: mask without its image; left out",
+        "bad/1.png: labelled bad but without a mask; its pixels are left out",
+    ]
+
+
+def test_photos_that_end_in_mask_are_not_guessed_at(tmp_path):
+    grow(tmp_path, "good/0.png", "bad/a.png", "bad/a_mask.png", "mask/bad/a_mask.png", "mask/bad/a_mask_mask.png")
+    assert problems(tmp_path) == [
+        "bad/a.png: labelled bad but without a mask; its pixels are left out",
+        "bad/a_mask.png: has several masks (mask/bad/a_mask.png, mask/bad/a_mask_mask.png); "
+        "none is used, keep one or put them into one folder",
+    ]
+
+
+def test_unclear_pairs_are_not_guessed(tmp_path):
+    grow(
+        tmp_path,
+        *MVTEC,
+        "nut/test/bent/001.jpg",
+        "nut/ground_truth/scratch/000.bmp",
+        "nut/ground_truth/hole/000_mask.png",
+        "nut/ground_truth/bent/000/part.png",
+    )
+    assert problems(tmp_path) == [
+        "nut/ground_truth/bent/001_mask.png: mask fits nut/test/bent/001.jpg and nut/test/bent/001.png; "
+        "left out, rename one of them",
+        "nut/ground_truth/hole/000_mask.png: mask without its image; left out",
+        "nut/test/bent/000.png: has several masks (nut/ground_truth/bent/000_mask.png, "
+        "nut/ground_truth/bent/000/part.png); none is used, keep one or put them into one folder",
+        "nut/test/scratch/000.png: has several masks (nut/ground_truth/scratch/000.bmp, "
+        "nut/ground_truth/scratch/000_mask.png); none is used, keep one or put them into one folder",
+    ]
+    assert not any(image.mask_paths for image in read_dataset(tmp_path).objects[0].test)
+
+
+def test_flat_masks_do_not_choose_between_labels(tmp_path):
+    grow(tmp_path, "good/0.png", "dent/1.png", "hole/1.png", "masks/1.png")
+    assert problems(tmp_path) == ["masks/1.png: mask fits dent/1.png and hole/1.png; left out, rename one of them"]
+
+
+def test_what_is_not_used_is_said(tmp_path):
+    grow(tmp_path, *MVTEC, "nut/train/bent/0.png", "nut/test/7.png", "nut/masks/x.png")
+    (tmp_path / "results").mkdir()
+    (tmp_path / "nut/test/bent/notes.txt").write_text("")
+    (tmp_path / "nut/test/bent/raw.heic").write_text("")
+    assert problems(tmp_path) == [
+        "results: not an object of layout mvtec; left out",
+        "nut/masks: masks are taken from nut/ground_truth; left out",
+        "nut/train/bent: not good, so not learnt from; left out",
+        "nut/test/7.png: a picture outside the folders of labels; left out",
+        "nut/test/bent: 2 files that are no pictures, notes.txt the first; left out",
+    ]
+
+
+def test_layouts_can_be_forced(tmp_path):
+    grow(tmp_path, *MVTEC)
+    assert read(tmp_path, "loco")[0] == "loco"
+    assert read(tmp_path, "folder") == ("folder", read(tmp_path, "mvtec")[1])
+    for layout in ("btad", "ad2", "visa"):
+        with pytest.raises(InputError, match=rf"no labelled folder \({layout}\)"):
+            read_dataset(tmp_path, layout)
+    with pytest.raises(InputError, match=f"layout coco is unknown; choose auto, {', '.join(LAYOUTS)}"):
+        read_dataset(tmp_path, "coco")
+
+
+def test_unknown_mixed_and_absent(tmp_path):
+    with pytest.raises(InputError, match=r"looked for train/good.*found nothing"):
+        read_dataset(tmp_path)
+    grow(tmp_path, "photos/1.png", "2.png")
+    with pytest.raises(InputError, match=r"looked for train/good.*1cls\.csv.*found 2\.png, photos/"):
+        read_dataset(tmp_path)
+    with pytest.raises(InputError, match="no such folder"):
+        read_dataset(tmp_path / "2.png")
+    grow(tmp_path, *MVTEC, "01/train/ok/0.png", "01/test/ko/1.png")
+    with pytest.raises(InputError, match=r"01 is btad, .*nut is mvtec.*--layout"):
+        read_dataset(tmp_path)
+
+
+def save(path, pixels, mode=None):
+    image = Image.fromarray(np.asarray(pixels, np.uint8))
+    (image if mode is None else image.convert(mode)).save(path)
+    return path
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "I;16"])
+def test_masks_of_every_kind(tmp_path, mode):
+    pixels = BLANK.copy()
+    pixels[1, 2:4] = 255
+    path = tmp_path / "mask.png"
+    if mode == "P":  # class numbers, as in VisA; the palette's colours do not matter
+        image = Image.fromarray(pixels // 255 * 3).convert("P")
+        image.putpalette([255, 255, 255, 9, 9, 9, 0, 0, 0, 0, 0, 0])
+        image.save(path)
+    elif mode == "I;16":
+        Image.fromarray(pixels.astype(np.uint16) * 100).save(path)
+    else:
+        save(path, pixels, mode)
+    mask = read_mask(LabelledImage(tmp_path / "photo.png", "bent", 1, (path,)), (4, 6))
+    assert mask.dtype == bool
+    assert np.array_equal(mask, pixels > 0)
+
+
+def test_every_class_number_counts(tmp_path):
+    path = save(tmp_path / "mask.png", [[0, 1, 2], [7, 0, 255]])
+    mask = read_mask(LabelledImage(tmp_path / "photo.png", "bad", 1, (path,)), (2, 3))
+    assert mask.tolist() == [[False, True, True], [True, False, True]]
+
+
+def test_masks_that_do_not_fit_are_refused(tmp_path):
+    photo = tmp_path / "photo.png"
+    some, none = save(tmp_path / "some.png", BLANK + 1), save(tmp_path / "none.png", BLANK)
+    (tmp_path / "torn.png").write_bytes(some.read_bytes()[:50])
+    cases = [
+        ((1, (some,)), (6, 4), r"some\.png: mask of 6 by 4 pixels for .*photo\.png of 4 by 6"),
+        ((1, (none,)), (4, 6), r"none\.png: empty mask, but .*photo\.png is labelled bent"),
+        ((0, (some,)), (4, 6), r"some\.png: marks a defect, but .*photo\.png is labelled good"),
+        ((1, ()), (4, 6), r"photo\.png: labelled bent but without a mask"),
+        ((1, (tmp_path / "torn.png",)), (4, 6), r"torn\.png: cannot read the mask of .*photo\.png"),
+        ((1, (tmp_path / "gone.png",)), (4, 6), r"gone\.png: cannot read the mask of .*photo\.png"),
+    ]
+    for (label, masks), size_hw, message in cases:
+        with pytest.raises(InputError, match=message) as raised:
+            read_mask(LabelledImage(photo, "bent" if label else "good", label, masks), size_hw)
+        assert "\n" not in str(raised.value)
+
+
+def test_good_images_have_an_empty_mask(tmp_path):
+    image = LabelledImage(tmp_path / "photo.png", "good", 0)
+    assert image.has_mask
+    assert not LabelledImage(tmp_path / "photo.png", "bent", 1).has_mask
+    mask = read_mask(image, (3, 5))
+    assert mask.shape == (3, 5)
+    assert not mask.any()
+    empty = save(tmp_path / "empty.png", BLANK)
+    assert not read_mask(LabelledImage(tmp_path / "photo.png", "good", 0, (empty,)), (4, 6)).any()
