@@ -81,7 +81,7 @@ def test_golden_values(case):
     assert metrics["aupro_30"] != pytest.approx(expected["pro_segm"], abs=1e-3)
 
 
-@settings(deadline=None, max_examples=200, derandomize=True)
+@settings(deadline=None, max_examples=120, derandomize=True)
 @given(labelled_scores())
 def test_labels_and_scores_as_sklearn_and_slow_loops(drawn):
     labels, scores = drawn
@@ -105,7 +105,7 @@ def test_labels_and_scores_as_sklearn_and_slow_loops(drawn):
     assert (fpr[0], tpr[0], fpr[-1], tpr[-1]) == (0, 0, 1, 1)
 
 
-@settings(deadline=None, max_examples=200, derandomize=True)
+@settings(deadline=None, max_examples=120, derandomize=True)
 @given(images())
 def test_pixels_as_sklearn_and_slow_loops(drawn):
     maps, masks = drawn
@@ -124,6 +124,20 @@ def test_pixels_as_sklearn_and_slow_loops(drawn):
     assert metrics["auroc_segm"] == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
     assert metrics["pro_segm"] == pytest.approx(slow.pro(maps, masks), abs=1e-9, nan_ok=True)
     assert metrics["aupro_30"] == pytest.approx(slow.aupro(maps, masks), abs=1e-12)
+
+
+@pytest.mark.parametrize("levels", [7, 60, 10**6])
+@pytest.mark.parametrize("seed", range(3))
+def test_both_pros_as_slow_loops_on_larger_maps(seed, levels):
+    rng = np.random.default_rng(seed)
+    masks = [rng.random(shape) < 0.15 for shape in ((14, 22), (9, 31), (12, 12))]
+    masks[2][:] = False
+    noise = [rng.normal(size=mask.shape) + mask for mask in masks]
+    maps = [(np.round(values * levels / 8) / levels).astype(np.float32) for values in noise]
+    metrics = pixel_scores(maps, masks).metrics()
+    assert not math.isnan(metrics["pro_segm"])
+    assert metrics["pro_segm"] == pytest.approx(slow.pro(maps, masks), abs=1e-9)
+    assert metrics["aupro_30"] == pytest.approx(slow.aupro(maps, masks), abs=1e-9)
 
 
 @pytest.mark.parametrize("anomalous_share", [0.02, 0.6])
