@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import urllib.parse
+import urllib.request
 from pathlib import Path
 
 from aprilcli.errors import BackboneError
@@ -42,8 +43,9 @@ def fetch_clip_weights(name: str, repository: str) -> Path:
 
 
 def _check_reachable(name: str, repository: str, endpoint: str) -> None:
-    """Open one connection, so that a machine without internet hears about it at once."""
+    """Open one connection (to the proxy, where there is one), so that who has no internet hears about it at once."""
     address = urllib.parse.urlsplit(endpoint)
+    address = urllib.parse.urlsplit(urllib.request.getproxies().get(address.scheme, endpoint))
     host, port = address.hostname or "", address.port or (80 if address.scheme == "http" else 443)
     try:
         socket.create_connection((host, port), timeout=CONNECT_TIMEOUT).close()
