@@ -15,6 +15,7 @@ import struct
 import time
 import urllib.error
 import urllib.request
+import warnings
 import zipfile
 from dataclasses import dataclass
 from hashlib import sha1
@@ -59,7 +60,7 @@ _UNREADABLE = (
 
 @dataclass(frozen=True)
 class PublishedProjector:
-    """A file of the authors: its name below the base URL, and its git blob id (see ``git_blob_id``)."""
+    """A file of the authors: its name below the base URL, and the git blob id of its content."""
 
     file_name: str
     blob_id: str
@@ -74,10 +75,10 @@ PUBLISHED = {
 def fetch_projector(name: str, *, progress: bool = False) -> dict[str, torch.Tensor]:
     """Return a published projector, from the cache folder or downloaded into it.
 
-    ``name``: a key of ``PUBLISHED``. ``progress``: draw a bar on stderr if that is a terminal. Returns
-    ``fc.{i}.weight`` [C, Cv] and ``fc.{i}.bias`` [C], float32. Of two processes at once the second waits and finds the file.
-    Raises ArtifactError where it cannot be had, within seconds if there is no network; OutputError where the cache
-    folder cannot be written.
+    ``name``: a key of ``PUBLISHED``. ``progress``: draw a bar on stderr if that is a terminal.
+    Returns ``fc.{i}.weight`` [C, Cv] and ``fc.{i}.bias`` [C], float32.
+    Of two processes at once the second waits and finds the file. Raises ArtifactError where it cannot be had, within
+    seconds if there is no network; OutputError where the cache folder cannot be written.
     """
     wanted = PUBLISHED[name]
     path = cache_folder() / "projectors" / f"{name}.safetensors"
@@ -184,7 +185,8 @@ def _read_authors_file(file: IO[bytes], size: int, name: str) -> dict[str, torch
         if any(record.compress_type != zipfile.ZIP_STORED for record in records):
             raise ValueError("its records are compressed, which PyTorch never does")
         file.seek(0)
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # it warns of what else a file holds; that is refused below
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
         raise _foreign(name, "it is damaged, or holds more than weights") from error
     layers = content.get("trainable_linearlayer") if isinstance(content, dict) else None

@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from aprilcli.errors import OutputError
+from aprilcli.io.atomic import output_errors, remove_leftovers, written_aside
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+def test_file_appears_whole_and_alone(tmp_path: Path) -> None:
+    target = tmp_path / "new folder" / "scores.csv"
+    with written_aside(target) as aside:
+        assert aside.parent == target.parent
+        assert aside.name.startswith(".")
+        assert aside.suffix == ".csv"
+        aside.write_text("all of it")
+        assert not target.exists()
+    assert target.read_text() == "all of it"
+    assert _names(target.parent) == ["scores.csv"]
+
+
+def test_permissions_are_those_of_any_new_file(tmp_path: Path) -> None:
+    with written_aside(tmp_path / "a") as aside:
+        aside.write_text("x")
+    (tmp_path / "b").write_text("x")
+    assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
+
+
+@pytest.mark.parametrize("error", [RuntimeError("bug"), KeyboardInterrupt()])
+def test_old_file_stays_when_the_body_raises(tmp_path: Path, error: BaseException) -> None:
+    target = tmp_path / "bank.safetensors"
+    target.write_text("old")
+
+    def interrupted() -> None:
+        with written_aside(target) as aside:
+            aside.write_text("half")
+            raise error
+
+    with pytest.raises(type(error)):
+        interrupted()
+    assert target.read_text() == "old"
+    assert _names(tmp_path) == ["bank.safetensors"]
+
+
+def test_name_as_long_as_the_file_system_takes(tmp_path: Path) -> None:
+    target = tmp_path / ("n" * 250 + ".tiff")
+    with written_aside(target) as aside:
+        aside.write_text("x")
+    assert _names(tmp_path) == [target.name]
+
+
+@pytest.mark.parametrize("name", ["a b,\"c'.tiff", "-rf=.tiff", "Maß 漢.tiff", "line\nbreak.tiff", "\udcff\udc80.tiff"])
+def test_odd_names(tmp_path: Path, name: str) -> None:
+    with written_aside(tmp_path / name) as aside:
+        aside.write_text("x")
+    assert _names(tmp_path) == [name]
+
+
+def test_too_long_name_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"cannot be written \(File name too long\); choose a shorter name$"):
+        _write(tmp_path / ("n" * 300))
+    assert _names(tmp_path) == []
+
+
+def test_target_is_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "maps").mkdir()
+    with pytest.raises(OutputError, match="a folder of this name stands there"):
+        _write(tmp_path / "maps")
+    assert _names(tmp_path) == ["maps"]
+
+
+def test_parent_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OutputError, match="a part of this path is a file"):
+        _write(tmp_path / "file" / "a.tiff")
+    with pytest.raises(OutputError, match="a part of this path is a file"):
+        _write(tmp_path / "file" / "deeper" / "a.tiff")
+
+
+def test_no_room_for_the_file_keeps_the_old_one(tmp_path: Path) -> None:
+    target = tmp_path / "map.tiff"
+    target.write_text("old")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises(OutputError, match=r"map.tiff: cannot be written \(File too large\)"):
+            _write(target, b"x" * 20_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert target.read_text() == "old"
+    assert _names(tmp_path) == ["map.tiff"]
+
+
+@pytest.mark.parametrize(
+    ("code", "way_on"), [(errno.ENOSPC, "free some space"), (errno.EROFS, "may write to"), (errno.EIO, "another place")]
+)
+def test_every_error_says_what_to_do(tmp_path: Path, code: int, way_on: str) -> None:
+    with pytest.raises(OutputError) as caught, output_errors(tmp_path):
+        raise OSError(code, os.strerror(code))
+    assert str(caught.value).startswith(f"{tmp_path}: cannot be written ({os.strerror(code)}); ")
+    assert way_on in str(caught.value)
+
+
+@pytest.fixture
+def read_only_folder() -> Iterator[Path]:
+    """A folder that this process may not write to; root is nobody for a while."""
+    folder = Path(tempfile.mkdtemp())  # pytest's own are closed to other users
+    folder.chmod(0o555)
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield folder
+    finally:
+        os.seteuid(user)
+        folder.chmod(0o755)
+        shutil.rmtree(folder)
+
+
+def test_read_only_folder(read_only_folder: Path) -> None:
+    for path in (read_only_folder / "a.csv", read_only_folder / "maps" / "a.tiff"):
+        with pytest.raises(OutputError, match=r"\(Permission denied\); choose a place you may write to$"):
+            _write(path)
+
+
+def test_killed_while_writing(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "bank.safetensors"
+    target.parent.mkdir()
+    target.write_text("old")
+    program = (
+        "import os, signal, sys, pathlib\n"
+        "from aprilcli.io.atomic import written_aside\n"
+        "with written_aside(pathlib.Path(sys.argv[1])) as aside:\n"
+        "    aside.write_text('half')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", program, str(target)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert target.read_text() == "old"
+    assert len(_names(target.parent)) == 2  # what it had begun
+    assert remove_leftovers(tmp_path) == 1
+    assert _names(target.parent) == ["bank.safetensors"]
+    assert remove_leftovers(tmp_path) == 0
+
+
+def _write(path: Path, content: bytes = b"x") -> None:
+    with written_aside(path) as aside:
+        aside.write_bytes(content)
