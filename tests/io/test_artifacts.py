@@ -31,6 +31,7 @@ def _tensors() -> dict[str, torch.Tensor]:
         "features.2": torch.randn(7, 3, generator=generator),
         "scores": torch.randn(4, generator=generator).bfloat16(),
         "source_of_row": torch.arange(6).reshape(2, 3).T,  # not contiguous
+        "every_other": torch.arange(6, dtype=torch.int32)[::2],
         "one": torch.tensor(3, dtype=torch.uint8),
     }
 
