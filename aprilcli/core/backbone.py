@@ -115,7 +115,7 @@ class Backbone:
         }
         output = torch.func.functional_call(model, shortened, (None, tokens[:, :length]))
         features = output["text_features"] if isinstance(output, dict) else output[1]
-        return features  # noqa: RET504  # typed above: open_clip is not
+        return features  # typed above: open_clip is not
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.precision == "fp32":

@@ -18,11 +18,13 @@ from aprilcli.io.images import SourceImage, read_image, to_pixels
 from aprilcli.types import Detection, ImageFeatures
 
 DEFAULT_OBJECT = "object"
-NO_PROJECTOR = "this model has no projector: text scores only, no zero-shot maps (give --projector FILE for maps)"
 
 
 class Detector:
-    """Scores pictures: zero-shot, and few-shot where a memory bank is given, in one encoder pass."""
+    """Scores pictures: zero-shot, and few-shot where a memory bank is given, in one encoder pass.
+
+    ``notes`` holds what the user should hear once.
+    """
 
     def __init__(
         self,
@@ -31,14 +33,20 @@ class Detector:
         bank: MemoryBank | None = None,
         object_name: str = DEFAULT_OBJECT,
     ) -> None:
-        """Encode the prompts once. ``projector`` and ``bank`` must have been made for ``backbone``."""
+        """Encode the prompts once. Raises ArtifactError where ``bank`` was made with another backbone or projector."""
         self.backbone = backbone
         self.projector = projector.to(backbone.device) if projector is not None else None
+        self.projector_fingerprint = projector.identity["fingerprint"] if projector is not None else ""
         self.bank = bank
         self.object_name = object_name
-        self.text_features = encode_prompts(backbone, object_name)
-        self.notes = backbone.notes if projector is not None else (*backbone.notes, NO_PROJECTOR)
+        if bank is not None:
+            bank.check(backbone.spec, self.projector_fingerprint)
         self._bank_features = tuple(rows.to(backbone.device) for rows in bank.features) if bank is not None else ()
+        self.text_features = encode_prompts(backbone, object_name)
+        self.notes = backbone.notes
+        if projector is None:
+            without = "few-shot maps and text scores" if bank is not None else "text scores, no maps"
+            self.notes += (f"this model has no projector: {without} (--projector FILE adds zero-shot maps)",)
 
     @classmethod
     def load(
@@ -56,8 +64,6 @@ class Detector:
     ) -> Detector:
         """Load model and projector by name, as the command line does. Raises the package's errors."""
         backbone = load_backbone(model, image_size=image_size, stages=stages, device=device, precision=precision)
-        if bank is not None:
-            bank.check(backbone.spec)
         return cls(backbone, load_projector(projector, model, backbone.spec, progress=progress), bank, object_name)
 
     @property
@@ -81,27 +87,39 @@ class Detector:
     @torch.inference_mode()
     def score(self, features: ImageFeatures) -> list[Detection]:
         """Turn features into results: eq. 1, and the sum of eqs. 3 and 4."""
-        text_scores = maps.text_score(features.image, self.text_features)
+        text_scores = self.text_scores(features)
         if not self.has_maps:
-            return [
-                Detection(text_score=text, map_max=None, score=text, anomaly_map=None) for text in text_scores.tolist()
-            ]
+            return [Detection(text, None, text, None) for text in text_scores.tolist()]
         anomaly_maps = self._anomaly_maps(features)
         maxima = anomaly_maps.flatten(1).amax(dim=1)
         scores = text_scores + maxima if self.bank is not None else text_scores  # in float32, as they are written
         columns = zip(text_scores.tolist(), maxima.tolist(), scores.tolist(), anomaly_maps.cpu().numpy(), strict=True)
         return [Detection(*values) for values in columns]
 
+    @torch.inference_mode()
+    def text_scores(self, features: ImageFeatures) -> torch.Tensor:
+        """Eq. 1, [B] in [0, 1]."""
+        return maps.text_score(features.image, self.text_features)
+
+    @torch.inference_mode()
+    def logits(self, features: ImageFeatures) -> tuple[torch.Tensor, ...]:
+        """Eq. 2: per stage the anomalous minus the normal logit, N × [B, h, w]; none without a projector."""
+        if self.projector is None:
+            return ()
+        projected = self.projector(features.patch_tokens)
+        return tuple(
+            maps.anomaly_logits(tokens, self.text_features, grid)
+            for tokens, grid in zip(projected, features.grids, strict=True)
+        )
+
     def _anomaly_maps(self, features: ImageFeatures) -> torch.Tensor:
+        """The sum of what there is: eq. 3 with a projector, eq. 4 with a bank. [B, S, S]."""
         size = self.backbone.spec.image_size
-        total = torch.zeros(len(features.image), size, size, device=features.image.device)
+        branches = []
         if self.projector is not None:
-            projected = self.projector(features.patch_tokens)
-            total += maps.zero_shot_map(projected, self.text_features, features.grids, size)
-        if self._bank_features:
-            distances = (
-                nearest_distance(tokens, rows)
-                for tokens, rows in zip(features.patch_tokens, self._bank_features, strict=True)
-            )
-            total += maps.few_shot_map(distances, features.grids, size)
-        return total
+            branches.append(maps.zero_shot_map(self.logits(features), size))
+        if self.bank is not None:
+            searched = zip(features.patch_tokens, self._bank_features, features.grids, strict=True)
+            distances = (nearest_distance(tokens, rows).reshape(-1, *grid) for tokens, rows, grid in searched)
+            branches.append(maps.few_shot_map(distances, size))
+        return sum(branches[1:], branches[0])

@@ -5,6 +5,7 @@ Symbols: B pictures, L = h·w patches, C joint width, S model input side in pixe
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 
 import torch
@@ -39,41 +40,26 @@ def anomaly_logits(
     return difference.reshape(-1, *grid_hw)
 
 
-def zero_shot_stage_map(
-    projected_tokens: torch.Tensor, text_features: torch.Tensor, grid_hw: tuple[int, int], image_size: int
-) -> torch.Tensor:
-    """Eq. 3, one stage: upsample the logits, **then** softmax, anomalous channel. [B, L, C] → [B, S, S] in [0, 1].
+def zero_shot_stage_map(logits: torch.Tensor, image_size: int) -> torch.Tensor:
+    """Eq. 3, one stage: upsample the logits, **then** softmax, anomalous channel. [B, h, w] → [B, S, S] in [0, 1].
 
     The sigmoid of the difference of two logits is the softmax of the two, and upsampling is linear.
     """
-    return torch.sigmoid(upsample(anomaly_logits(projected_tokens, text_features, grid_hw), image_size))
+    return torch.sigmoid(upsample(logits, image_size))
 
 
-def zero_shot_map(
-    projected_tokens: Iterable[torch.Tensor],
-    text_features: torch.Tensor,
-    grids: Iterable[tuple[int, int]],
-    image_size: int,
-) -> torch.Tensor:
-    """Eq. 3: the sum of the stages' maps, [B, S, S] in [0, N]."""
-    stages = (
-        zero_shot_stage_map(tokens, text_features, grid, image_size)
-        for tokens, grid in zip(projected_tokens, grids, strict=True)
-    )
-    return _sum(stages)
+def zero_shot_map(logits: Iterable[torch.Tensor], image_size: int) -> torch.Tensor:
+    """Eq. 3: the sum of the stages' maps, from ``anomaly_logits`` N × [B, h, w] to [B, S, S] in [0, N]."""
+    return _sum(zero_shot_stage_map(one, image_size) for one in logits)
 
 
-def few_shot_map(distances: Iterable[torch.Tensor], grids: Iterable[tuple[int, int]], image_size: int) -> torch.Tensor:
-    """Eq. 4: the stages' distances to their banks, N × [B, L] in [0, 2], upsampled and summed to [B, S, S]."""
-    return _sum(upsample(one.reshape(-1, *grid), image_size) for one, grid in zip(distances, grids, strict=True))
+def few_shot_map(distances: Iterable[torch.Tensor], image_size: int) -> torch.Tensor:
+    """Eq. 4: the stages' distances to their banks, N × [B, h, w] in [0, 2], upsampled and summed to [B, S, S]."""
+    return _sum(upsample(one, image_size) for one in distances)
 
 
 def _sum(maps: Iterable[torch.Tensor]) -> torch.Tensor:
-    stages = iter(maps)
-    total = next(stages)
-    for stage in stages:
-        total = total + stage
-    return total
+    return functools.reduce(torch.add, maps)
 
 
 def stretch(anomaly_map: torch.Tensor, size_hw: tuple[int, int]) -> torch.Tensor:

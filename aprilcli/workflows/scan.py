@@ -5,16 +5,15 @@ find (sorted) → decode ahead on threads → squash → one encode → score �
 
 from __future__ import annotations
 
-import collections
 import itertools
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,16 +25,14 @@ from aprilcli.core.detector import DEFAULT_OBJECT, Detector
 from aprilcli.errors import InputError, OutputError
 from aprilcli.io import reports
 from aprilcli.io.atomic import output_errors
-from aprilcli.io.images import FoundImage, find_images, read_image
+from aprilcli.io.images import FoundImage, find_images
 from aprilcli.types import Detection
 from aprilcli.workflows.console import Console
+from aprilcli.workflows.pipeline import Picture, map_ahead, read_picture
 
 SCORES, MAPS, RUN = "scores.csv", "maps", "run.json"
 HIGHEST = 5  # scores the summary names
 TINY_NOTE = f"model: {TINY}, the small embedded one; --model {PAPER} is the accurate one"
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -69,17 +66,6 @@ class ScanSummary:
     seconds: float
     highest: tuple[tuple[str, float], ...]
     out: Path
-
-
-@dataclass(frozen=True)
-class _Picture:
-    """A found file, decoded and prepared; ``pixels`` is None where ``error`` says why."""
-
-    found: FoundImage
-    pixels: NDArray[np.float32] | None = None
-    size_hw: tuple[int, int] = (0, 0)
-    notes: tuple[str, ...] = ()
-    error: str | None = None
 
 
 def run_scan(options: ScanOptions, console: Console) -> ScanSummary:
@@ -196,16 +182,10 @@ def _score_all(options: ScanOptions, detector: Detector) -> Iterator[tuple[repor
         "bank": None,
     }
 
-    def decode(found: FoundImage) -> _Picture:
-        if found.error is not None:
-            return _Picture(found, error=found.error)
-        try:
-            source = read_image(found.path)
-        except InputError as error:
-            return _Picture(found, error=str(error))
-        return _Picture(found, detector.prepare(source), source.size_hw, source.notes)
+    def read(found: FoundImage) -> Picture:
+        return read_picture(found, detector.prepare)
 
-    def finish(scored: tuple[_Picture, Detection | None]) -> tuple[reports.ScoreRow, tuple[str, ...]]:
+    def finish(scored: tuple[Picture, Detection | None]) -> tuple[reports.ScoreRow, tuple[str, ...]]:
         picture, detection = scored
         if detection is None:
             return reports.ScoreRow(picture.found.relative, "error", error=picture.error), ()
@@ -215,27 +195,13 @@ def _score_all(options: ScanOptions, detector: Detector) -> Iterator[tuple[repor
 
     with ThreadPoolExecutor(max_workers=options.workers) as pool:
         ahead = 2 * (options.workers + options.batch_size)
-        pictures = _map_ahead(pool, decode, _pictures_to_scan(options), ahead)
-        yield from _map_ahead(pool, finish, _detect(detector, pictures, options.batch_size), ahead)
-
-
-def _map_ahead(
-    pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item], ahead: int
-) -> Iterator[Result]:
-    """Map on threads, in order, with at most ``ahead`` results waiting: memory does not grow with the folder."""
-    waiting: collections.deque[Future[Result]] = collections.deque()
-    for item in items:
-        waiting.append(pool.submit(function, item))
-        # What is done is handed on at once, so a row stands on disk as soon as its map does.
-        while waiting and (len(waiting) > ahead or waiting[0].done()):
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+        pictures = map_ahead(pool, read, _pictures_to_scan(options), ahead)
+        yield from map_ahead(pool, finish, _detect(detector, pictures, options.batch_size), ahead)
 
 
 def _detect(
-    detector: Detector, pictures: Iterator[_Picture], batch_size: int
-) -> Iterator[tuple[_Picture, Detection | None]]:
+    detector: Detector, pictures: Iterator[Picture], batch_size: int
+) -> Iterator[tuple[Picture, Detection | None]]:
     while batch := list(itertools.islice(pictures, batch_size)):
         prepared = [picture.pixels for picture in batch if picture.pixels is not None]
         detections = iter(detector.detect(np.stack(prepared)) if prepared else ())
@@ -244,7 +210,7 @@ def _detect(
 
 
 def _write_map(
-    options: ScanOptions, picture: _Picture, anomaly_map: NDArray[np.float32], description: dict[str, Any]
+    options: ScanOptions, picture: Picture, anomaly_map: NDArray[np.float32], description: dict[str, Any]
 ) -> None:
     if options.map_size == "source":
         anomaly_map = maps.stretch(torch.from_numpy(anomaly_map), picture.size_hw).numpy()
@@ -253,7 +219,7 @@ def _write_map(
     reports.write_map(path, anomaly_map, {**description, "range": value_range})
 
 
-def _row(options: ScanOptions, picture: _Picture, detection: Detection) -> reports.ScoreRow:
+def _row(options: ScanOptions, picture: Picture, detection: Detection) -> reports.ScoreRow:
     verdict = None
     if options.threshold is not None:
         # In float32, so that a score copied from the CSV is a threshold that its picture reaches.

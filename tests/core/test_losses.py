@@ -23,7 +23,7 @@ def test_three_steps_of_adam_are_the_authors(golden: GoldenCase) -> None:
     losses = []
     for _ in range(3):
         stage_maps = [
-            maps.zero_shot_stage_map(projected, text, grid, golden.image_size)
+            maps.zero_shot_stage_map(maps.anomaly_logits(projected, text, grid), golden.image_size)
             for projected, grid in zip(projector(tokens), features.grids, strict=True)
         ]
         loss = projector_loss(stage_maps, golden.numbers["train/masks"])
