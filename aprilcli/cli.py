@@ -75,7 +75,10 @@ def _option(name: str, text: str, **settings: Any) -> Any:
     return typer.Option(name, help=text, envvar=variable, show_envvar=False, **settings)
 
 
-Model = Annotated[str, _option("--model", "tiny, paper, an open_clip NAME[:TAG], or a model folder.")]
+Model = Annotated[
+    str | None,
+    _option("--model", "tiny, paper, an open_clip NAME[:TAG], or a model folder.", show_default="tiny, or the bank's"),
+]
 ProjectorOption = Annotated[
     str | None,
     _option("--projector", "visa, mvtec, a safetensors file or an authors' .pth; the model's own if not given."),
@@ -88,7 +91,13 @@ BatchSize = Annotated[int, _option("--batch-size", "Pictures per encoder pass.",
 Workers = Annotated[int, _option("--workers", "Threads that read pictures and write maps.", min=1)]
 Quiet = Annotated[bool, _option("--quiet", "Results and errors only.")]
 Verbose = Annotated[bool, _option("--verbose", "More about what is done.")]
-ObjectName = Annotated[str, _option("--object", "What the prompts call the thing in the pictures.")]
+ObjectName = Annotated[
+    str | None,
+    _option("--object", "What the prompts call the thing in the pictures.", show_default="object, or the bank's"),
+]
+Overwrite = Annotated[bool, _option("--overwrite", "Replace what is there.")]
+Banks = Annotated[Path, _option("--banks", "Folder of the parts' banks.")]
+Seed = Annotated[int, _option("--seed", "Seed of all that is drawn by chance.", min=0)]
 
 
 def parse_stages(text: str | None) -> tuple[int, ...] | None:
@@ -118,9 +127,11 @@ def _main(
 def scan(
     folder: Annotated[Path, typer.Argument(help="Folder of pictures; folders inside it are scanned too.")],
     out: Annotated[Path, _option("--out", "Where scores.csv, maps/ and run.json go.")] = Path("april-scan"),
-    model: Model = "tiny",
+    model: Model = None,
     projector: ProjectorOption = None,
-    object_name: ObjectName = "object",
+    object_name: ObjectName = None,
+    part: Annotated[str | None, _option("--part", "Compare with this enrolled part (a name, or a bank file).")] = None,
+    banks: Banks = Path("banks"),
     image_size: ImageSize = None,
     stages: Stages = None,
     device: DeviceOption = Device.auto,
@@ -132,7 +143,10 @@ def scan(
         MapSize, _option("--map-size", "Heatmaps at the picture's size or at the model's.")
     ] = MapSize.source,
     threshold: Annotated[float | None, _option("--threshold", "Call scores from X on anomalous.")] = None,
-    overwrite: Annotated[bool, _option("--overwrite", "Replace results that are there.")] = False,
+    false_alarm_rate: Annotated[
+        float, _option("--false-alarm-rate", "Share of good pictures that may be called anomalous (with a part).")
+    ] = 0.01,
+    overwrite: Overwrite = False,
     fail_on_anomaly: Annotated[bool, _option("--fail-on-anomaly", "Exit with 4 if any picture is anomalous.")] = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -148,6 +162,8 @@ def scan(
         model=model,
         projector=projector,
         object_name=object_name,
+        part=part,
+        banks=banks,
         image_size=image_size,
         stages=parse_stages(stages),
         device=device.value,
@@ -157,6 +173,7 @@ def scan(
         maps=maps,
         map_size=map_size.value,
         threshold=threshold,
+        false_alarm_rate=false_alarm_rate,
         overwrite=overwrite,
     )
     summary = run_scan(options, console)
@@ -165,6 +182,70 @@ def scan(
         raise typer.Exit(EXIT_ANOMALOUS)
     if summary.unreadable:
         raise typer.Exit(EXIT_UNREADABLE)
+
+
+@_command
+def enroll(
+    folder: Annotated[Path, typer.Argument(help="Folder of good photos of one part: five to fifty, no defects.")],
+    part: Annotated[str, _option("--part", "The part's name.")],
+    banks: Banks = Path("banks"),
+    model: Model = None,
+    projector: ProjectorOption = None,
+    object_name: ObjectName = None,
+    image_size: ImageSize = None,
+    stages: Stages = None,
+    device: DeviceOption = Device.auto,
+    precision: PrecisionOption = Precision.auto,
+    batch_size: BatchSize = 1,
+    workers: Workers = 2,
+    append: Annotated[bool, _option("--append", "Add photos to a part that is enrolled.")] = False,
+    calibrate: Annotated[
+        Path | None, _option("--calibrate", "Further good photos, to set the threshold with a guarantee.")
+    ] = None,
+    coreset: Annotated[
+        float | None, _option("--coreset", "Keep only this share of the bank, the rows that cover the rest.")
+    ] = None,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Remember good photos of a part, and learn from them what score is alarming."""
+    from aprilcli.workflows.console import Console
+    from aprilcli.workflows.enroll import EnrollOptions, run_enroll, summarise
+
+    options = EnrollOptions(
+        folder=folder,
+        part=part,
+        banks=banks,
+        model=model,
+        projector=projector,
+        object_name=object_name,
+        image_size=image_size,
+        stages=parse_stages(stages),
+        device=device.value,
+        precision=precision.value,
+        batch_size=batch_size,
+        workers=workers,
+        append=append,
+        overwrite=overwrite,
+        calibrate=calibrate,
+        coreset=coreset,
+        seed=seed,
+    )
+    console = Console(quiet, verbose)
+    console.result(summarise(run_enroll(options, console)))
+
+
+@_command
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A bank, a projector or a heatmap of this tool.")],
+) -> None:
+    """Say what a bank, projector or map file holds, who made it and from what."""
+    from aprilcli.workflows.console import Console
+    from aprilcli.workflows.inspect import describe
+
+    Console().result(describe(file))
 
 
 def main() -> None:

@@ -223,6 +223,8 @@ def _tag_config(name: str, tag: str) -> dict[str, Any]:
 
 
 def _activation_notes(source: _Source, spec: ModelSpec) -> tuple[str, ...]:
+    if source.name == TINY:
+        return (f"model: {TINY}, the small embedded one; --model {PAPER} is the accurate one",)
     is_paper = (source.name, source.pretrained) == (PAPER_BACKBONE, PAPER_PRETRAINED)
     if is_paper or not source.pretrained:
         return ()

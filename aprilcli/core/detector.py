@@ -33,14 +33,14 @@ class Detector:
         bank: MemoryBank | None = None,
         object_name: str = DEFAULT_OBJECT,
     ) -> None:
-        """Encode the prompts once. Raises ArtifactError where ``bank`` was made with another backbone or projector."""
+        """Encode the prompts once. Raises ArtifactError where ``bank`` was made with anything else than the rest."""
         self.backbone = backbone
         self.projector = projector.to(backbone.device) if projector is not None else None
         self.projector_fingerprint = projector.identity["fingerprint"] if projector is not None else ""
         self.bank = bank
         self.object_name = object_name
         if bank is not None:
-            bank.check(backbone.spec, self.projector_fingerprint)
+            bank.check(backbone.spec, self.projector_fingerprint, object_name)
         self._bank_features = tuple(rows.to(backbone.device) for rows in bank.features) if bank is not None else ()
         self.text_features = encode_prompts(backbone, object_name)
         self.notes = backbone.notes
@@ -51,20 +51,31 @@ class Detector:
     @classmethod
     def load(
         cls,
-        model: str = TINY,
+        model: str | None = None,
         *,
         projector: str | None = None,
         bank: MemoryBank | None = None,
-        object_name: str = DEFAULT_OBJECT,
+        object_name: str | None = None,
         image_size: int | None = None,
         stages: tuple[int, ...] | None = None,
         device: str = "auto",
         precision: str = "auto",
         progress: bool = False,
     ) -> Detector:
-        """Load model and projector by name, as the command line does. Raises the package's errors."""
+        """Load model and projector by name, as the command line does.
+
+        What is None comes from the bank's own settings, without a bank from the defaults: ``tiny``, ``object`` and the
+        model's own. Raises the package's errors.
+        """
+        if bank is not None:
+            model = model or bank.recipe.model
+            projector = projector or bank.recipe.projector
+            object_name = object_name or bank.object_name
+            image_size, stages = image_size or bank.spec.image_size, stages or bank.spec.stages
+        model = model or TINY
         backbone = load_backbone(model, image_size=image_size, stages=stages, device=device, precision=precision)
-        return cls(backbone, load_projector(projector, model, backbone.spec, progress=progress), bank, object_name)
+        layers = load_projector(projector, model, backbone.spec, progress=progress)
+        return cls(backbone, layers, bank, object_name or DEFAULT_OBJECT)
 
     @property
     def has_maps(self) -> bool:

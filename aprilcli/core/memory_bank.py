@@ -1,248 +1,398 @@
-"""Memory banks (eq. 4): what good photos of a part look like, one bank per stage; kept, extended, thinned, searched.
+"""What good pictures of a part look like: their patch tokens per stage, and how far a new picture's lie (eq. 4).
 
-Symbols: K references, L patches of a picture, M rows of a stage's bank (K·L if it is not thinned), Cv stage width.
+Symbols: N stages, K sources (reference pictures), L patches, M rows of a bank's stage (K·L, fewer once thinned), Cv the
+stage's width. Rows of one source lie together, in the order of the sources, also in a thinned bank: a bank without one
+source is two slices of it.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
+from aprilcli import __version__
 from aprilcli.core.calibration import Calibration
-from aprilcli.errors import ArtifactError, OptionError
-from aprilcli.io.artifacts import read_artifact, write_artifact
+from aprilcli.errors import ArtifactError, InputError, OptionError
 from aprilcli.types import ModelSpec
 
 KIND = "bank"
-SUFFIX = ".safetensors"
-PART_NAME = re.compile(r"\w[\w.-]{0,99}")
-SIMILARITIES_AT_ONCE = 1 << 22  # 16 MiB of float32: what a search holds, whatever the bank and the picture
-CORESET_WIDTH = 128  # dimensions the thinning measures distances in
-ROWS_AT_ONCE = 1 << 16
-# All that decides what a row of a bank means.
-MUST_MATCH = (
-    "fingerprint",
-    "activation",
-    "image_size",
-    "stages",
-    "stage_widths",
-    "joint_width",
-    "mean",
-    "std",
-)
+# All of the model that patch tokens depend on. Not its name: a folder may move, and the fingerprint speaks for it.
+MUST_MATCH = ("fingerprint", "activation", "image_size", "stages", "stage_widths", "mean", "std")
+SIMILARITIES = 16 * 1024**2  # bytes of cosines held at a time
+CORESET_WIDTH = 128  # PatchCore's: random projections of this width stand for the rows while choosing
+_CANDIDATES = 4096  # farthest rows among which the next centres are sought before all rows are looked at again
+_CENTRES = 256  # centres chosen between two looks at all rows, at most
 
 
 @dataclass(frozen=True)
 class Source:
-    """A reference photo: its path relative to the enrolled folder, with ``/``, and the SHA-256 of its content."""
+    """A reference picture: its path relative to the enrolled folder, with ``/``, and the SHA-256 of its content."""
 
     path: str
     sha256: str
 
 
 @dataclass(frozen=True)
-class MemoryBank:
-    """A part's references.
+class Recipe:
+    """The options a bank was made with: what loads its model and projector again.
 
-    ``features``: N × [M, Cv] unit rows, float32 or float16, reference by reference, in the order of ``sources``.
-    ``text_scores`` [K] and ``logits`` N × [K, h, w] (none without a projector) are the references' zero-shot results,
-    kept because leave-one-out adds the distances to them. ``model`` and ``projector`` are the options that load what
-    the bank was made with, ``projector_fingerprint`` the SHA-256 of the projector's weights, empty without one.
-    ``coreset``: the share of rows kept, 1 if all.
+    ``projector_fingerprint``: SHA-256 of the projector's weights, empty without one.
+    """
+
+    model: str = ""
+    projector: str | None = None
+    projector_fingerprint: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class ZeroShotResults:
+    """The zero-shot half of K sources: ``text_scores`` [K] (eq. 1), ``logits`` N × [K, h, w] before eq. 3's softmax."""
+
+    text_scores: torch.Tensor
+    logits: tuple[torch.Tensor, ...]
+
+    def followed_by(self, other: ZeroShotResults) -> ZeroShotResults:
+        """Return these sources' results and then ``other``'s."""
+        logits = zip(self.logits, other.logits, strict=True)
+        return ZeroShotResults(
+            torch.cat([self.text_scores, other.text_scores]), tuple(torch.cat(pair) for pair in logits)
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class MemoryBank:
+    """A part's good pictures. Raises ArtifactError where the pieces do not fit each other.
+
+    ``features``: N × [M, Cv] unit rows, all float32 or all float16. ``rows_per_source``: N × K counts that add up to
+    the stages' M. ``coreset_fraction``: the share of rows kept, 1.0 for all. ``created``: ISO 8601, UTC; ``version``:
+    of the aprilcli that made it. ``recipe``: how to load what the bank was made with. ``zero_shot``: the sources' own
+    zero-shot results, which leave-one-out adds its distances to; None where nothing is to be calibrated.
     """
 
     features: tuple[torch.Tensor, ...]
-    text_scores: torch.Tensor
-    logits: tuple[torch.Tensor, ...]
-    sources: tuple[Source, ...]
+    rows_per_source: tuple[tuple[int, ...], ...]
     spec: ModelSpec
-    model: str
-    projector: str | None
-    projector_fingerprint: str
     object_name: str
-    coreset: float = 1.0
+    sources: tuple[Source, ...]
     calibration: Calibration | None = None
+    coreset_fraction: float = 1.0
     created: str = ""
-    version: str = ""
+    version: str = __version__
+    recipe: Recipe = Recipe()
+    zero_shot: ZeroShotResults | None = None
 
-    def check(self, spec: ModelSpec, projector_fingerprint: str) -> None:
-        """Refuse another model or projector than the bank was made with. Raises ArtifactError, naming both sides."""
+    def __post_init__(self) -> None:
+        """Check that rows, counts, sources and model fit each other; date it if it has no date."""
+        shapes = [tuple(rows.shape) for rows in self.features]
+        widths = list(self.spec.stage_widths)
+        counts = self.rows_per_source
+        if [shape[1:] for shape in shapes] != [(width,) for width in widths]:
+            raise ArtifactError(f"this bank's stages are {shapes}, its model's widths {widths}; enroll the part anew")
+        if {rows.dtype for rows in self.features} not in ({torch.float16}, {torch.float32}):
+            raise ArtifactError("this bank's rows are neither all float16 nor all float32; enroll the part anew")
+        if not self.sources or any(len(stage) != len(self.sources) or min(stage) < 0 for stage in counts):
+            raise ArtifactError(f"this bank does not say whose its rows are ({len(self.sources)} sources); enroll anew")
+        if [sum(stage) for stage in counts] != [shape[0] for shape in shapes] or any(not shape[0] for shape in shapes):
+            raise ArtifactError(f"this bank's stages {shapes} are not what its sources sum to; enroll the part anew")
+        results = self.zero_shot
+        if results is not None and {len(values) for values in (results.text_scores, *results.logits)} != {
+            len(self.sources)
+        }:
+            raise ArtifactError("this bank's zero-shot results are not one per source; enroll the part anew")
+        if not self.created:
+            object.__setattr__(self, "created", datetime.now(UTC).isoformat(timespec="seconds"))
+
+    def check(self, spec: ModelSpec, projector_fingerprint: str, object_name: str) -> None:
+        """Refuse what the bank was not made and calibrated with. Raises ArtifactError, naming both sides."""
         sides = self.spec.mismatches(spec, MUST_MATCH)
         if sides:
             raise ArtifactError(
-                f"this bank was made with {self.spec.label}, not with {spec.label} ({sides}); "
-                "scan with the bank's own model, or enrol the part anew"
+                f"the bank of {self.object_name!r} was made with {self.spec.label}, not with {spec.label} ({sides}); "
+                "use the bank's own model, or enroll the part with this one"
             )
-        if self.projector_fingerprint != projector_fingerprint:
-            mine, theirs = self.projector_fingerprint[:12] or "none", projector_fingerprint[:12] or "none"
+        if self.recipe.projector_fingerprint != projector_fingerprint:
+            mine, theirs = self.recipe.projector_fingerprint[:12] or "none", projector_fingerprint[:12] or "none"
             raise ArtifactError(
-                f"this bank was calibrated with projector {mine}, not {theirs}; "
-                "scan with the bank's own projector, or enrol the part anew"
+                f"the bank of {self.object_name!r} was made with projector {mine}, not with {theirs}; "
+                "use the bank's own projector, or enroll the part with this one"
+            )
+        if self.object_name != object_name:
+            raise ArtifactError(
+                f"the bank of {self.object_name!r} was calibrated with that name in its prompts, not {object_name!r}; "
+                "leave --object out, or enroll the part under this name"
             )
 
-    def extended(self, other: MemoryBank) -> MemoryBank:
-        """Return this bank followed by ``other``'s references, uncalibrated."""
-        return replace(
-            self,
-            features=tuple(torch.cat(pair) for pair in zip(self.features, other.features, strict=True)),
-            text_scores=torch.cat([self.text_scores, other.text_scores]),
-            logits=tuple(torch.cat(pair) for pair in zip(self.logits, other.logits, strict=True)),
-            sources=self.sources + other.sources,
-            calibration=None,
-        )
+    def to_artifact(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Return tensors and JSON-ready fields to be written; ``from_artifact`` reads them back."""
+        tensors = {f"features.{stage}": rows for stage, rows in enumerate(self.features)}
+        fields: dict[str, Any] = {
+            "spec": self.spec.to_json(),
+            "object": self.object_name,
+            "sources": [asdict(source) for source in self.sources],
+            "rows_per_source": self.rows_per_source,
+            "coreset_fraction": self.coreset_fraction,
+            "recipe": asdict(self.recipe),
+        }
+        if self.zero_shot is not None:
+            tensors["text_scores"] = self.zero_shot.text_scores
+            tensors |= {f"logits.{stage}": logits for stage, logits in enumerate(self.zero_shot.logits)}
+        if self.calibration is not None:
+            arrays = self.calibration.to_arrays()
+            tensors |= {f"calibration.{name}": torch.tensor(values) for name, values in arrays.items()}
+            fields["calibration_method"] = self.calibration.method
+        return tensors, fields
+
+    @classmethod
+    def from_artifact(
+        cls, tensors: Mapping[str, torch.Tensor], fields: Mapping[str, Any], *, created: str, version: str
+    ) -> MemoryBank:
+        """Rebuild from what ``to_artifact`` gave. Raises ArtifactError, without the file's name, on anything else."""
+        try:
+            spec = ModelSpec.from_json(fields["spec"])
+            calibration = None
+            if "calibration_method" in fields:
+                arrays = {name.removeprefix("calibration."): values.numpy() for name, values in tensors.items()}
+                calibration = Calibration.from_arrays(arrays, fields["calibration_method"])
+            zero_shot = None
+            if "text_scores" in tensors:
+                logits = (f"logits.{stage}" for stage in range(len(spec.stages)))
+                zero_shot = ZeroShotResults(tensors["text_scores"], tuple(tensors[n] for n in logits if n in tensors))
+            return cls(
+                features=tuple(tensors[f"features.{stage}"] for stage in range(len(spec.stages))),
+                rows_per_source=tuple(tuple(int(count) for count in stage) for stage in fields["rows_per_source"]),
+                spec=spec,
+                object_name=str(fields["object"]),
+                sources=tuple(Source(str(source["path"]), str(source["sha256"])) for source in fields["sources"]),
+                calibration=calibration,
+                coreset_fraction=float(fields["coreset_fraction"]),
+                created=created,
+                version=version,
+                recipe=Recipe(**fields["recipe"]),
+                zero_shot=zero_shot,
+            )
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ArtifactError(f"not a whole bank ({type(error).__name__}: {error}); enroll the part anew") from error
 
 
-def unit_rows(patch_tokens: torch.Tensor) -> torch.Tensor:
-    """Normalise raw tokens [..., Cv] to unit length, float32."""
-    return F.normalize(patch_tokens.float(), dim=-1)
+def unit_rows(rows: torch.Tensor) -> torch.Tensor:
+    """L2-normalise the last dimension in float32, [..., Cv]; a row of zeros stays zero."""
+    return F.normalize(rows.float(), dim=-1)
 
 
-def nearest_distance(patch_tokens: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Eq. 4 for one stage: 1 − the largest cosine between each token and the bank.
-
-    ``patch_tokens`` [B, L, Cv] raw; ``rows`` [M, Cv] unit rows, float32 or float16. Returns [B, L] float32 in [0, 2].
-    Pictures are searched one by one and the bank in pieces: a result depends on neither, and memory is bounded by
-    ``SIMILARITIES_AT_ONCE``.
-    """
-    return torch.stack([1 - _nearest_similarity(unit_rows(tokens), rows) for tokens in patch_tokens])
-
-
-def _nearest_similarity(unit: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    best = torch.full((len(unit),), -1.0, device=unit.device)
-    for piece in torch.split(rows, max(1, SIMILARITIES_AT_ONCE // len(unit))):
-        best = torch.maximum(best, (unit @ piece.float().T).amax(dim=1))
-    return best.clamp(max=1.0)  # rounding must not make a distance negative
-
-
-def leave_one_out(unit_tokens: torch.Tensor, owners: torch.Tensor, rows: torch.Tensor, reference: int) -> torch.Tensor:
-    """Distances of one reference's tokens [L, Cv] (unit rows) to the bank without its own rows; [L] float32.
-
-    ``rows`` [M, Cv], ``owners`` [M] the reference each row came from.
-    """
-    return 1 - _nearest_similarity(unit_tokens.float(), rows[owners != reference])
-
-
-def coreset_rows(rows: torch.Tensor, fraction: float, seed: int) -> torch.Tensor:
-    """Choose rows that cover the rest: greedy k-center, as PatchCore does (Roth et al. 2022). Returns sorted indices.
-
-    Starts from a random row; then always takes the row farthest from those chosen. Distances are Euclidean after a
-    random projection to ``CORESET_WIDTH`` dimensions, which keeps them nearly (Johnson and Lindenstrauss 1984): for
-    500 references of a ViT-L, 0.35 GB instead of the rows' 1.4. The same seed chooses the same rows.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    projection = torch.randn(rows.shape[1], CORESET_WIDTH, generator=generator) / CORESET_WIDTH**0.5
-    if rows.shape[1] <= CORESET_WIDTH:
-        projection = torch.eye(rows.shape[1])
-    points = torch.cat([piece.float() @ projection for piece in torch.split(rows.cpu(), ROWS_AT_ONCE)])
-    squares = points.square().sum(dim=1)
-    nearest = torch.full((len(points),), torch.inf)
-    chosen = [int(torch.randint(len(points), (1,), generator=generator))]
-    for _ in range(max(1, round(fraction * len(points))) - 1):
-        latest = points[chosen[-1]]
-        nearest = torch.minimum(nearest, squares + latest.square().sum() - 2 * (points @ latest))
-        nearest[chosen[-1]] = -torch.inf  # never twice, however many rows are the same
-        chosen.append(int(nearest.argmax()))
-    return torch.tensor(sorted(chosen))
-
-
-def new_sources(known: Sequence[Source], offered: Sequence[Source]) -> list[int]:
-    """Return the positions of ``offered`` whose content is neither known nor offered before."""
+def new_sources(known: Iterable[Source], candidates: Iterable[Source]) -> list[bool]:
+    """Say of each candidate whether its content is new: not among ``known``, nor an earlier candidate's."""
     seen = {source.sha256 for source in known}
-    positions = []
-    for position, source in enumerate(offered):
-        if source.sha256 not in seen:
-            seen.add(source.sha256)
-            positions.append(position)
-    return positions
+    news = []
+    for source in candidates:
+        news.append(source.sha256 not in seen)
+        seen.add(source.sha256)
+    return news
 
 
-def bank_path(part: str, banks: Path) -> Path:
-    """Return where a part's bank stands: ``part`` itself if it names a file, else ``banks/NAME.safetensors``.
+def build(
+    batches: Iterable[Sequence[torch.Tensor]],
+    sources: Sequence[Source],
+    spec: ModelSpec,
+    object_name: str,
+    *,
+    dtype: torch.dtype = torch.float16,
+) -> MemoryBank:
+    """Enrol references: ``batches`` of raw patch tokens N × [B, L, Cv], in the order of ``sources``, K in all.
 
-    Raises OptionError for a name that could leave the folder or confuse a shell.
+    Batches are taken one at a time and normalised into place, so no more than the bank itself and one batch is held.
+    Raises InputError where two sources have the same content, or there are none.
     """
-    if part.endswith(SUFFIX):
-        return Path(part)
-    if not PART_NAME.fullmatch(part) or ".." in part:
-        raise OptionError(f"--part {part!r}: a part's name becomes a file's; use letters, digits, '_', '-' and '.'")
-    return banks / f"{part}{SUFFIX}"
+    empty = tuple(torch.empty(0, width, dtype=dtype) for width in spec.stage_widths)
+    features, counts = _extend(empty, tuple(() for _ in empty), batches, (), sources)
+    return MemoryBank(features, counts, spec, object_name, tuple(sources))
 
 
-def save_bank(bank: MemoryBank, path: Path) -> None:
-    """Write a bank aside, then rename it. Raises OutputError."""
-    tensors = {f"features/{n}": rows for n, rows in enumerate(bank.features)}
-    tensors |= {f"logits/{n}": logits for n, logits in enumerate(bank.logits)}
-    tensors["text_scores"] = bank.text_scores
-    fields: dict[str, Any] = {
-        "spec": bank.spec.to_json(),
-        "model": bank.model,
-        "projector": bank.projector,
-        "projector_fingerprint": bank.projector_fingerprint,
-        "object": bank.object_name,
-        "sources": [[source.path, source.sha256] for source in bank.sources],
-        "coreset": bank.coreset,
-        "calibration": None,
-    }
-    if bank.calibration is not None:
-        fields["calibration"] = bank.calibration.method
-        tensors["calibration/scores"] = torch.from_numpy(bank.calibration.scores.astype(np.float32))
-        tensors["calibration/map_maxima"] = torch.from_numpy(bank.calibration.map_maxima.astype(np.float32))
-    write_artifact(path, KIND, {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, fields)
+def append(bank: MemoryBank, batches: Iterable[Sequence[torch.Tensor]], sources: Sequence[Source]) -> MemoryBank:
+    """Enrol further references: the same bank as building it from all of them at once, dated now.
 
-
-def load_bank(path: Path) -> MemoryBank:
-    """Read a bank back, its shapes checked against its own settings. Raises ArtifactError."""
-    artifact = read_artifact(path, KIND)
-    fields, tensors = artifact.fields, artifact.tensors
-    try:
-        spec = ModelSpec.from_json(fields["spec"])
-        stages = range(len(spec.stages))
-        features = tuple(tensors[f"features/{n}"] for n in stages)
-        logits = tuple(tensors[f"logits/{n}"] for n in stages if f"logits/{n}" in tensors)
-        sources = tuple(Source(str(name), str(digest)) for name, digest in fields["sources"])
-        calibration = None
-        if fields["calibration"] is not None:
-            calibration = Calibration(
-                tensors["calibration/scores"].numpy(), tensors["calibration/map_maxima"].numpy(), fields["calibration"]
-            )
-        bank = MemoryBank(
-            features=features,
-            text_scores=tensors["text_scores"],
-            logits=logits,
-            sources=sources,
-            spec=spec,
-            model=str(fields["model"]),
-            projector=None if fields["projector"] is None else str(fields["projector"]),
-            projector_fingerprint=str(fields["projector_fingerprint"]),
-            object_name=str(fields["object"]),
-            coreset=float(fields["coreset"]),
-            calibration=calibration,
-            created=artifact.created,
-            version=artifact.version,
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise ArtifactError(f"{path}: not a whole bank ({error!r}); enrol the part anew") from error
-    _check_shapes(path, bank)
-    return bank
-
-
-def _check_shapes(path: Path, bank: MemoryBank) -> None:
-    count = len(bank.sources)
-    widths = tuple(rows.shape[-1] for rows in bank.features)
-    whole = (
-        count > 0
-        and widths == bank.spec.stage_widths
-        and all(rows.ndim == 2 and rows.dtype in (torch.float32, torch.float16) for rows in bank.features)
-        and bank.text_scores.shape == (count,)
-        and len(bank.logits) in (0, len(bank.features))
-        and all(logits.ndim == 3 and len(logits) == count for logits in bank.logits)
+    The calibration is dropped, as it was measured against fewer references. To a thinned bank the new rows are added
+    whole. Raises InputError where a source's content is in the bank already; ``new_sources`` says which.
+    """
+    features, counts = _extend(bank.features, bank.rows_per_source, batches, bank.sources, sources)
+    return MemoryBank(
+        features,
+        counts,
+        bank.spec,
+        bank.object_name,
+        (*bank.sources, *sources),
+        coreset_fraction=bank.coreset_fraction,
     )
-    if not whole:
-        raise ArtifactError(f"{path}: its rows do not fit its own settings; enrol the part anew")
+
+
+@torch.inference_mode()
+def nearest_distance(patch_tokens: torch.Tensor, *bank_features: torch.Tensor) -> torch.Tensor:
+    """Eq. 4: 1 − the largest cosine to any row of the bank, in [0, 2], float32.
+
+    ``patch_tokens`` [B, L, Cv], of any length; ``bank_features`` [M, Cv] unit rows in one piece or several, all on one
+    device. Returns [B, L]. Cosines are taken and compared in float32, ``SIMILARITIES`` bytes of them at a time, one
+    picture at a time: memory does not grow with B·L·M, and a picture's distances never depend on its neighbours.
+    """
+    pictures = [unit_rows(tokens) for tokens in patch_tokens]
+    length = patch_tokens.shape[1]
+    largest = torch.full(patch_tokens.shape[:2], -1.0, device=patch_tokens.device)
+    size = max(1, SIMILARITIES // (4 * length))
+    for rows in itertools.chain.from_iterable(torch.split(piece, size) for piece in bank_features if len(piece)):
+        columns = rows.float().T
+        for best, picture in zip(largest, pictures, strict=True):
+            torch.maximum(best, (picture @ columns).amax(dim=1), out=best)
+    return (1 - largest).clamp_(0, 2)
+
+
+def leave_one_out(bank: MemoryBank, references: MemoryBank) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Yield each source's distances to ``bank`` without its own rows, N × [1, L], in the order of the sources.
+
+    ``references`` holds the same sources with all their rows: the bank itself, or what it was thinned from. Nothing is
+    copied: the bank without a source is what lies before and after its rows. A stage in which a thinned bank has no
+    row of any other source has distance 2 everywhere. Raises InputError where there is but one source.
+    """
+    if len(bank.sources) == 1:
+        raise InputError(f"{bank.sources[0].path}: one reference alone cannot be left out; give a second good photo")
+    if bank.sources != references.sources or references.coreset_fraction != 1:
+        raise ValueError("leave_one_out needs all rows of the bank's own sources")
+    own = [list(itertools.accumulate(counts, initial=0)) for counts in bank.rows_per_source]
+    whole = [list(itertools.accumulate(counts, initial=0)) for counts in references.rows_per_source]
+    for k in range(len(bank.sources)):
+        yield tuple(
+            nearest_distance(tokens[None, start[k] : start[k + 1]], rows[: skip[k]], rows[skip[k + 1] :])
+            for tokens, start, rows, skip in zip(references.features, whole, bank.features, own, strict=True)
+        )
+
+
+def thin(bank: MemoryBank, fraction: float, seed: int = 0) -> MemoryBank:
+    """Keep a ``coreset`` of each stage's rows; the calibration is dropped, as it was measured against all of them."""
+    features, counts = [], []
+    for rows, stage_counts in zip(bank.features, bank.rows_per_source, strict=True):
+        kept = coreset(rows, fraction, seed)
+        source = torch.repeat_interleave(torch.tensor(stage_counts))[kept]
+        features.append(rows[kept])
+        counts.append(tuple(torch.bincount(source, minlength=len(stage_counts)).tolist()))
+    share = bank.coreset_fraction * fraction
+    return replace(
+        bank, features=tuple(features), rows_per_source=tuple(counts), calibration=None, coreset_fraction=share
+    )
+
+
+@torch.inference_mode()
+def coreset(features: torch.Tensor, fraction: float, seed: int = 0) -> torch.Tensor:
+    """Choose rows by greedy k-center: each time the one farthest from those chosen, as in PatchCore.
+
+    (Roth et al.: Towards total recall in industrial anomaly detection, 2022, algorithm 1; Gonzalez 1985: the covering
+    radius is at most twice the best one.) ``features`` [M, Cv] unit rows. Returns max(1, round(fraction · M)) indices
+    [k] int64, ascending; the same for the same ``seed``. Distances are Euclidean. Rows wider than ``CORESET_WIDTH`` are
+    projected to it at random for choosing (Johnson and Lindenstrauss), which keeps a distance within some 6 % (one
+    standard deviation); the first row is drawn at random.
+
+    The greedy choice is exact though all rows are only looked at in turns: distances to the chosen can only shrink,
+    so while one of the ``_CANDIDATES`` farthest is still as far as the nearest of them was, no other row is farther.
+    Memory beyond ``features``: M · 4 · (``CORESET_WIDTH`` + 2) bytes, and ``SIMILARITIES``.
+    """
+    if not 0 < fraction <= 1:
+        raise OptionError(
+            f"a coreset keeps a fraction of the rows above 0 and up to 1, not {fraction}; give one like 0.1"
+        )
+    total = len(features)
+    count = max(1, round(fraction * total))
+    if count == total:
+        return torch.arange(total)
+    generator = torch.Generator().manual_seed(seed)
+    rows = _projected(features, generator)
+    norms = rows.square().sum(dim=1)
+    centres = [int(torch.randint(total, (1,), generator=generator))]
+    nearest = torch.full((total,), torch.inf, device=rows.device)  # squared distance to the chosen; −1 for themselves
+    pending = list(centres)
+    while True:
+        _look_again(nearest, rows, norms, pending)
+        if len(centres) == count:
+            return torch.tensor(sorted(centres))
+        pending = _farthest(nearest, rows, norms, min(_CENTRES, count - len(centres)))
+        centres += pending
+
+
+def _projected(features: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    width = features.shape[1]
+    if width <= CORESET_WIDTH:
+        return features.float()
+    projection = torch.randn(width, CORESET_WIDTH, generator=generator).div_(CORESET_WIDTH**0.5).to(features.device)
+    rows = torch.empty(len(features), CORESET_WIDTH, device=features.device)
+    size = max(1, SIMILARITIES // (4 * width))
+    for into, chunk in zip(torch.split(rows, size), torch.split(features, size), strict=True):
+        torch.mm(chunk.float(), projection, out=into)
+    return rows
+
+
+def _look_again(nearest: torch.Tensor, rows: torch.Tensor, norms: torch.Tensor, centres: list[int]) -> None:
+    """Shrink every row's ``nearest`` to the new centres, in place, in chunks."""
+    size = max(1, SIMILARITIES // (4 * len(centres)))
+    columns, offsets = rows[centres].T, norms[centres]
+    for best, chunk, own in zip(*(torch.split(values, size) for values in (nearest, rows, norms)), strict=True):
+        distance = torch.addmm(offsets, chunk, columns, alpha=-2).amin(dim=1).add_(own).clamp_(min=0)
+        torch.minimum(best, distance, out=best)
+    nearest[centres] = -1
+
+
+def _farthest(nearest: torch.Tensor, rows: torch.Tensor, norms: torch.Tensor, limit: int) -> list[int]:
+    """Choose up to ``limit`` next centres among the farthest rows, as long as no other row can be farther."""
+    among = torch.topk(nearest, min(_CANDIDATES, len(nearest)))
+    bound = float(among.values[-1]) if len(among.values) < len(nearest) else -1.0
+    current, candidates, own = among.values, rows[among.indices], norms[among.indices]
+    chosen: list[int] = []
+    while len(chosen) < limit:
+        at = int(current.argmax())
+        if chosen and float(current[at]) < bound:
+            break
+        chosen.append(at)
+        distance = torch.addmv(own, candidates, candidates[at], alpha=-2).add_(own[at]).clamp_(min=0)
+        torch.minimum(current, distance, out=current)
+        current[at] = -1
+    return [int(index) for index in among.indices[chosen]]
+
+
+def _extend(
+    old: tuple[torch.Tensor, ...],
+    old_counts: tuple[tuple[int, ...], ...],
+    batches: Iterable[Sequence[torch.Tensor]],
+    known: Sequence[Source],
+    sources: Sequence[Source],
+) -> tuple[tuple[torch.Tensor, ...], tuple[tuple[int, ...], ...]]:
+    """Make each stage's tensor once, at its final size, and normalise the pictures into it."""
+    if not known and not sources:
+        raise InputError("no good photos to enroll; give a folder with at least one")
+    for source, is_new in zip(sources, new_sources(known, sources), strict=True):
+        if not is_new:
+            raise InputError(f"{source.path}: the same photo is in the bank already; leave it out")
+    features, lengths = old, [0] * len(old)
+    done = 0
+    for batch in batches:
+        size = len(batch[0])
+        if done + size > len(sources):
+            break
+        if done == 0:
+            lengths = [tokens.shape[1] for tokens in batch]
+            features = tuple(
+                torch.empty(len(rows) + len(sources) * length, rows.shape[1], dtype=rows.dtype)
+                for rows, length in zip(old, lengths, strict=True)
+            )
+            for rows, into in zip(old, features, strict=True):
+                into[: len(rows)] = rows
+        for tokens, into, before, length in zip(batch, features, old, lengths, strict=True):
+            for k, picture in enumerate(tokens.detach(), start=done):
+                start = len(before) + k * length
+                into[start : start + length] = unit_rows(picture)
+        done += size
+    else:
+        if done == len(sources):
+            return features, tuple(
+                (*counts, *[length] * done) for counts, length in zip(old_counts, lengths, strict=True)
+            )
+    raise ValueError(f"{len(sources)} sources, but another number of pictures")

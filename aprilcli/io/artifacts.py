@@ -112,8 +112,10 @@ def write_artifact(
         file.write(len(encoded).to_bytes(8, "little"))
         file.write(encoded)
         for name in names:
-            values = tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-            file.write(values.numpy().data)
+            values = tensors[name].detach().cpu().contiguous()
+            # A tensor of one element may keep any stride and count as contiguous.
+            flat = values.as_strided((values.numel(),), (1,)).view(torch.uint8)
+            file.write(flat.numpy().data)
 
 
 def read_artifact(path: Path, kind: str) -> Artifact:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aprilcli.errors import InputError
-from aprilcli.io.artifacts import sha256_of_file
 from aprilcli.io.images import FoundImage, SourceImage, read_image
 
 Item = TypeVar("Item")
@@ -23,8 +23,7 @@ Result = TypeVar("Result")
 class Picture:
     """A found file, decoded and prepared.
 
-    ``pixels`` [3, S, S] float32, None where ``error`` says why; ``size_hw`` of the source; ``sha256`` of its content,
-    where it was asked for.
+    ``pixels`` [3, S, S] float32, None where ``error`` says why; ``size_hw`` of the source.
     """
 
     found: FoundImage
@@ -32,7 +31,6 @@ class Picture:
     size_hw: tuple[int, int] = (0, 0)
     notes: tuple[str, ...] = ()
     error: str | None = None
-    sha256: str = ""
 
 
 def map_ahead(
@@ -49,15 +47,22 @@ def map_ahead(
         yield waiting.popleft().result()
 
 
-def read_picture(
-    found: FoundImage, prepare: Callable[[SourceImage], NDArray[np.float32]], *, hashed: bool = False
-) -> Picture:
+def read_all(
+    pool: ThreadPoolExecutor,
+    found: Iterable[FoundImage],
+    prepare: Callable[[SourceImage], NDArray[np.float32]],
+    ahead: int,
+) -> Iterator[Picture]:
+    """Read and prepare files on threads, in order."""
+    return map_ahead(pool, functools.partial(read_picture, prepare=prepare), found, ahead)
+
+
+def read_picture(found: FoundImage, prepare: Callable[[SourceImage], NDArray[np.float32]]) -> Picture:
     """Read and prepare one file; what goes wrong stands in ``error``."""
     if found.error is not None:
         return Picture(found, error=found.error)
     try:
         source = read_image(found.path)
-        digest = sha256_of_file(found.path) if hashed else ""
     except InputError as error:
         return Picture(found, error=str(error))
-    return Picture(found, prepare(source), source.size_hw, source.notes, sha256=digest)
+    return Picture(found, prepare(source), source.size_hw, source.notes)

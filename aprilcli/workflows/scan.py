@@ -20,19 +20,21 @@ import torch
 from numpy.typing import NDArray
 
 from aprilcli.core import maps
-from aprilcli.core.backbone import PAPER, TINY
-from aprilcli.core.detector import DEFAULT_OBJECT, Detector
+from aprilcli.core.bank_file import bank_path, load_bank
+from aprilcli.core.calibration import DEFAULT_RATE, Calibration, Threshold
+from aprilcli.core.detector import Detector
+from aprilcli.core.memory_bank import MemoryBank
 from aprilcli.errors import InputError, OutputError
 from aprilcli.io import reports
+from aprilcli.io.artifacts import sha256_of_file
 from aprilcli.io.atomic import output_errors
 from aprilcli.io.images import FoundImage, find_images
 from aprilcli.types import Detection
 from aprilcli.workflows.console import Console
-from aprilcli.workflows.pipeline import Picture, map_ahead, read_picture
+from aprilcli.workflows.pipeline import Picture, map_ahead, read_all
 
 SCORES, MAPS, RUN = "scores.csv", "maps", "run.json"
 HIGHEST = 5  # scores the summary names
-TINY_NOTE = f"model: {TINY}, the small embedded one; --model {PAPER} is the accurate one"
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,11 @@ class ScanOptions:
 
     folder: Path
     out: Path = Path("april-scan")
-    model: str = TINY
+    model: str | None = None
     projector: str | None = None
-    object_name: str = DEFAULT_OBJECT
+    object_name: str | None = None
+    part: str | None = None
+    banks: Path = Path("banks")
     image_size: int | None = None
     stages: tuple[int, ...] | None = None
     device: str = "auto"
@@ -53,6 +57,7 @@ class ScanOptions:
     maps: bool = True
     map_size: str = "source"
     threshold: float | None = None
+    false_alarm_rate: float = DEFAULT_RATE
     overwrite: bool = False
 
 
@@ -72,12 +77,11 @@ def run_scan(options: ScanOptions, console: Console) -> ScanSummary:
     """Score every picture below ``options.folder``. Raises the package's errors; unreadable pictures get their row."""
     started, began = reports.timestamp(), time.monotonic()
     total = _count_pictures(options)
-    _prepare_output(options)
-    if options.model == TINY:
-        console.note(TINY_NOTE)
+    bank = load_bank(bank_path(options.part, options.banks)) if options.part is not None else None
     detector = Detector.load(
         options.model,
         projector=options.projector,
+        bank=bank,
         object_name=options.object_name,
         image_size=options.image_size,
         stages=options.stages,
@@ -85,13 +89,15 @@ def run_scan(options: ScanOptions, console: Console) -> ScanSummary:
         precision=options.precision,
         progress=console.is_interactive,
     )
-    for note in detector.notes:
+    judge = Judge.for_bank(bank, options.threshold, options.false_alarm_rate)
+    for note in (*detector.notes, *judge.notes):
         console.note(note)
-    record = _describe_run(options, detector, started)
+    record = _describe_run(options, detector, judge, started)
+    _prepare_output(options)
     reports.write_json(options.out / RUN, record)
     tally = _Tally()
     with reports.open_scores(options.out / SCORES) as scores, console.progress(total, "scanning") as advance:
-        for row, notes in _score_all(options, detector):
+        for row, notes in _score_all(options, detector, judge):
             scores.write(row)
             tally.count(row)
             for note in notes:
@@ -106,6 +112,40 @@ def run_scan(options: ScanOptions, console: Console) -> ScanSummary:
         highest=tuple(tally.highest),
         out=options.out,
     )
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What turns scores into p-values and verdicts: a person's threshold, or a bank's calibration, or nothing."""
+
+    calibration: Calibration | None
+    threshold: Threshold | None
+    pixel_threshold: Threshold | None
+
+    @classmethod
+    def for_bank(cls, bank: MemoryBank | None, threshold: float | None, rate: float) -> Judge:
+        """Take the bank's calibration at a false-alarm ``rate``; a ``threshold`` overrides its verdicts."""
+        calibration = bank.calibration if bank is not None else None
+        chosen = Threshold(threshold) if threshold is not None else None
+        if calibration is None:
+            return cls(None, chosen, None)
+        return cls(calibration, chosen or calibration.threshold(rate), calibration.pixel_threshold(rate))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know of the verdicts."""
+        return (self.threshold.note,) if self.threshold is not None and self.threshold.note else ()
+
+    def p_value(self, score: float) -> float | None:
+        """Return the conformal p-value, where there is a calibration."""
+        return None if self.calibration is None else self.calibration.p_value(score)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what run.json says of it; ``threshold`` is in image scores, ``pixel_threshold`` in map values."""
+        return {
+            name: None if threshold is None else asdict(threshold)
+            for name, threshold in (("threshold", self.threshold), ("pixel_threshold", self.pixel_threshold))
+        }
 
 
 class _Tally:
@@ -160,7 +200,7 @@ def _prepare_output(options: ScanOptions) -> None:
             shutil.rmtree(out / name) if name == MAPS else (out / name).unlink()
 
 
-def _describe_run(options: ScanOptions, detector: Detector, started: str) -> dict[str, Any]:
+def _describe_run(options: ScanOptions, detector: Detector, judge: Judge, started: str) -> dict[str, Any]:
     spec = detector.backbone.spec
     return {
         "versions": reports.versions(),
@@ -169,21 +209,26 @@ def _describe_run(options: ScanOptions, detector: Detector, started: str) -> dic
         "device": str(detector.backbone.device),
         "precision": detector.backbone.precision,
         "projector": detector.projector.identity if detector.projector is not None else None,
-        "bank": None,
+        "bank": None if options.part is None else _describe_bank(options.part, options.banks),
+        **judge.describe(),
         "started": started,
     }
 
 
-def _score_all(options: ScanOptions, detector: Detector) -> Iterator[tuple[reports.ScoreRow, tuple[str, ...]]]:
+def _describe_bank(part: str, banks: Path) -> dict[str, str]:
+    path = bank_path(part, banks)
+    return {"path": str(path), "sha256": sha256_of_file(path)}
+
+
+def _score_all(
+    options: ScanOptions, detector: Detector, judge: Judge
+) -> Iterator[tuple[reports.ScoreRow, tuple[str, ...]]]:
     """Chain the stages: decoding and writing run ahead on threads while this thread encodes; order is kept."""
     description = {
         "model": detector.backbone.spec.label,
         "projector": detector.projector.name if detector.projector is not None else None,
-        "bank": None,
+        "bank": options.part,
     }
-
-    def read(found: FoundImage) -> Picture:
-        return read_picture(found, detector.prepare)
 
     def finish(scored: tuple[Picture, Detection | None]) -> tuple[reports.ScoreRow, tuple[str, ...]]:
         picture, detection = scored
@@ -191,11 +236,11 @@ def _score_all(options: ScanOptions, detector: Detector) -> Iterator[tuple[repor
             return reports.ScoreRow(picture.found.relative, "error", error=picture.error), ()
         if options.maps and detection.anomaly_map is not None:
             _write_map(options, picture, detection.anomaly_map, description)
-        return _row(options, picture, detection), picture.notes
+        return _row(judge, picture, detection), picture.notes
 
     with ThreadPoolExecutor(max_workers=options.workers) as pool:
         ahead = 2 * (options.workers + options.batch_size)
-        pictures = map_ahead(pool, read, _pictures_to_scan(options), ahead)
+        pictures = read_all(pool, _pictures_to_scan(options), detector.prepare, ahead)
         yield from map_ahead(pool, finish, _detect(detector, pictures, options.batch_size), ahead)
 
 
@@ -219,19 +264,16 @@ def _write_map(
     reports.write_map(path, anomaly_map, {**description, "range": value_range})
 
 
-def _row(options: ScanOptions, picture: Picture, detection: Detection) -> reports.ScoreRow:
-    verdict = None
-    if options.threshold is not None:
-        # In float32, so that a score copied from the CSV is a threshold that its picture reaches.
-        verdict = "anomalous" if detection.score >= np.float32(options.threshold) else "normal"
+def _row(judge: Judge, picture: Picture, detection: Detection) -> reports.ScoreRow:
     return reports.ScoreRow(
         path=picture.found.relative,
         status="ok",
         score=detection.score,
         text_score=detection.text_score,
         map_max=detection.map_max,
-        threshold=options.threshold,
-        verdict=verdict,
+        p_value=judge.p_value(detection.score),
+        threshold=None if judge.threshold is None else judge.threshold.value,
+        verdict=None if judge.threshold is None else judge.threshold.verdict(detection.score),
         width=picture.size_hw[1],
         height=picture.size_hw[0],
     )

@@ -334,3 +334,9 @@ def test_sha256_of_file(tmp_path: Path) -> None:
     assert sha256_of_file(tmp_path / "x") == hashlib.sha256(content).hexdigest()
     with pytest.raises(InputError, match=r"none: cannot be read \(No such file or directory\); check the path"):
         sha256_of_file(tmp_path / "none")
+
+
+def test_one_element_of_a_column_is_written(tmp_path: Path) -> None:
+    column = torch.arange(4.0).reshape(2, 2)[:1, 1]  # stride 2, and contiguous all the same
+    write_artifact(tmp_path / "a.safetensors", "bank", {"x": column}, {})
+    assert read_artifact(tmp_path / "a.safetensors", "bank").tensors["x"].tolist() == [1.0]

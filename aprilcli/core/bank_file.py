@@ -1,0 +1,45 @@
+"""Where a part's bank stands, and how it gets there and back."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from aprilcli.core.memory_bank import KIND, MemoryBank
+from aprilcli.errors import ArtifactError, InputError, OptionError
+from aprilcli.io.artifacts import read_artifact, write_artifact
+
+SUFFIX = ".safetensors"
+PART_NAME = re.compile(r"\w[\w.-]{0,99}")
+
+
+def bank_path(part: str, banks: Path) -> Path:
+    """Return where a part's bank stands: ``part`` itself if it names a file, else ``banks/NAME.safetensors``.
+
+    Raises OptionError for a name that could leave the folder or confuse a shell.
+    """
+    if part.endswith(SUFFIX):
+        return Path(part)
+    if not PART_NAME.fullmatch(part) or ".." in part:
+        raise OptionError(f"--part {part!r}: a part's name becomes a file's; use letters, digits, '_', '-' and '.'")
+    return banks / f"{part}{SUFFIX}"
+
+
+def save_bank(bank: MemoryBank, path: Path) -> None:
+    """Write a bank aside, then rename it: an interrupted write leaves the old one whole. Raises OutputError."""
+    tensors, fields = bank.to_artifact()
+    on_disk = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    write_artifact(path, KIND, on_disk, fields, created=bank.created)
+
+
+def load_bank(path: Path) -> MemoryBank:
+    """Read a bank back, its pieces checked against each other. Raises InputError or ArtifactError."""
+    if not path.exists():
+        raise InputError(f"{path}: there is no such bank; make one with: aprilcli enroll PHOTOS --part NAME")
+    artifact = read_artifact(path, KIND)
+    try:
+        return MemoryBank.from_artifact(
+            artifact.tensors, artifact.fields, created=artifact.created, version=artifact.version
+        )
+    except ArtifactError as error:
+        raise ArtifactError(f"{path}: {error}") from error

@@ -1,0 +1,275 @@
+"""`enroll`: remember good photos of a part, and learn from them alone what score is alarming.
+
+find → hash → decode ahead → encode → bank → (thin) → calibrate → write aside, then rename
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from aprilcli.core import calibration, maps, memory_bank
+from aprilcli.core.backbone import TINY
+from aprilcli.core.bank_file import bank_path, load_bank, save_bank
+from aprilcli.core.calibration import Calibration
+from aprilcli.core.detector import Detector
+from aprilcli.core.memory_bank import MemoryBank, Recipe, Source, ZeroShotResults
+from aprilcli.errors import InputError, OptionError, OutputError
+from aprilcli.io.artifacts import sha256_of_file
+from aprilcli.io.images import FoundImage, find_images
+from aprilcli.workflows.console import Console
+from aprilcli.workflows.pipeline import Picture, read_all
+
+LISTED = 10  # files an error names before it counts the rest
+# Mild changes of one photo: what light and fixture do to a good part. Brightness factors and shifts in pixels.
+BRIGHTNESS = (0.9, 0.95, 1.05, 1.1)
+SHIFTS = ((0, 2), (2, 0), (0, -2), (-2, 0))
+
+
+@dataclass(frozen=True)
+class EnrollOptions:
+    """What to remember, and as what; see ``aprilcli enroll --help``."""
+
+    folder: Path
+    part: str
+    banks: Path = Path("banks")
+    model: str | None = None
+    projector: str | None = None
+    object_name: str | None = None
+    image_size: int | None = None
+    stages: tuple[int, ...] | None = None
+    device: str = "auto"
+    precision: str = "auto"
+    batch_size: int = 1
+    workers: int = 2
+    append: bool = False
+    overwrite: bool = False
+    calibrate: Path | None = None
+    coreset: float | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class EnrollSummary:
+    """What was written: the bank, how many photos are new in it, and which were known already."""
+
+    path: Path
+    bank: MemoryBank
+    added: int
+    known: tuple[str, ...]
+
+
+def run_enroll(options: EnrollOptions, console: Console) -> EnrollSummary:
+    """Make or extend a part's bank. Raises the package's errors; the old bank stands until the new one is whole."""
+    path = bank_path(options.part, options.banks)
+    if path.exists() and not (options.append or options.overwrite):
+        raise OutputError(f"{path}: this part is enrolled already; --append adds photos, --overwrite starts anew")
+    old = load_bank(path) if options.append else None
+    if old is not None and (old.coreset_fraction < 1 or old.zero_shot is None):
+        raise OptionError(f"--append: {path} was thinned, its photos' other rows are gone; enrol all photos anew")
+    found, sources, known = _new_photos(options.folder, () if old is None else old.sources)
+    if not found:
+        raise InputError(f"{options.folder}: no new photos; every one is in {path} already")
+    detector = Detector.load(
+        options.model,
+        projector=options.projector,
+        bank=old,
+        object_name=options.object_name,
+        image_size=options.image_size,
+        stages=options.stages,
+        device=options.device,
+        precision=options.precision,
+        progress=console.is_interactive,
+    )
+    for note in detector.notes:
+        console.note(note)
+    half = options.coreset is not None or detector.backbone.precision != "fp32"
+    whole = _remember(options, detector, console, found, sources, old, torch.float16 if half else torch.float32)
+    bank = whole if options.coreset is None else memory_bank.thin(whole, options.coreset, options.seed)
+    bank = replace(bank, calibration=_calibrate(options, detector, console, bank, whole))
+    save_bank(bank, path)
+    return EnrollSummary(path, bank, len(found), known)
+
+
+def _new_photos(folder: Path, enrolled: tuple[Source, ...]) -> tuple[list[FoundImage], list[Source], tuple[str, ...]]:
+    """List the photos whose content is not in the bank, nor listed before; and the paths of those that are."""
+    photos = _photos_in(folder)
+    candidates = [Source(photo.relative, sha256_of_file(photo.path)) for photo in photos]
+    is_new = memory_bank.new_sources(enrolled, candidates)
+    found = list(itertools.compress(photos, is_new))
+    known = tuple(source.path for source, new in zip(candidates, is_new, strict=True) if not new)
+    return found, list(itertools.compress(candidates, is_new)), known
+
+
+def _photos_in(folder: Path) -> list[FoundImage]:
+    if not folder.is_dir():
+        raise InputError(f"{folder}: not a folder; give the folder that holds the good photos")
+    photos = list(find_images(folder))
+    _refuse_unreadable([photo.error for photo in photos if photo.error is not None])
+    if not photos:
+        raise InputError(f"{folder}: no pictures below it (JPEG, PNG, TIFF, BMP, WebP, PGM, PPM); check the path")
+    return photos
+
+
+def _refuse_unreadable(errors: list[str]) -> None:
+    if errors:
+        more = f"; and {len(errors) - LISTED} more" if len(errors) > LISTED else ""
+        listed = "; ".join(errors[:LISTED])
+        raise InputError(f"{len(errors)} photos cannot be read, nothing was written: {listed}{more}")
+
+
+def _remember(
+    options: EnrollOptions,
+    detector: Detector,
+    console: Console,
+    found: list[FoundImage],
+    sources: list[Source],
+    old: MemoryBank | None,
+    dtype: torch.dtype,
+) -> MemoryBank:
+    """Encode the photos into a bank, after the rows of ``old``, with their zero-shot results beside."""
+    results: list[ZeroShotResults] = [] if old is None or old.zero_shot is None else [old.zero_shot]
+
+    def batches() -> Iterator[tuple[torch.Tensor, ...]]:
+        for pixels in _read_batches(options, detector, console, found, "enrolling"):
+            features = detector.backbone.encode(torch.from_numpy(pixels))
+            logits = tuple(stage.cpu() for stage in detector.logits(features))
+            results.append(ZeroShotResults(detector.text_scores(features).cpu(), logits))
+            yield features.patch_tokens
+
+    if old is None:
+        bank = memory_bank.build(batches(), sources, detector.backbone.spec, detector.object_name, dtype=dtype)
+    else:
+        bank = memory_bank.append(old, batches(), sources)
+    together = results[0]
+    for following in results[1:]:
+        together = together.followed_by(following)
+    recipe = Recipe(options.model or TINY, options.projector, detector.projector_fingerprint)
+    return replace(bank, zero_shot=together, recipe=recipe if old is None else old.recipe)
+
+
+def _read_batches(
+    options: EnrollOptions, detector: Detector, console: Console, found: list[FoundImage], what: str
+) -> Iterator[NDArray[np.float32]]:
+    """Read photos ahead and give them in batches [B, 3, S, S]. All are read before any fault is reported."""
+    with (
+        ThreadPoolExecutor(max_workers=options.workers) as pool,
+        console.progress(len(found), what) as advance,
+    ):
+        pictures = read_all(pool, found, detector.prepare, 2 * (options.workers + options.batch_size))
+        while batch := list(itertools.islice(pictures, options.batch_size)):
+            _refuse_unreadable_now_or_later(batch, pictures)
+            for picture in batch:
+                for note in picture.notes:
+                    console.note_once(note)
+                advance()
+            yield np.stack([picture.pixels for picture in batch if picture.pixels is not None])
+
+
+def _refuse_unreadable_now_or_later(batch: list[Picture], rest: Iterator[Picture]) -> None:
+    if any(picture.error is not None for picture in batch):
+        _refuse_unreadable([picture.error for picture in (*batch, *rest) if picture.error is not None])
+
+
+def _calibrate(
+    options: EnrollOptions, detector: Detector, console: Console, bank: MemoryBank, whole: MemoryBank
+) -> Calibration:
+    """Score good photos as scan will: further ones, or each reference without itself, or changes of the only one."""
+    if options.calibrate is not None:
+        return _calibrate_on_further(options, detector, console, bank, options.calibrate)
+    if len(bank.sources) > 1:
+        distances = memory_bank.leave_one_out(bank, whole)
+        scores, maxima = _score_references(detector, whole, distances, console)
+        return Calibration(scores, maxima, "leave-one-out")
+    return _calibrate_on_changes(options, detector, bank, console)
+
+
+def _score_references(
+    detector: Detector, whole: MemoryBank, distances: Iterator[tuple[torch.Tensor, ...]], console: Console
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Add each reference's distances to its zero-shot result: score and map maximum, [K] each."""
+    results = whole.zero_shot
+    if results is None:
+        raise ValueError("references are scored with their zero-shot results")
+    size = whole.spec.image_size
+    maxima = []
+    with console.progress(len(whole.sources), "calibrating") as advance:
+        for reference, stages in enumerate(distances):
+            grids = (_as_grid(stage) for stage in stages)
+            anomaly_map = maps.few_shot_map(grids, size)
+            if results.logits:
+                anomaly_map += maps.zero_shot_map((stage[reference, None] for stage in results.logits), size)
+            maxima.append(anomaly_map.amax())
+            advance()
+    map_maxima = torch.stack(maxima)
+    return (results.text_scores + map_maxima).numpy(), map_maxima.numpy()
+
+
+def _as_grid(distances: torch.Tensor) -> torch.Tensor:
+    side = round(distances.shape[1] ** 0.5)  # pictures are squashed to squares
+    return distances.reshape(1, side, side)
+
+
+def _calibrate_on_further(
+    options: EnrollOptions, detector: Detector, console: Console, bank: MemoryBank, folder: Path
+) -> Calibration:
+    photos, _, known = _new_photos(folder, bank.sources)
+    if known:
+        console.note(f"--calibrate: {len(known)} photos are references themselves, or twice there, and are left out")
+    if not photos:
+        raise InputError(f"{folder}: every photo is a reference already; calibrate on further good photos")
+    scanner = Detector(detector.backbone, detector.projector, bank, detector.object_name)
+    batches = _read_batches(options, detector, console, photos, "calibrating")
+    return _score_pictures(scanner, batches, "held-out")
+
+
+def _calibrate_on_changes(
+    options: EnrollOptions, detector: Detector, bank: MemoryBank, console: Console
+) -> Calibration:
+    (photo,) = [found for found in _photos_in(options.folder) if found.relative == bank.sources[0].path]
+    (pixels,) = _read_batches(options, detector, console, [photo], "calibrating")
+    scanner = Detector(detector.backbone, detector.projector, bank, detector.object_name)
+    return _score_pictures(scanner, _mild_changes(pixels, detector), "augmentations")
+
+
+def _mild_changes(pixels: NDArray[np.float32], detector: Detector) -> Iterator[NDArray[np.float32]]:
+    """Change one prepared photo [1, 3, S, S] a little, in brightness and position."""
+    spec = detector.backbone.spec
+    black = (-np.array(spec.mean) / np.array(spec.std)).astype(np.float32)[None, :, None, None]
+    for factor in BRIGHTNESS:
+        yield ((pixels - black) * factor + black).astype(np.float32)
+    for shift in SHIFTS:
+        down, right = shift
+        padded = np.pad(pixels, ((0, 0), (0, 0), (2, 2), (2, 2)), mode="edge")
+        height, width = pixels.shape[2:]
+        yield padded[:, :, 2 + down : 2 + down + height, 2 + right : 2 + right + width].copy()
+
+
+def _score_pictures(
+    scanner: Detector, batches: Iterator[NDArray[np.float32]], method: calibration.Method
+) -> Calibration:
+    detections = [detection for pixels in batches for detection in scanner.detect(pixels)]
+    maxima = [detection.map_max for detection in detections if detection.map_max is not None]
+    return Calibration(
+        np.array([detection.score for detection in detections], np.float32), np.array(maxima, np.float32), method
+    )
+
+
+def summarise(summary: EnrollSummary) -> str:
+    """Say in a few lines what was remembered, and what it promises."""
+    bank, scored = summary.bank, summary.bank.calibration
+    lines = [
+        f"{summary.path}: {len(bank.sources)} reference photos of {bank.object_name!r}, {summary.added} of them new"
+    ]
+    if summary.known:
+        lines.append(f"{len(summary.known)} photos were there already, by content: {', '.join(summary.known[:LISTED])}")
+    if scored is not None:
+        lines.append(f"calibrated on {len(scored)} scores of good photos ({scored.method})")
+    return "\n".join(lines)

@@ -1,0 +1,77 @@
+"""`inspect`: what a bank, projector or map file holds, who made it and from what."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+from rich import box
+from rich.table import Table
+
+from aprilcli.core import memory_bank
+from aprilcli.core.bank_file import load_bank
+from aprilcli.errors import ArtifactError
+from aprilcli.io.artifacts import read_header
+
+TIFF_SUFFIXES = (".tif", ".tiff")
+
+
+def describe(path: Path) -> Table:
+    """Return a table of what ``path`` holds. Raises ArtifactError or InputError for anything else."""
+    table = Table(title=str(path), box=box.SIMPLE, show_header=False, title_justify="left")
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    rows = _describe_map(path) if path.suffix.lower() in TIFF_SUFFIXES else _describe_artifact(path)
+    for name, value in rows.items():
+        table.add_row(name, str(value))
+    return table
+
+
+def _describe_map(path: Path) -> dict[str, Any]:
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            values = tiff.pages[0].asarray()
+            made = json.loads(tiff.pages[0].description)
+    except (OSError, tifffile.TiffFileError, ValueError) as error:
+        raise ArtifactError(f"{path}: not a heatmap of this tool ({error}); name one of maps/") from error
+    rows = {"holds": "heatmap", "size": f"{values.shape[1]} x {values.shape[0]}", "type": values.dtype}
+    rows["peak"] = "x {1}, y {0}".format(*np.unravel_index(values.argmax(), values.shape))
+    return {**rows, **made}
+
+
+def _describe_artifact(path: Path) -> dict[str, Any]:
+    header = read_header(path)
+    rows: dict[str, Any] = {"holds": header.kind, "created": header.created, "by": f"aprilcli {header.version}"}
+    if header.kind == memory_bank.KIND:
+        return rows | _describe_bank(path)
+    for name, value in header.fields.items():
+        rows |= _flat(name, value)
+    return rows | {f"tensor {name}": f"{shape} {header.dtypes[name]}" for name, shape in header.shapes.items()}
+
+
+def _describe_bank(path: Path) -> dict[str, Any]:
+    bank = load_bank(path)
+    rows: dict[str, Any] = {"object": bank.object_name, "model": bank.recipe.model}
+    rows |= _flat("model", bank.spec.to_json())
+    rows["projector"] = bank.recipe.projector or "the model's own"
+    rows["projector fingerprint"] = bank.recipe.projector_fingerprint or "none"
+    for stage, features in zip(bank.spec.stages, bank.features, strict=True):
+        size = features.numel() * features.element_size() / 1e6
+        rows[f"stage {stage}"] = f"{len(features)} rows of {features.shape[1]}, {features.dtype}, {size:.1f} MB"
+    rows["kept by coreset"] = f"{bank.coreset_fraction:.1%}"
+    if (scored := bank.calibration) is not None:
+        rows["calibration"] = f"{len(scored)} scores of good photos ({scored.method})"
+        rows["good scores"] = f"{scored.scores.min():.4f} to {scored.scores.max():.4f}"
+        rows["good map maxima"] = f"{scored.map_maxima.min():.4f} to {scored.map_maxima.max():.4f}"
+    rows["references"] = len(bank.sources)
+    return rows | {source.path: f"sha256 {source.sha256}" for source in bank.sources}
+
+
+def _flat(name: str, value: Any) -> dict[str, Any]:
+    """Spread an object over rows; lists stand in one."""
+    if isinstance(value, dict):
+        return {key: said for inner, one in value.items() for key, said in _flat(f"{name} {inner}", one).items()}
+    return {name: " ".join(map(str, value)) if isinstance(value, list | tuple) else value}

@@ -1,0 +1,318 @@
+"""`enroll`, `scan --part` and `inspect` through the command line: banks, verdicts, and what is refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from conftest import GOLDEN, QUERIES, GoldenCase, draw_photo
+from typer.testing import CliRunner, Result
+
+from aprilcli.cli import app
+from aprilcli.core.bank_file import load_bank
+from aprilcli.core.detector import Detector
+from aprilcli.core.memory_bank import build
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, list(map(str, arguments)))
+
+
+def rows(out: Path) -> list[dict[str, str]]:
+    with (out / "scores.csv").open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def line_of(result: Result) -> str:
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("aprilcli: error: ")
+    return lines[0]
+
+
+def draw_good(folder: Path, count: int, first_seed: int = 0) -> Path:
+    for seed in range(first_seed, first_seed + count):
+        draw_photo(folder / f"{seed:03}.png", seed)
+    return folder
+
+
+@pytest.fixture
+def model(golden_vit: GoldenCase) -> list[object]:
+    return ["--model", golden_vit.folder, "--image-size", 70, "--stages", "2,4,6,8", "--device", "cpu"]
+
+
+@pytest.fixture
+def banks(tmp_path: Path) -> Path:
+    return tmp_path / "banks"
+
+
+def test_golden_few_shot_maps_and_sums(golden: GoldenCase, tmp_path: Path) -> None:
+    for name in ("ref0", "ref1"):
+        (tmp_path / "good").mkdir(exist_ok=True)
+        shutil.copy(GOLDEN / "images" / f"{name}.png", tmp_path / "good")
+    for query in QUERIES:
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        shutil.copy(GOLDEN / "images" / f"{query}.png", tmp_path / "photos")
+    stages = ",".join(map(str, golden.stages))
+    settings = ["--model", golden.folder, "--image-size", golden.image_size, "--stages", stages]
+    banks = ["--part", "nut", "--banks", tmp_path / "banks", "--device", "cpu"]
+    enrolled = run("enroll", tmp_path / "good", *settings, *banks, "--object", "metal nut")
+    assert enrolled.exit_code == 0, enrolled.output
+    result = run("scan", tmp_path / "photos", *banks, "--map-size", "model", "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    for row, query in zip(rows(tmp_path / "out"), QUERIES, strict=True):
+        expected = golden.numbers[f"{query}/anomaly_map"]
+        written = torch.from_numpy(tifffile.imread(tmp_path / "out" / "maps" / f"{query}.png.tiff"))
+        torch.testing.assert_close(written, expected, atol=1e-4, rtol=0)
+        probability = float(golden.numbers[f"{query}/probability"][1])
+        assert float(row["score"]) == pytest.approx(probability + float(expected.max()), abs=1e-4)
+        assert float(row["score"]) == pytest.approx(float(row["text_score"]) + float(row["map_max"]), abs=1e-6)
+
+
+def test_a_reference_has_a_few_shot_map_near_zero(
+    golden_vit: GoldenCase, model: list[object], banks: Path, tmp_path: Path
+) -> None:
+    bare = Path(shutil.copytree(golden_vit.folder, tmp_path / "bare"))
+    (bare / "projector.safetensors").unlink()
+    good = draw_good(tmp_path / "good", 3)
+    bare_model = ["--model", bare, *model[2:]]
+    enrolled = run("enroll", good, "--part", "p", "--banks", banks, *bare_model)
+    assert enrolled.stderr.count("no projector") == 1
+    draw_photo(tmp_path / "photos" / "new.png", 99)
+    shutil.copy(good / "001.png", tmp_path / "photos")
+    result = run("scan", tmp_path / "photos", "--part", "p", "--banks", banks, "--out", tmp_path / "out")
+    assert result.stderr.count("no projector") == 1
+    reference, new = rows(tmp_path / "out")
+    assert float(reference["map_max"]) < 1e-3
+    assert float(new["map_max"]) > 0.05
+
+
+def test_verdicts_p_values_and_threshold(model: list[object], banks: Path, tmp_path: Path) -> None:
+    good, further = draw_good(tmp_path / "good", 3), draw_good(tmp_path / "further", 19, 100)
+    enrolled = run("enroll", good, "--part", "p", "--banks", banks, "--calibrate", further, *model)
+    assert "calibrated on 19 scores of good photos (held-out)" in enrolled.stdout
+    scored = load_bank(banks / "p.safetensors").calibration
+    assert scored is not None
+    arguments = ["scan", further, "--part", "p", "--banks", banks, "--false-alarm-rate", 0.1]
+    assert run(*arguments, "--out", tmp_path / "out", "--fail-on-anomaly").exit_code == 4
+    results = rows(tmp_path / "out")
+    by_scan = np.array([float(row["score"]) for row in results], np.float32)
+    np.testing.assert_allclose(np.sort(by_scan), np.sort(scored.scores), atol=1e-6)  # calibrated as scan scores
+    assert [row["verdict"] for row in results].count("anomalous") == 1  # of 19, p = (1 + 1) / 20 ≤ 0.1
+    for row in results:
+        reached = sum(other >= np.float32(row["score"]) for other in scored.scores)
+        assert float(row["p_value"]) == pytest.approx((1 + reached) / 20)
+        assert (row["verdict"] == "anomalous") == (float(row["p_value"]) <= 0.1 + 1e-9)
+    described = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert described["threshold"]["guaranteed"] is True
+    assert described["pixel_threshold"]["value"] > 0
+    assert described["bank"]["sha256"]
+
+
+def test_too_few_photos_are_said_once_with_how_many_would_do(model: list[object], banks: Path, tmp_path: Path) -> None:
+    good = draw_good(tmp_path / "good", 4)
+    run("enroll", good, "--part", "p", "--banks", banks, *model)
+    result = run("scan", good, "--part", "p", "--banks", banks, "--out", tmp_path / "out")
+    assert result.stderr.count("99 good photos would be enough") == 1
+    threshold = json.loads((tmp_path / "out" / "run.json").read_text())["threshold"]
+    assert threshold["guaranteed"] is False
+    scored = load_bank(banks / "p.safetensors").calibration
+    assert scored is not None
+    assert threshold["value"] > scored.scores.max()
+    given = run("scan", good, "--part", "p", "--banks", banks, "--threshold", 0, "--out", tmp_path / "given")
+    assert {row["verdict"] for row in rows(tmp_path / "given")} == {"anomalous"}
+    assert "would be enough" not in given.stderr
+
+
+def test_leave_one_out_is_scanning_against_the_others(
+    model: list[object], golden_vit: GoldenCase, banks: Path, tmp_path: Path
+) -> None:
+    good = draw_good(tmp_path / "good", 4)
+    run("enroll", good, "--part", "p", "--banks", banks, *model)
+    scored = load_bank(banks / "p.safetensors").calibration
+    assert scored is not None
+    assert scored.method == "leave-one-out"
+    for index in range(4):
+        others = Path(shutil.copytree(good, tmp_path / f"others{index}"))
+        alone = tmp_path / f"alone{index}"
+        alone.mkdir()
+        (others / f"{index:03}.png").rename(alone / "photo.png")
+        run("enroll", others, "--part", f"p{index}", "--banks", banks, *model)
+        run("scan", alone, "--part", f"p{index}", "--banks", banks, "--out", tmp_path / f"out{index}")
+        (row,) = rows(tmp_path / f"out{index}")
+        assert float(row["score"]) == pytest.approx(float(scored.scores[index]), abs=1e-5)
+        assert float(row["map_max"]) == pytest.approx(float(scored.map_maxima[index]), abs=1e-5)
+
+
+def test_one_reference_is_calibrated_on_its_changes(model: list[object], banks: Path, tmp_path: Path) -> None:
+    good = draw_good(tmp_path / "good", 1)
+    assert run("enroll", good, "--part", "p", "--banks", banks, *model).exit_code == 0
+    scored = load_bank(banks / "p.safetensors").calibration
+    assert scored is not None
+    assert (scored.method, len(scored)) == ("augmentations", 8)
+    run("scan", good, "--part", "p", "--banks", banks, "--false-alarm-rate", 0.5, "--out", tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["threshold"]["guaranteed"] is False
+
+
+def test_append_equals_enrolling_all_at_once(model: list[object], banks: Path, tmp_path: Path) -> None:
+    draw_good(tmp_path / "all", 5)
+    draw_good(tmp_path / "first", 2)
+    run("enroll", tmp_path / "all", "--part", "all", "--banks", banks, *model)
+    run("enroll", tmp_path / "first", "--part", "grown", "--banks", banks, *model)
+    grown = run("enroll", tmp_path / "all", "--part", "grown", "--banks", banks, "--append")
+    assert grown.exit_code == 0, grown.output
+    assert "3 of them new" in grown.stdout
+    assert "2 photos were there already" in grown.stdout
+    one, other = load_bank(banks / "all.safetensors"), load_bank(banks / "grown.safetensors")
+    assert one.sources == other.sources
+    for mine, theirs in zip(one.features, other.features, strict=True):
+        assert torch.equal(mine, theirs)
+    assert one.calibration is not None
+    assert other.calibration is not None
+    np.testing.assert_array_equal(one.calibration.scores, other.calibration.scores)
+
+
+def test_the_same_photo_twice_is_noticed_by_content(model: list[object], banks: Path, tmp_path: Path) -> None:
+    good = draw_good(tmp_path / "good", 2)
+    shutil.copy(good / "000.png", good / "copy.png")
+    result = run("enroll", good, "--part", "p", "--banks", banks, *model)
+    assert "copy.png" in result.stdout
+    assert [source.path for source in load_bank(banks / "p.safetensors").sources] == ["000.png", "001.png"]
+    again = run("enroll", good, "--part", "p", "--banks", banks, "--append")
+    assert "no new photos" in line_of(again)
+
+
+def test_references_are_left_out_of_their_own_calibration(model: list[object], banks: Path, tmp_path: Path) -> None:
+    good = draw_good(tmp_path / "good", 2)
+    further = draw_good(tmp_path / "further", 3)  # the first two are the references
+    result = run("enroll", good, "--part", "p", "--banks", banks, "--calibrate", further, *model)
+    assert "2 photos are references themselves" in result.stderr
+    assert "calibrated on 1 scores" in result.stdout
+    refused = run("enroll", good, "--part", "q", "--banks", banks, "--calibrate", good, *model)
+    assert refused.exit_code == 1
+    assert not (banks / "q.safetensors").exists()
+
+
+def test_unreadable_references_stop_enrolling_with_their_list(model: list[object], banks: Path, tmp_path: Path) -> None:
+    good = draw_good(tmp_path / "good", 3)
+    (good / "bad1.png").write_bytes(b"nothing")
+    (good / "zz2.jpg").write_bytes(b"")
+    result = run("enroll", good, "--part", "p", "--banks", banks, *model)
+    assert result.exit_code == 1
+    line = line_of(result)
+    assert "2 photos cannot be read" in line
+    assert "bad1.png" in line
+    assert "zz2.jpg" in line
+    assert not banks.exists()
+
+
+def test_coreset_keeps_its_share_and_refuses_to_grow(model: list[object], banks: Path, tmp_path: Path) -> None:
+    good = draw_good(tmp_path / "good", 4)
+    for part in ("a", "b"):
+        run("enroll", good, "--part", part, "--banks", banks, "--coreset", 0.25, "--seed", 3, *model)
+    one, other = load_bank(banks / "a.safetensors"), load_bank(banks / "b.safetensors")
+    assert [len(rows) for rows in one.features] == [25] * 4  # a quarter of 4 × 25 patches
+    for mine, theirs in zip(one.features, other.features, strict=True):
+        assert torch.equal(mine, theirs)
+        assert mine.dtype == torch.float16
+    draw_photo(good / "more.png", 50)
+    assert "thinned" in line_of(run("enroll", good, "--part", "a", "--banks", banks, "--append"))
+
+
+@pytest.mark.parametrize("name", ["a/b", "a b", "..", "a..b", "-x", ".hidden", "", "a\nb", "C:\\x"])
+def test_a_part_is_named_like_a_file(name: str, banks: Path, tmp_path: Path) -> None:
+    result = run("enroll", draw_good(tmp_path / "good", 1), f"--part={name}", "--banks", banks)
+    assert result.exit_code == 2
+    assert "--part" in line_of(result)
+
+
+def test_an_enrolled_part_is_not_overwritten_unasked(model: list[object], banks: Path, tmp_path: Path) -> None:
+    good = draw_good(tmp_path / "good", 2)
+    run("enroll", good, "--part", "p", "--banks", banks, *model)
+    before = (banks / "p.safetensors").read_bytes()
+    refused = run("enroll", good, "--part", "p", "--banks", banks, *model)
+    assert "--append" in line_of(refused)
+    assert (banks / "p.safetensors").read_bytes() == before
+    assert run("enroll", good, "--part", "p", "--banks", banks, "--overwrite", *model).exit_code == 0
+
+
+def test_a_bank_is_refused_by_another_model_projector_or_object(
+    golden_vit: GoldenCase, golden: GoldenCase, model: list[object], banks: Path, tmp_path: Path
+) -> None:
+    good = draw_good(tmp_path / "good", 2)
+    run("enroll", good, "--part", "p", "--banks", banks, *model)
+    scan = ["scan", good, "--part", "p", "--banks", banks, "--out", tmp_path / "out", "--device", "cpu"]
+    if golden.folder != golden_vit.folder:
+        stages = ",".join(map(str, golden.stages))
+        other = run(*scan, "--model", golden.folder, "--stages", stages, "--image-size", golden.image_size)
+        line = line_of(other)
+        assert golden.folder.name in line
+        assert golden_vit.folder.name in line
+    assert "image_size 70 against 56" in line_of(run(*scan, "--image-size", 56))
+    assert "'object'" in line_of(run(*scan, "--object", "screw"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_bank_says_how_to_make_one(tmp_path: Path) -> None:
+    good = draw_good(tmp_path / "good", 1)
+    result = run("scan", good, "--part", "nosuch", "--banks", tmp_path, "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "aprilcli enroll" in line_of(result)
+
+
+def test_inspect_shows_a_bank_a_projector_and_a_map(
+    golden_vit: GoldenCase, model: list[object], banks: Path, tmp_path: Path
+) -> None:
+    good = draw_good(tmp_path / "good", 3)
+    run("enroll", good, "--part", "p", "--banks", banks, "--object", "metal nut", *model)
+    shown = run("inspect", banks / "p.safetensors").stdout
+    for part in ("metal nut", "leave-one-out", "001.png", "sha256", "gelu", "75 rows of 64"):
+        assert part in shown
+    assert "projector" in run("inspect", golden_vit.folder / "projector.safetensors").stdout
+    run("scan", good, *model, "--out", tmp_path / "out")
+    shown = run("inspect", tmp_path / "out" / "maps" / "000.png.tiff").stdout
+    assert "heatmap" in shown
+    assert "60 x 40" in shown
+    (tmp_path / "notes.txt").write_text("hello")
+    assert run("inspect", tmp_path / "notes.txt").exit_code == 1
+
+
+def test_scores_with_a_bank_depend_on_the_picture_alone(model: list[object], banks: Path, tmp_path: Path) -> None:
+    run("enroll", draw_good(tmp_path / "good", 2), "--part", "p", "--banks", banks, *model)
+    photos = draw_good(tmp_path / "photos", 5, 40)
+    arguments = ["scan", photos, "--part", "p", "--banks", banks]
+    run(*arguments, "--out", tmp_path / "one")
+    run(*arguments, "--out", tmp_path / "batch", "--batch-size", 4)
+    for mine, theirs in zip(rows(tmp_path / "one"), rows(tmp_path / "batch"), strict=True):
+        assert float(mine["score"]) == pytest.approx(float(theirs["score"]), abs=1e-5)
+
+
+def test_false_alarms_keep_to_the_rate_on_a_real_model(golden_vit: GoldenCase) -> None:
+    """Of exchangeable good pictures, scored by the model, the share called anomalous is within binomial bounds."""
+    from aprilcli.core.calibration import Calibration
+    from aprilcli.core.memory_bank import Source
+
+    generator = torch.Generator().manual_seed(1)
+    pictures = torch.randn(240, 3, 70, 70, generator=generator)
+    encode = golden_vit.backbone.encode
+    sources = [Source(str(index), str(index)) for index in range(2)]
+    bank = build([encode(pictures[:2]).patch_tokens], sources, golden_vit.backbone.spec, "object")
+    plain = Detector(golden_vit.backbone)
+    detector = Detector(golden_vit.backbone, None, bank)
+    assert plain.has_maps is False
+    detections = [one for batch in pictures[2:].split(34) for one in detector.detect(batch)]
+    scores = np.array([one.score for one in detections], np.float32)
+    rng, rate, draws, size = np.random.default_rng(0), 0.1, 200, 19
+    alarms = 0
+    for _ in range(draws):
+        chosen = rng.permutation(len(scores))[: size + 1]
+        calibration = Calibration(scores[chosen[:size]], scores[chosen[:size]], "held-out")
+        alarms += calibration.threshold(rate).verdict(float(scores[chosen[size]])) == "anomalous"
+    deviation = (rate * (1 - rate) / draws) ** 0.5
+    assert abs(alarms / draws - rate) < 3.5 * deviation
