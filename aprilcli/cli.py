@@ -100,6 +100,27 @@ Banks = Annotated[Path, _option("--banks", "Folder of the parts' banks.")]
 Seed = Annotated[int, _option("--seed", "Seed of all that is drawn by chance.", min=0)]
 
 
+Range = Annotated[
+    str | None,
+    _option("--range", "Black and white of pictures with more than 8 bits, such as 0,4095.", metavar="LO,HI"),
+]
+MaxPixels = Annotated[int, _option("--max-pixels", "Largest picture that is decoded.", min=1)]
+Follow = Annotated[bool, _option("--follow", "Enter linked folders.")]
+
+
+def parse_range(text: str | None) -> tuple[float, float] | None:
+    """Read ``0,4095``. Raises OptionError."""
+    if text is None:
+        return None
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        low, high = 0.0, 0.0
+    if not low < high < float("inf"):
+        raise OptionError(f"--range {text}: give two numbers, the smaller one first, such as 0,4095")
+    return low, high
+
+
 def parse_stages(text: str | None) -> tuple[int, ...] | None:
     """Read ``6,12,18,24``. Raises OptionError."""
     if text is None:
@@ -146,6 +167,10 @@ def scan(
     false_alarm_rate: Annotated[
         float, _option("--false-alarm-rate", "Share of good pictures that may be called anomalous (with a part).")
     ] = 0.01,
+    value_range: Range = None,
+    max_pixels: MaxPixels = 100_000_000,
+    follow: Follow = False,
+    resume: Annotated[bool, _option("--resume", "Go on with an interrupted scan.")] = False,
     overwrite: Overwrite = False,
     fail_on_anomaly: Annotated[bool, _option("--fail-on-anomaly", "Exit with 4 if any picture is anomalous.")] = False,
     quiet: Quiet = False,
@@ -174,6 +199,10 @@ def scan(
         map_size=map_size.value,
         threshold=threshold,
         false_alarm_rate=false_alarm_rate,
+        value_range=parse_range(value_range),
+        max_pixels=max_pixels,
+        follow=follow,
+        resume=resume,
         overwrite=overwrite,
     )
     summary = run_scan(options, console)
@@ -206,6 +235,9 @@ def enroll(
         float | None, _option("--coreset", "Keep only this share of the bank, the rows that cover the rest.")
     ] = None,
     seed: Seed = 0,
+    value_range: Range = None,
+    max_pixels: MaxPixels = 100_000_000,
+    follow: Follow = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -232,6 +264,9 @@ def enroll(
         calibrate=calibrate,
         coreset=coreset,
         seed=seed,
+        value_range=parse_range(value_range),
+        max_pixels=max_pixels,
+        follow=follow,
     )
     console = Console(quiet, verbose)
     console.result(summarise(run_enroll(options, console)))

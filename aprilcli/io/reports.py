@@ -11,14 +11,13 @@ from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
 from aprilcli import __version__
-from aprilcli.errors import OutputError
 from aprilcli.io.atomic import output_errors, written_aside
 
 DEFLATE_LEVEL = 1  # float maps hardly shrink further, only slower
@@ -50,35 +49,97 @@ def _text(value: object) -> str:
     return str(np.float32(value)) if isinstance(value, float) else str(value)  # the shortest that round-trips
 
 
-class ScoresFile:
-    """scores.csv, open for writing: RFC 4180, UTF-8, each row on disk before the next begins."""
+class LineFile:
+    """A text file open for appending, each line on its way to disk before the next begins."""
 
     def __init__(self, path: Path, stream: TextIO) -> None:
-        """Write through ``stream``; ``path`` is for messages. Use ``open_scores``."""
+        """Write through ``stream``; ``path`` is for messages. Use ``open_lines``."""
         self._path = path
         self._stream = stream
-        self._writer = csv.writer(stream, lineterminator="\r\n")
 
-    def write(self, row: ScoreRow) -> None:
-        """Append a row. Raises OutputError (disk full, say); the rows before it stay whole."""
-        self.write_cells([_text(value) for value in asdict(row).values()])
-
-    def write_cells(self, cells: list[str]) -> None:
-        """Append a line of cells as they stand."""
+    def write(self, text: str) -> int:
+        """Append text. Raises OutputError (disk full, say); what was there stays whole."""
         with output_errors(self._path):
-            self._writer.writerow(cells)
+            written = self._stream.write(text)
             self._stream.flush()
+        return written
 
 
 @contextmanager
-def open_scores(path: Path) -> Iterator[ScoresFile]:
-    """Create scores.csv with its header."""
+def open_lines(path: Path, keep: int = 0) -> Iterator[LineFile]:
+    """Open a text file for appending behind its first ``keep`` bytes; the rest is cut off."""
     with output_errors(path):
-        stream = path.open("w", encoding="utf-8", errors="surrogateescape", newline="")
-    with stream:
-        scores = ScoresFile(path, stream)
-        scores.write_cells(list(COLUMNS))
+        stream = path.open("a", encoding="utf-8", errors="surrogateescape", newline="")
+        stream.truncate(keep)
+    try:
+        yield LineFile(path, stream)
+    finally:
+        with output_errors(path):
+            stream.close()
+
+
+class ScoresFile:
+    """scores.csv, open for writing: RFC 4180, UTF-8 (bytes that are no UTF-8 in a name stand as they are)."""
+
+    def __init__(self, lines: LineFile) -> None:
+        """Use ``open_scores``."""
+        self._writer = csv.writer(lines, lineterminator="\r\n")
+
+    def write(self, row: ScoreRow) -> None:
+        """Append a row. Raises OutputError; the rows before it stay whole."""
+        self._writer.writerow([_text(value) for value in asdict(row).values()])
+
+    def write_header(self) -> None:
+        """Write the names of the columns."""
+        self._writer.writerow(COLUMNS)
+
+
+@contextmanager
+def open_scores(path: Path, keep: int = 0) -> Iterator[ScoresFile]:
+    """Create scores.csv with its header, or go on behind the first ``keep`` bytes of the one there."""
+    with open_lines(path, keep) as lines:
+        scores = ScoresFile(lines)
+        if keep == 0:
+            scores.write_header()
         yield scores
+
+
+def read_rows(stream: BinaryIO) -> Iterator[tuple[ScoreRow, int]]:
+    """Read the whole rows of a scores.csv, with the position behind each; a torn or foreign line ends it."""
+    position = 0
+
+    def lines() -> Iterator[str]:
+        nonlocal position
+        for line in stream:
+            if not line.endswith(b"\n"):
+                return
+            position += len(line)
+            yield line.decode("utf-8", "surrogateescape")
+
+    reader = csv.reader(lines(), strict=True)
+    if tuple(next(reader, ())) != COLUMNS:
+        return
+    for cells in reader:
+        row = _parse(cells)
+        if row is None:
+            return
+        yield row, position
+
+
+def _parse(cells: list[str]) -> ScoreRow | None:
+    """Rebuild a row from its cells; None if they are not a row's."""
+    if len(cells) != len(COLUMNS) or cells[1] not in ("ok", "error"):
+        return None
+    values: dict[str, Any] = dict(zip(COLUMNS, (cell or None for cell in cells), strict=True))
+    values["path"] = cells[0]
+    try:
+        for name in ("score", "text_score", "map_max", "p_value", "threshold"):
+            values[name] = None if values[name] is None else float(np.float32(values[name]))
+        for name in ("width", "height"):
+            values[name] = None if values[name] is None else int(values[name])
+    except ValueError:
+        return None
+    return ScoreRow(**values)
 
 
 def write_map(path: Path, anomaly_map: NDArray[np.float32], description: dict[str, Any]) -> None:
@@ -110,9 +171,3 @@ def versions() -> dict[str, str]:
 def timestamp() -> str:
     """Return the time now, ISO 8601, UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def require_new(path: Path, what: str) -> None:
-    """Refuse to write over something that is there. Raises OutputError."""
-    if path.exists():
-        raise OutputError(f"{path}: {what} already exists; choose another place, or say --overwrite")

@@ -23,9 +23,9 @@ from aprilcli.core.detector import Detector
 from aprilcli.core.memory_bank import MemoryBank, Recipe, Source, ZeroShotResults
 from aprilcli.errors import InputError, OptionError, OutputError
 from aprilcli.io.artifacts import sha256_of_file
-from aprilcli.io.images import FoundImage, find_images
+from aprilcli.io.images import MAX_PIXELS, FoundImage, find_images
 from aprilcli.workflows.console import Console
-from aprilcli.workflows.pipeline import Picture, read_all
+from aprilcli.workflows.pipeline import Picture, Reader, read_all
 
 LISTED = 10  # files an error names before it counts the rest
 # Mild changes of one photo: what light and fixture do to a good part. Brightness factors and shifts in pixels.
@@ -54,6 +54,9 @@ class EnrollOptions:
     calibrate: Path | None = None
     coreset: float | None = None
     seed: int = 0
+    value_range: tuple[float, float] | None = None
+    max_pixels: int = MAX_PIXELS
+    follow: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ def run_enroll(options: EnrollOptions, console: Console) -> EnrollSummary:
     old = load_bank(path) if options.append else None
     if old is not None and (old.coreset_fraction < 1 or old.zero_shot is None):
         raise OptionError(f"--append: {path} was thinned, its photos' other rows are gone; enrol all photos anew")
-    found, sources, known = _new_photos(options.folder, () if old is None else old.sources)
+    found, sources, known = _new_photos(options, options.folder, () if old is None else old.sources)
     if not found:
         raise InputError(f"{options.folder}: no new photos; every one is in {path} already")
     detector = Detector.load(
@@ -98,9 +101,11 @@ def run_enroll(options: EnrollOptions, console: Console) -> EnrollSummary:
     return EnrollSummary(path, bank, len(found), known)
 
 
-def _new_photos(folder: Path, enrolled: tuple[Source, ...]) -> tuple[list[FoundImage], list[Source], tuple[str, ...]]:
+def _new_photos(
+    options: EnrollOptions, folder: Path, enrolled: tuple[Source, ...]
+) -> tuple[list[FoundImage], list[Source], tuple[str, ...]]:
     """List the photos whose content is not in the bank, nor listed before; and the paths of those that are."""
-    photos = _photos_in(folder)
+    photos = _photos_in(folder, options.follow)
     candidates = [Source(photo.relative, sha256_of_file(photo.path)) for photo in photos]
     is_new = memory_bank.new_sources(enrolled, candidates)
     found = list(itertools.compress(photos, is_new))
@@ -108,10 +113,10 @@ def _new_photos(folder: Path, enrolled: tuple[Source, ...]) -> tuple[list[FoundI
     return found, list(itertools.compress(candidates, is_new)), known
 
 
-def _photos_in(folder: Path) -> list[FoundImage]:
+def _photos_in(folder: Path, follow: bool) -> list[FoundImage]:
     if not folder.is_dir():
         raise InputError(f"{folder}: not a folder; give the folder that holds the good photos")
-    photos = list(find_images(folder))
+    photos = list(find_images(folder, follow=follow))
     _refuse_unreadable([photo.error for photo in photos if photo.error is not None])
     if not photos:
         raise InputError(f"{folder}: no pictures below it (JPEG, PNG, TIFF, BMP, WebP, PGM, PPM); check the path")
@@ -163,13 +168,14 @@ def _read_batches(
         ThreadPoolExecutor(max_workers=options.workers) as pool,
         console.progress(len(found), what) as advance,
     ):
-        pictures = read_all(pool, found, detector.prepare, 2 * (options.workers + options.batch_size))
+        reader = Reader(detector.prepare, options.value_range, options.max_pixels)
+        pictures = read_all(pool, found, reader, 2 * (options.workers + options.batch_size))
         while batch := list(itertools.islice(pictures, options.batch_size)):
             _refuse_unreadable_now_or_later(batch, pictures)
             for picture in batch:
                 for note in picture.notes:
                     console.note_once(note)
-                advance()
+                advance(1)
             yield np.stack([picture.pixels for picture in batch if picture.pixels is not None])
 
 
@@ -207,7 +213,7 @@ def _score_references(
             if results.logits:
                 anomaly_map += maps.zero_shot_map((stage[reference, None] for stage in results.logits), size)
             maxima.append(anomaly_map.amax())
-            advance()
+            advance(1)
     map_maxima = torch.stack(maxima)
     return (results.text_scores + map_maxima).numpy(), map_maxima.numpy()
 
@@ -220,7 +226,7 @@ def _as_grid(distances: torch.Tensor) -> torch.Tensor:
 def _calibrate_on_further(
     options: EnrollOptions, detector: Detector, console: Console, bank: MemoryBank, folder: Path
 ) -> Calibration:
-    photos, _, known = _new_photos(folder, bank.sources)
+    photos, _, known = _new_photos(options, folder, bank.sources)
     if known:
         console.note(f"--calibrate: {len(known)} photos are references themselves, or twice there, and are left out")
     if not photos:
@@ -233,7 +239,7 @@ def _calibrate_on_further(
 def _calibrate_on_changes(
     options: EnrollOptions, detector: Detector, bank: MemoryBank, console: Console
 ) -> Calibration:
-    (photo,) = [found for found in _photos_in(options.folder) if found.relative == bank.sources[0].path]
+    (photo,) = [found for found in _photos_in(options.folder, options.follow) if found.relative == bank.sources[0].path]
     (pixels,) = _read_batches(options, detector, console, [photo], "calibrating")
     scanner = Detector(detector.backbone, detector.projector, bank, detector.object_name)
     return _score_pictures(scanner, _mild_changes(pixels, detector), "augmentations")

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import collections
-import functools
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from aprilcli.errors import InputError
-from aprilcli.io.images import FoundImage, SourceImage, read_image
+from aprilcli.io.images import MAX_PIXELS, FoundImage, SourceImage, read_image
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -47,22 +50,47 @@ def map_ahead(
         yield waiting.popleft().result()
 
 
-def read_all(
-    pool: ThreadPoolExecutor,
-    found: Iterable[FoundImage],
-    prepare: Callable[[SourceImage], NDArray[np.float32]],
-    ahead: int,
-) -> Iterator[Picture]:
+@dataclass(frozen=True)
+class Reader:
+    """Reads one file after another: how to prepare a picture for the model, and ``read_image``'s own settings."""
+
+    prepare: Callable[[SourceImage], NDArray[np.float32]]
+    value_range: tuple[float, float] | None = None
+    max_pixels: int = MAX_PIXELS
+
+    def __call__(self, found: FoundImage) -> Picture:
+        """Read and prepare one file; what goes wrong stands in ``error``."""
+        if found.error is not None:
+            return Picture(found, error=found.error)
+        try:
+            source = read_image(found.path, value_range=self.value_range, max_pixels=self.max_pixels)
+        except InputError as error:
+            return Picture(found, error=str(error))
+        return Picture(found, self.prepare(source), source.size_hw, source.notes)
+
+
+def read_all(pool: ThreadPoolExecutor, found: Iterable[FoundImage], reader: Reader, ahead: int) -> Iterator[Picture]:
     """Read and prepare files on threads, in order."""
-    return map_ahead(pool, functools.partial(read_picture, prepare=prepare), found, ahead)
+    return map_ahead(pool, reader, found, ahead)
 
 
-def read_picture(found: FoundImage, prepare: Callable[[SourceImage], NDArray[np.float32]]) -> Picture:
-    """Read and prepare one file; what goes wrong stands in ``error``."""
-    if found.error is not None:
-        return Picture(found, error=found.error)
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Let Ctrl-C finish what is in hand: yields a function that says whether it was pressed.
+
+    A second one stops at once.
+    """
+    pressed = threading.Event()
+
+    def on_interrupt(_signal: int, _frame: FrameType | None) -> None:
+        pressed.set()
+        signal.signal(signal.SIGINT, before)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield pressed.is_set  # only the main thread hears signals
+        return
+    before = signal.signal(signal.SIGINT, on_interrupt)
     try:
-        source = read_image(found.path)
-    except InputError as error:
-        return Picture(found, error=str(error))
-    return Picture(found, prepare(source), source.size_hw, source.notes)
+        yield pressed.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)

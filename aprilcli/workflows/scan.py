@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,16 +23,18 @@ from aprilcli.core.bank_file import bank_path, load_bank
 from aprilcli.core.calibration import DEFAULT_RATE, Calibration, Threshold
 from aprilcli.core.detector import Detector
 from aprilcli.core.memory_bank import MemoryBank
-from aprilcli.errors import InputError, OutputError
+from aprilcli.errors import InputError
 from aprilcli.io import reports
 from aprilcli.io.artifacts import sha256_of_file
-from aprilcli.io.atomic import output_errors
-from aprilcli.io.images import FoundImage, find_images
+from aprilcli.io.images import MAX_PIXELS, FoundImage, find_images
 from aprilcli.types import Detection
+from aprilcli.workflows import scan_output as output
 from aprilcli.workflows.console import Console
-from aprilcli.workflows.pipeline import Picture, map_ahead, read_all
+from aprilcli.workflows.pipeline import Picture, Reader, interruptible, map_ahead, read_all
+from aprilcli.workflows.scan_output import MAPS, RUN, SCORES
 
-SCORES, MAPS, RUN = "scores.csv", "maps", "run.json"
+# Options that change how a scan goes, not what it finds.
+HOW_NOT_WHAT = ("out", "workers", "resume", "overwrite")
 HIGHEST = 5  # scores the summary names
 
 
@@ -58,6 +59,10 @@ class ScanOptions:
     map_size: str = "source"
     threshold: float | None = None
     false_alarm_rate: float = DEFAULT_RATE
+    value_range: tuple[float, float] | None = None
+    max_pixels: int = MAX_PIXELS
+    follow: bool = False
+    resume: bool = False
     overwrite: bool = False
 
 
@@ -77,6 +82,8 @@ def run_scan(options: ScanOptions, console: Console) -> ScanSummary:
     """Score every picture below ``options.folder``. Raises the package's errors; unreadable pictures get their row."""
     started, began = reports.timestamp(), time.monotonic()
     total = _count_pictures(options)
+    if not (options.resume or options.overwrite):
+        output.refuse_results(options.out)  # now, before a model is loaded; and again once the folder is ours
     bank = load_bank(bank_path(options.part, options.banks)) if options.part is not None else None
     detector = Detector.load(
         options.model,
@@ -93,17 +100,27 @@ def run_scan(options: ScanOptions, console: Console) -> ScanSummary:
     for note in (*detector.notes, *judge.notes):
         console.note(note)
     record = _describe_run(options, detector, judge, started)
-    _prepare_output(options)
-    reports.write_json(options.out / RUN, record)
     tally = _Tally()
-    with reports.open_scores(options.out / SCORES) as scores, console.progress(total, "scanning") as advance:
-        for row, notes in _score_all(options, detector, judge):
-            scores.write(row)
-            tally.count(row)
-            for note in notes:
-                console.note_once(note)
-            advance()
-    reports.write_json(options.out / RUN, {**record, "counts": tally.counts(), "finished": reports.timestamp()})
+    with (
+        output.claimed(options.out),
+        ThreadPoolExecutor(max_workers=options.workers) as pool,
+        interruptible() as interrupted,
+        console.progress(total, "scanning") as advance,
+    ):
+        kept = _prepare_output(options, record, tally)
+        advance(kept.rows)
+        found = itertools.islice(_pictures_to_scan(options), kept.rows, None)
+        with output.open_writer(options.out, kept) as writer:
+            for picture, row in _score_all(options, detector, judge, pool, found):
+                writer.write(picture.found, row)
+                tally.count(row)
+                for note in picture.notes:
+                    console.note_once(note)
+                advance(1)
+                if interrupted():
+                    raise KeyboardInterrupt
+        output.flush(options.out)
+        reports.write_json(options.out / RUN, {**record, "counts": tally.counts(), "finished": reports.timestamp()})
     return ScanSummary(
         scored=tally.scored,
         unreadable=tally.unreadable,
@@ -174,7 +191,11 @@ def _pictures_to_scan(options: ScanOptions) -> Iterator[FoundImage]:
     out = options.out.resolve()
     folder = options.folder.resolve()
     own = out.relative_to(folder).as_posix() + "/" if out.is_relative_to(folder) and out != folder else None
-    return (found for found in find_images(options.folder) if own is None or not found.relative.startswith(own))
+    return (
+        found
+        for found in find_images(options.folder, follow=options.follow)
+        if own is None or not found.relative.startswith(own)
+    )
 
 
 def _count_pictures(options: ScanOptions) -> int:
@@ -188,23 +209,28 @@ def _count_pictures(options: ScanOptions) -> int:
     return total
 
 
-def _prepare_output(options: ScanOptions) -> None:
-    """Make the output folder, or refuse one that holds results already."""
+def _prepare_output(options: ScanOptions, record: dict[str, Any], tally: _Tally) -> output.Kept:
+    """Make room for the results: refuse those that are there, take them away, or find how far they are whole."""
     out = options.out
-    present = [name for name in (SCORES, RUN, MAPS) if (out / name).exists()]
-    if present and not options.overwrite:
-        raise OutputError(f"{out}: already holds results ({', '.join(present)}); choose another --out, or --overwrite")
-    with output_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
-        for name in present:
-            shutil.rmtree(out / name) if name == MAPS else (out / name).unlink()
+    if options.resume and output.has_results(out):
+        output.check_same_run(out, record)
+        return output.keep_whole(out, _pictures_to_scan(options), options.maps, options.batch_size, tally.count)
+    if not options.overwrite:
+        output.refuse_results(out)
+    output.remove_results(out)
+    reports.write_json(out / RUN, record)
+    return output.Kept()
 
 
 def _describe_run(options: ScanOptions, detector: Detector, judge: Judge, started: str) -> dict[str, Any]:
     spec = detector.backbone.spec
     return {
         "versions": reports.versions(),
-        "options": {name: str(value) if isinstance(value, Path) else value for name, value in asdict(options).items()},
+        "options": {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in asdict(options).items()
+            if name not in HOW_NOT_WHAT
+        },
         "model": spec.to_json(),
         "device": str(detector.backbone.device),
         "precision": detector.backbone.precision,
@@ -221,8 +247,12 @@ def _describe_bank(part: str, banks: Path) -> dict[str, str]:
 
 
 def _score_all(
-    options: ScanOptions, detector: Detector, judge: Judge
-) -> Iterator[tuple[reports.ScoreRow, tuple[str, ...]]]:
+    options: ScanOptions,
+    detector: Detector,
+    judge: Judge,
+    pool: ThreadPoolExecutor,
+    found: Iterator[FoundImage],
+) -> Iterator[tuple[Picture, reports.ScoreRow]]:
     """Chain the stages: decoding and writing run ahead on threads while this thread encodes; order is kept."""
     description = {
         "model": detector.backbone.spec.label,
@@ -230,18 +260,21 @@ def _score_all(
         "bank": options.part,
     }
 
-    def finish(scored: tuple[Picture, Detection | None]) -> tuple[reports.ScoreRow, tuple[str, ...]]:
+    def finish(scored: tuple[Picture, Detection | None]) -> tuple[Picture, reports.ScoreRow]:
         picture, detection = scored
         if detection is None:
-            return reports.ScoreRow(picture.found.relative, "error", error=picture.error), ()
+            return picture, reports.ScoreRow(picture.found.relative, "error", error=picture.error)
         if options.maps and detection.anomaly_map is not None:
             _write_map(options, picture, detection.anomaly_map, description)
-        return _row(judge, picture, detection), picture.notes
+        return picture, _row(judge, picture, detection)
 
-    with ThreadPoolExecutor(max_workers=options.workers) as pool:
-        ahead = 2 * (options.workers + options.batch_size)
-        pictures = read_all(pool, _pictures_to_scan(options), detector.prepare, ahead)
-        yield from map_ahead(pool, finish, _detect(detector, pictures, options.batch_size), ahead)
+    ahead = 2 * (options.workers + options.batch_size)
+    pictures = read_all(pool, found, _reader(options, detector), ahead)
+    return map_ahead(pool, finish, _detect(detector, pictures, options.batch_size), ahead)
+
+
+def _reader(options: ScanOptions, detector: Detector) -> Reader:
+    return Reader(detector.prepare, options.value_range, options.max_pixels)
 
 
 def _detect(
@@ -260,7 +293,7 @@ def _write_map(
     if options.map_size == "source":
         anomaly_map = maps.stretch(torch.from_numpy(anomaly_map), picture.size_hw).numpy()
     value_range = [float(anomaly_map.min()), float(anomaly_map.max())]
-    path = options.out / MAPS / f"{picture.found.relative}.tiff"
+    path = output.map_path(options.out, picture.found.relative)
     reports.write_map(path, anomaly_map, {**description, "range": value_range})
 
 

@@ -1,0 +1,199 @@
+"""What a scan writes, so that nothing is lost: one writer at a time, rows in order, and a way to go on after a kill.
+
+``scores.csv`` grows by a row as soon as that row's map stands under its name. ``.journal`` holds, line by line, the
+size and time of each row's picture. Whatever happens, the rows that are whole, in order, with their maps whole and
+their pictures unchanged are a prefix of an undisturbed run: ``--resume`` keeps it and goes on behind it.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import filelock
+import tifffile
+
+from aprilcli.errors import OutputError
+from aprilcli.io import reports
+from aprilcli.io.atomic import output_errors, remove_leftovers
+from aprilcli.io.images import UNREADABLE, FoundImage
+
+SCORES, MAPS, RUN = "scores.csv", "maps", "run.json"
+JOURNAL, LOCK = ".journal", ".lock"
+CHANGING = ("started", "finished", "counts", "versions")  # what may differ between a run and its resumption
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What stands already: how many rows, and where each file ends behind them."""
+
+    rows: int = 0
+    scores_end: int = 0
+    journal_end: int = 0
+
+
+@contextmanager
+def claimed(out: Path) -> Iterator[None]:
+    """Hold the output folder, made if need be, against a second scan. Raises OutputError while the first one lives."""
+    with output_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+        try:
+            with filelock.FileLock(out / LOCK, timeout=0):
+                remove_leftovers(out)
+                yield
+        except filelock.Timeout as error:
+            raise OutputError(f"{out}: another scan is writing there; wait for it, or choose another --out") from error
+
+
+def has_results(out: Path) -> bool:
+    """Say whether results of a scan stand in ``out``."""
+    return any((out / name).exists() for name in (SCORES, RUN, MAPS))
+
+
+def refuse_results(out: Path) -> None:
+    """Raise OutputError where results stand in ``out``: they are never replaced unasked."""
+    if has_results(out):
+        raise OutputError(
+            f"{out}: already holds results; choose another --out, go on with --resume, or replace them with --overwrite"
+        )
+
+
+def remove_results(out: Path) -> None:
+    """Take away the results of an earlier scan, and nothing else."""
+    with output_errors(out):
+        for name in (SCORES, RUN, JOURNAL):
+            (out / name).unlink(missing_ok=True)
+        if (out / MAPS).exists():
+            shutil.rmtree(out / MAPS)
+
+
+def check_same_run(out: Path, record: dict[str, Any]) -> None:
+    """Refuse to go on with another model, bank or option than the run began with. Raises OutputError, naming it."""
+    path = out / RUN
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{path}: does not say how its run began ({error}); --overwrite starts anew") from error
+    then, now = dict(_leaves(before)), dict(_leaves(json.loads(json.dumps(record))))
+    differences = [
+        f"{name}: {then.get(name)} then, {now.get(name)} now"
+        for name in sorted(then.keys() | now.keys())
+        if name.split(".")[0] not in CHANGING and then.get(name) != now.get(name)
+    ]
+    if differences:
+        raise OutputError(f"{out}: its run began otherwise ({'; '.join(differences)}); --overwrite starts anew")
+
+
+def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _leaves(inner, f"{name}.{key}" if name else key)
+    else:
+        yield name, value
+
+
+def keep_whole(
+    out: Path, found: Iterator[FoundImage], maps: bool, batch_size: int, on_row: Callable[[reports.ScoreRow], None]
+) -> Kept:
+    """Find how much of an interrupted run is whole, take away what is behind it, and tell ``on_row`` of what is kept.
+
+    Stops at the first row that is torn, whose picture is another or has changed, or whose map is missing or damaged;
+    and at a whole number of batches, so that the rest is encoded in the very batches of an undisturbed run.
+    """
+    old = _old_rows(out)
+    kept = Kept()
+    batch: list[reports.ScoreRow] = []
+    behind: list[reports.ScoreRow] = []
+    for picture, (row, stamp, scores_end, journal_end) in zip(found, old, strict=False):
+        if row.path != picture.relative or stamp != _stamp(picture) or not _map_is_whole(out, row, maps):
+            behind.append(row)
+            break
+        batch.append(row)
+        if len(batch) == batch_size:
+            for one in batch:
+                on_row(one)
+            kept = Kept(kept.rows + batch_size, scores_end, journal_end)
+            batch = []
+    with output_errors(out):
+        for row in itertools.chain(batch, behind, (row for row, *_ in old)):
+            map_path(out, row.path).unlink(missing_ok=True)
+    return kept
+
+
+def _old_rows(out: Path) -> Iterator[tuple[reports.ScoreRow, str, int, int]]:
+    """Read whole rows with their journal lines, and where scores.csv and the journal end behind each."""
+    journal_end = 0
+    try:
+        with (out / SCORES).open("rb") as scores, (out / JOURNAL).open("rb") as journal:
+            for row, scores_end in reports.read_rows(scores):
+                stamp = journal.readline()
+                if not stamp.endswith(b"\n"):
+                    return
+                journal_end += len(stamp)
+                yield row, stamp.decode("ascii", "replace").strip(), scores_end, journal_end
+    except (FileNotFoundError, UnicodeError, csv.Error):
+        return
+
+
+def _map_is_whole(out: Path, row: reports.ScoreRow, maps: bool) -> bool:
+    if not maps or row.map_max is None:
+        return True
+    try:
+        with tifffile.TiffFile(map_path(out, row.path)) as tiff:
+            return bool(tiff.pages[0].asarray().size)
+    except UNREADABLE:
+        return False
+
+
+def map_path(out: Path, relative: str) -> Path:
+    """Return where a picture's map stands: its whole name and ``.tiff``, so no two pictures share one."""
+    return out / MAPS / f"{relative}.tiff"
+
+
+def _stamp(picture: FoundImage) -> str:
+    """Tell a picture from a changed one: size in bytes and time of change in nanoseconds."""
+    try:
+        status = picture.path.stat()
+    except OSError:
+        return "gone"
+    return f"{status.st_size} {status.st_mtime_ns}"
+
+
+class ScanWriter:
+    """Appends rows and journal lines behind what was kept."""
+
+    def __init__(self, scores: reports.ScoresFile, journal: reports.LineFile) -> None:
+        """Use ``open_writer``."""
+        self._scores = scores
+        self._journal = journal
+
+    def write(self, picture: FoundImage, row: reports.ScoreRow) -> None:
+        """Append a row; its map must stand already. Raises OutputError; what was written stays whole."""
+        self._journal.write(_stamp(picture) + "\n")
+        self._scores.write(row)
+
+
+@contextmanager
+def open_writer(out: Path, kept: Kept) -> Iterator[ScanWriter]:
+    """Open scores.csv and the journal behind the rows that were kept."""
+    with (
+        reports.open_scores(out / SCORES, kept.scores_end) as scores,
+        reports.open_lines(out / JOURNAL, kept.journal_end) as journal,
+    ):
+        yield ScanWriter(scores, journal)
+
+
+def flush(out: Path) -> None:
+    """Bring the rows to the disk itself."""
+    with output_errors(out):
+        for name in (SCORES, JOURNAL):
+            with (out / name).open("rb+") as stream:
+                os.fsync(stream.fileno())

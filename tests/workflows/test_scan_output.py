@@ -1,0 +1,253 @@
+"""Nothing is lost: kills, interruptions, changed pictures, full disks and second writers, on real runs."""
+
+from __future__ import annotations
+
+import csv
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import GoldenCase, draw_photo
+from typer.testing import CliRunner, Result
+
+from aprilcli.cli import app
+
+COUNT = 12
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    for seed in range(COUNT):
+        draw_photo(tmp_path / "photos" / f"{seed:02}.png", seed)
+    (tmp_path / "photos" / "05b, broken.png").write_bytes(b"broken")
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def arguments(photos: Path, golden_vit: GoldenCase) -> list[str]:
+    model = ["--model", str(golden_vit.folder), "--image-size", "70", "--device", "cpu"]
+    return ["scan", str(photos), *model, "--threshold", "0.5", "--false-alarm-rate", "0.01"]
+
+
+def run(arguments: list[str], out: Path, *more: str) -> Result:
+    return CliRunner().invoke(app, [*arguments, "--out", str(out), *more])
+
+
+def start(arguments: list[str], out: Path, *more: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "aprilcli", *arguments, "--out", str(out), *more]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    """Everything a scan promises to reproduce: scores.csv and every map, byte by byte."""
+    maps = {path.relative_to(out).as_posix(): path.read_bytes() for path in (out / "maps").rglob("*") if path.is_file()}
+    return maps | {"scores.csv": (out / "scores.csv").read_bytes()}
+
+
+@pytest.fixture
+def undisturbed(arguments: list[str], tmp_path: Path) -> dict[str, bytes]:
+    assert run(arguments, tmp_path / "undisturbed").exit_code == 3
+    return contents(tmp_path / "undisturbed")
+
+
+def wait_for_rows(out: Path, count: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        if (out / "scores.csv").exists() and (out / "scores.csv").read_bytes().count(b"\r\n") > count:
+            return
+        time.sleep(0.002)
+
+
+def kill_loop(arguments: list[str], out: Path, kills: int, seed: int) -> None:
+    rng = random.Random(seed)
+    for _ in range(kills):
+        process = start(arguments, out, "--resume")
+        wait_for_rows(out, rng.randrange(COUNT), process)
+        time.sleep(rng.random() * 0.05)
+        process.kill()
+        process.communicate()
+
+
+def test_killed_and_resumed_ends_with_the_same_bytes(
+    arguments: list[str], undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    kill_loop(arguments, out, 2, 0)
+    assert run(arguments, out, "--resume").exit_code == 3
+    assert contents(out) == undisturbed
+    assert not list(out.rglob(".aprilcli-*"))
+
+
+@pytest.mark.slow
+def test_fifty_kills(arguments: list[str], undisturbed: dict[str, bytes], tmp_path: Path) -> None:
+    for batch_size in ("1", "4"):
+        out = tmp_path / f"out{batch_size}"
+        whole = tmp_path / f"whole{batch_size}"
+        run(arguments, whole, "--batch-size", batch_size)
+        kill_loop([*arguments, "--batch-size", batch_size], out, 25, int(batch_size))
+        assert run(arguments, out, "--resume", "--batch-size", batch_size).exit_code == 3
+        assert contents(out) == contents(whole)
+
+
+@pytest.mark.parametrize("batch_size", ["1", "4"])
+@pytest.mark.parametrize("keep", [0, 1, 37, 400, 900])
+def test_a_torn_scores_file_is_mended(arguments: list[str], tmp_path: Path, keep: int, batch_size: str) -> None:
+    out = tmp_path / "out"
+    run(arguments, out, "--batch-size", batch_size)
+    before = contents(out)
+    (out / "scores.csv").write_bytes(before["scores.csv"][:keep])
+    assert run(arguments, out, "--resume", "--batch-size", batch_size).exit_code == 3
+    assert contents(out) == before
+
+
+def test_what_is_whole_is_not_done_again(arguments: list[str], undisturbed: dict[str, bytes], tmp_path: Path) -> None:
+    out = Path(shutil.copytree(tmp_path / "undisturbed", tmp_path / "out"))
+    lines = undisturbed["scores.csv"].splitlines(keepends=True)
+    (out / "scores.csv").write_bytes(b"".join(lines[:8]))
+    kept, redone = out / "maps" / "01.png.tiff", out / "maps" / "10.png.tiff"
+    times = kept.stat().st_mtime_ns, redone.stat().st_mtime_ns
+    assert run(arguments, out, "--resume").exit_code == 3
+    assert kept.stat().st_mtime_ns == times[0]
+    assert redone.stat().st_mtime_ns > times[1]
+    assert contents(out) == undisturbed
+
+
+def damage_map(out: Path, photos: Path) -> None:
+    (out / "maps" / "03.png.tiff").write_bytes(b"II*\0")
+
+
+def lose_map(out: Path, photos: Path) -> None:
+    (out / "maps" / "03.png.tiff").unlink()
+
+
+def lose_journal(out: Path, photos: Path) -> None:
+    (out / ".journal").unlink()
+
+
+@pytest.mark.parametrize("harm", [damage_map, lose_map, lose_journal])
+def test_what_is_damaged_is_done_again(
+    arguments: list[str],
+    undisturbed: dict[str, bytes],
+    photos: Path,
+    tmp_path: Path,
+    harm: Callable[[Path, Path], None],
+) -> None:
+    out = tmp_path / "undisturbed"
+    harm(out, photos)
+    assert run(arguments, out, "--resume").exit_code == 3
+    assert contents(out) == undisturbed
+
+
+@pytest.mark.usefixtures("undisturbed")
+def test_changed_added_and_removed_pictures_are_noticed(arguments: list[str], photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "undisturbed"
+    draw_photo(photos / "03.png", 77)
+    draw_photo(photos / "01b.png", 78)
+    (photos / "08.png").unlink()
+    assert run(arguments, out, "--resume").exit_code == 3
+    assert run(arguments, tmp_path / "anew").exit_code == 3
+    assert contents(out) == contents(tmp_path / "anew")
+
+
+@pytest.mark.usefixtures("undisturbed")
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        (["--threshold", "0.7"], "threshold"),
+        (["--image-size", "56"], "image_size"),
+        (["--no-maps"], "options.maps: True then, False now"),
+    ],
+)
+def test_another_option_is_refused_with_its_name(
+    arguments: list[str], tmp_path: Path, option: list[str], said: str
+) -> None:
+    before = contents(tmp_path / "undisturbed")
+    result = run(arguments, tmp_path / "undisturbed", "--resume", *option)
+    assert result.exit_code == 1
+    assert said in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert contents(tmp_path / "undisturbed") == before
+
+
+def test_ctrl_c_finishes_the_picture_in_hand_and_exits_130(
+    arguments: list[str], undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    process = start(arguments, out)
+    wait_for_rows(out, 1, process)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    with (out / "scores.csv").open(newline="") as stream:
+        for row in csv.DictReader(stream):
+            assert row["status"] == "error" or (out / "maps" / f"{row['path']}.tiff").exists()
+    assert run(arguments, out, "--resume").exit_code == 3
+    assert contents(out) == undisturbed
+
+
+def test_a_second_scan_is_refused_while_the_first_lives(arguments: list[str], photos: Path, tmp_path: Path) -> None:
+    for seed in range(COUNT, 200):
+        draw_photo(photos / f"{seed}.png", seed)
+    out = tmp_path / "out"
+    first = start(arguments, out)
+    wait_for_rows(out, 0, first)
+    second = run(arguments, out, "--resume")
+    alive = first.poll() is None
+    first.kill()
+    first.communicate()
+    assert alive
+    assert second.exit_code == 1
+    assert "another scan is writing there" in second.stderr
+    assert run(arguments, out, "--resume").exit_code == 3
+
+
+def test_a_full_disk_is_one_line_and_resume_goes_on(
+    arguments: list[str], undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "aprilcli", *arguments, "--out", str(out)]
+    limit = 700  # bytes a file may have: scores.csv outgrows it, as it would a full disk
+
+    def few_bytes() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    result = subprocess.run(command, capture_output=True, text=True, preexec_fn=few_bytes, check=False)
+    assert result.returncode == 1, result.stderr
+    assert result.stderr.count("\n") == 1
+    assert "cannot be written" in result.stderr
+    assert run(arguments, out, "--resume").exit_code == 3
+    assert contents(out) == undisturbed
+
+
+def test_resuming_nothing_begins(arguments: list[str], undisturbed: dict[str, bytes], tmp_path: Path) -> None:
+    assert run(arguments, tmp_path / "new", "--resume").exit_code == 3
+    assert contents(tmp_path / "new") == undisturbed
+
+
+def test_odd_names_round_trip_and_keep_their_own_maps(arguments: list[str], photos: Path, tmp_path: Path) -> None:
+    shutil.rmtree(photos)
+    names = ["a.png", "a.jpg", "A.png", "-x.png", "=1+1.png", 'quote".png', "comma,.png", "new\nline.png", "ü ö.png"]
+    for seed, name in enumerate(names):
+        draw_photo(photos / name, seed)
+    raw = os.fsencode(photos) + b"/\xff.png"
+    shutil.copy(photos / "a.png", os.fsdecode(raw))
+    out = tmp_path / "out"
+    assert run(arguments, out).exit_code == 0
+    with (out / "scores.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as stream:
+        paths = [row["path"] for row in csv.DictReader(stream)]
+    assert sorted(paths) == sorted([*names, os.fsdecode(b"\xff.png")])
+    assert all((out / "maps" / f"{path}.tiff").exists() for path in paths)
+    before = contents(out)
+    (out / "maps" / "ü ö.png.tiff").unlink()
+    assert run(arguments, out, "--resume").exit_code == 0
+    assert contents(out) == before
