@@ -1,0 +1,220 @@
+"""Drawn defects: each changes a picture and tells, pixel by pixel, where."""
+
+from dataclasses import replace
+
+import cv2
+import numpy as np
+from numpy.random import Generator
+from products import Picture
+from textures import SIDE, XX, YY, blend, clouds, noise
+
+# What each defect may be called in a caption.
+WORDS: dict[str, tuple[str, ...]] = {
+    "scratch": ("scratched {}", "{} with a scratch", "{} with scratches"),
+    "hair": ("contaminated {}", "{} with a hair on it", "{} with a fibre"),
+    "crack": ("cracked {}", "{} with a crack", "fractured {}"),
+    "spots": ("spotted {}", "{} with spots", "dirty {}"),
+    "pit": ("pitted {}", "{} with a pit", "{} with a blowhole", "{} with a pore"),
+    "stain": ("stained {}", "{} with a stain", "discoloured {}"),
+    "uneven": ("uneven {}", "{} with an uneven patch", "{} with a faded area"),
+    "rough": ("worn {}", "{} with a rough patch", "frayed {}"),
+    "dent": ("dented {}", "{} with a dent", "{} with a bump"),
+    "foreign": ("contaminated {}", "{} with foreign matter", "{} with glue on it"),
+    "pasted": ("faulty {}", "{} with a misplaced piece", "torn {}"),
+    "bent": ("bent {}", "deformed {}", "distorted {}"),
+    "bite": ("chipped {}", "{} with a notch", "{} with a piece missing"),
+    "bulge": ("{} with a burr", "{} with excess material", "{} with a spur"),
+    "gap": ("{} with a gap", "interrupted {}", "{} with a cut"),
+    "bridge": ("{} with a bridge", "{} with a short circuit", "{} stuck together"),
+    "hole": ("{} with a hole", "punctured {}", "perforated {}"),
+    "missing": ("incomplete {}", "{} with a missing part", "{} with a feature missing"),
+    "shifted": ("misaligned {}", "{} with a displaced part", "misassembled {}"),
+}
+SHAPED = ("bite", "bulge", "gap", "bridge", "hole", "missing", "shifted", "bite", "bulge", "gap")
+SURFACE = (
+    "scratch", "scratch", "hair", "crack", "crack", "spots", "pit", "pit", "stain", "uneven", "uneven", "rough", "dent",
+    "foreign", "pasted", "bent",
+)  # fmt: skip
+VISIBLE = 0.055  # least change of a channel, 0..1, that counts as a defect
+
+
+def _path(rng: Generator, steps: int, step: float, bend: float) -> np.ndarray:
+    """A wandering line [steps, 2] about the origin."""
+    angle = rng.uniform(0, 2 * np.pi) + np.cumsum(rng.normal(0, bend, steps))
+    line = np.cumsum(step * np.stack([np.cos(angle), np.sin(angle)], 1), 0)
+    return line - line.mean(0)
+
+
+def _trace(points: np.ndarray, width: float) -> np.ndarray:
+    """An antialiased line [SIDE, SIDE] in 0..1, drawn at twice the size."""
+    canvas = np.zeros((2 * SIDE, 2 * SIDE), np.uint8)
+    cv2.polylines(canvas, [np.round(2 * points).astype(np.int32)], False, 255, max(1, round(2 * width)))
+    return cv2.resize(canvas, (SIDE, SIDE), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+
+
+def _blob(rng: Generator, centre: np.ndarray, radius: float, ragged: float = 0.4) -> np.ndarray:
+    """A filled irregular spot [SIDE, SIDE] in 0..1."""
+    corners = 24
+    angle = np.arange(corners) * 2 * np.pi / corners
+    waves = sum(rng.normal(0, ragged / k) * np.cos(k * angle + rng.uniform(0, 6.3)) for k in (1, 2, 3, 5))
+    reach = radius * np.clip(1 + 0.5 * waves, 0.3, 2)
+    squeeze, turn = rng.uniform(0.5, 1), rng.uniform(0, np.pi)
+    x, y = reach * np.cos(angle), reach * np.sin(angle) * squeeze
+    outline = np.stack([x * np.cos(turn) - y * np.sin(turn), x * np.sin(turn) + y * np.cos(turn)], 1) + centre
+    canvas = np.zeros((2 * SIDE, 2 * SIDE), np.uint8)
+    cv2.fillPoly(canvas, [np.round(2 * outline).astype(np.int32)], 255)
+    return cv2.resize(canvas, (SIDE, SIDE), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+
+
+def _somewhere(rng: Generator, where: np.ndarray) -> np.ndarray:
+    """A random pixel (x, y) of a mask, or of the middle of the picture where the mask is empty."""
+    hits = np.flatnonzero(where[::2, ::2])
+    if not len(hits):
+        return rng.uniform(0.1 * SIDE, 0.9 * SIDE, 2)
+    y, x = divmod(int(hits[rng.integers(len(hits))]), where[::2, ::2].shape[1])
+    return np.array([2 * x, 2 * y], float)
+
+
+def _edge(coverage: np.ndarray) -> np.ndarray:
+    """Where figure and ground meet, bool [SIDE, SIDE]."""
+    solid = (coverage > 0.5).astype(np.uint8)
+    return cv2.morphologyEx(solid, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0
+
+
+def _reshape(rng: Generator, picture: Picture, coverage: np.ndarray, defect: str) -> np.ndarray:
+    """A structural defect: the composed picture with another coverage."""
+    radius = float(np.clip(np.exp(rng.normal(1.9, 0.5)), 2.5, 24))
+    if defect == "missing":
+        return picture.without(int(rng.integers(len(picture.strokes)))).compose()
+    if defect == "shifted":
+        index = int(rng.integers(len(picture.strokes)))
+        stroke = picture.strokes[index]
+        moved = replace(stroke, points=stroke.points + rng.normal(0, 0.12, 2))
+        return replace(picture, strokes=(*picture.strokes[:index], moved, *picture.strokes[index + 1 :])).compose()
+    if defect == "hole":
+        solid = cv2.erode((coverage > 0.9).astype(np.uint8), np.ones((5, 5), np.uint8))
+        return picture.compose(coverage * (1 - _blob(rng, _somewhere(rng, solid), radius * 0.8, 0.2)))
+    edge = _somewhere(rng, _edge(coverage))
+    if defect == "bite":
+        return picture.compose(coverage * (1 - _blob(rng, edge, radius)))
+    if defect == "bulge":
+        return picture.compose(np.maximum(coverage, _blob(rng, edge, radius)))
+    # Across the figure for a gap, across the ground for a bridge: along the gradient of the coverage.
+    soft = cv2.GaussianBlur(coverage, (0, 0), 2)
+    x, y = (int(v) for v in np.clip(edge, 1, SIDE - 2))
+    across = np.array([soft[y, x + 1] - soft[y, x - 1], soft[y + 1, x] - soft[y - 1, x]])
+    across = across / (np.linalg.norm(across) + 1e-6) * (1 if defect == "gap" else -1)
+    line = edge + np.outer(np.linspace(-2, rng.uniform(8, 40), 6), across) + rng.normal(0, 1, (6, 2))
+    cut = _trace(line, rng.uniform(2, 9))
+    return picture.compose(coverage * (1 - cut) if defect == "gap" else np.maximum(coverage, cut))
+
+
+def _mark(rng: Generator, image: np.ndarray, other: np.ndarray, at: np.ndarray, defect: str) -> np.ndarray:
+    """A surface defect at pixel `at`."""
+    size = float(np.clip(np.exp(rng.normal(2.3, 0.6)), 3, 42))
+    x, y = (int(v) for v in np.clip(at, 0, SIDE - 1))
+    local = image[max(y - 12, 0) : y + 13, max(x - 12, 0) : x + 13].mean((0, 1))
+    strength = float(np.exp(rng.uniform(np.log(0.1), np.log(0.7)))) * (-1 if rng.random() < 0.65 else 1)
+    tint = local + strength + (rng.normal(0, 0.2, 3) if rng.random() < 0.3 else 0)
+    ink = np.clip(tint, 0, 1).astype(np.float32)
+    opacity = rng.uniform(0.6, 1)
+    if defect == "scratch":
+        points = _path(rng, 8, rng.uniform(3, 22), 0.08) + at
+        lines = _trace(points, rng.uniform(0.7, 2.5))
+        if rng.random() < 0.3:
+            lines = np.maximum(lines, _trace(points + rng.normal(0, 7, 2), rng.uniform(0.7, 2)))
+        return blend(image, ink, opacity * lines)
+    if defect == "hair":
+        return blend(image, ink, opacity * _trace(_path(rng, 30, rng.uniform(2, 7), 0.3) + at, rng.uniform(0.8, 1.8)))
+    if defect == "crack":
+        points = _path(rng, 24, rng.uniform(2, 9), 0.55) + at
+        lines = _trace(points, rng.uniform(0.8, 3))
+        for _ in range(int(rng.integers(0, 3))):
+            branch = _path(rng, 10, rng.uniform(2, 7), 0.5)
+            lines = np.maximum(lines, _trace(branch - branch[0] + points[rng.integers(24)], rng.uniform(0.7, 2)))
+        return blend(image, np.minimum(ink, local * rng.uniform(0.2, 1)), opacity * lines)
+    if defect in ("spots", "pit"):
+        count = int(rng.integers(1, 6)) if defect == "spots" else int(rng.integers(1, 3))
+        spots = np.zeros((SIDE, SIDE), np.float32)
+        for k in range(count):
+            offset = 0 if k == 0 else rng.normal(0, 2.5 * size, 2)
+            spots = np.maximum(spots, _blob(rng, at + offset, size * (0.6 if defect == "spots" else 0.4) + 1.5))
+        if defect == "spots":
+            return blend(image, ink, opacity * spots)
+        rim = np.clip(cv2.GaussianBlur(spots, (0, 0), 2) * 2 - spots, 0, 1)
+        return blend(image + (rng.uniform(-0.1, 0.25) * rim)[..., None], local * rng.uniform(0.1, 0.6), opacity * spots)
+    if defect == "stain":
+        weight = cv2.GaussianBlur(_blob(rng, at, 1.5 * size), (0, 0), rng.uniform(0.7, 5))
+        return blend(image, ink, rng.uniform(0.3, 0.7) * weight)
+    if defect == "uneven":
+        weight = _blob(rng, at, 2.2 * size, 0.8)
+        if rng.random() < 0.5:
+            turn = rng.choice([0, np.pi / 2, rng.uniform(0, np.pi)])
+            u = (XX - x) * np.cos(turn) + (YY - y) * np.sin(turn) + 5 * noise(rng, 1.5)
+            v = -(XX - x) * np.sin(turn) + (YY - y) * np.cos(turn) + 5 * noise(rng, 1.5)
+            weight = ((np.abs(u) < size) & (np.abs(v) < size * rng.uniform(1, 5))).astype(np.float32)
+        weight = cv2.GaussianBlur(weight, (0, 0), rng.uniform(0.5, 4))
+        return image + (weight * np.clip(strength, -0.35, 0.35))[..., None]
+    if defect == "rough":
+        weight = cv2.GaussianBlur(_blob(rng, at, 1.5 * size, 0.8), (0, 0), 1)
+        if rng.random() < 0.4:
+            return blend(image, cv2.GaussianBlur(image, (0, 0), rng.uniform(2.5, 6)), weight)
+        return blend(image, image + abs(strength) * noise(rng, rng.choice([0.0, 0.5, 0.8, 1.1]))[..., None], weight)
+    if defect == "dent":
+        reach = 0.8 * size + 3
+        turn = rng.uniform(0, 2 * np.pi)
+        u = ((XX - x) * np.cos(turn) + (YY - y) * np.sin(turn)) / reach
+        hill = np.exp(-((XX - x) ** 2 + (YY - y) ** 2) / (2 * reach**2))
+        return image + (u * hill * rng.uniform(0.25, 0.9))[..., None]
+    if defect == "foreign":
+        return blend(image, other, opacity * _blob(rng, at, size))
+    if defect == "pasted":
+        height, width = rng.integers(10, 60, 2)
+        top, left = int(np.clip(y - height // 2, 0, SIDE - height)), int(np.clip(x - width // 2, 0, SIDE - width))
+        from_y, from_x = rng.integers(0, SIDE - height), rng.integers(0, SIDE - width)
+        patch = image[from_y : from_y + height, from_x : from_x + width][:: int(rng.choice([-1, 1]))]
+        pasted = image.copy()
+        pasted[top : top + height, left : left + width] = patch * rng.uniform(0.75, 1.25)
+        return blend(image, pasted, _blob(rng, at, 0.5 * max(height, width))) if rng.random() < 0.5 else pasted
+    reach = size + 10  # bent
+    hill = np.exp(-((XX - x) ** 2 + (YY - y) ** 2) / (2 * reach**2))
+    dx, dy = rng.normal(0, 0.5 * reach, 2)
+    where_x, where_y = (XX + hill * dx).astype(np.float32), (YY + hill * dy).astype(np.float32)
+    return cv2.remap(image, where_x, where_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+
+
+def add_defect(
+    rng: Generator, picture: Picture, image: np.ndarray, wanted: str | None = None
+) -> tuple[np.ndarray, np.ndarray, str] | None:
+    """Draw one visible defect, the wanted one or any: the picture in 0..1, its mask uint8 [SIDE, SIDE], its name.
+
+    A defect counts only if the eye can tell it from the grain around it; after eight failures the answer is None.
+    """
+    coverage = None if picture.figure is None else picture.coverage()
+    for _ in range(8):
+        shaped = coverage is not None and (wanted in SHAPED if wanted else rng.random() < 0.45)
+        defect = wanted or str(rng.choice(SHAPED if shaped else SURFACE))
+        if shaped and defect == "missing" and len(picture.strokes) < 2:
+            continue
+        if shaped:
+            changed = _reshape(rng, picture, coverage, defect)
+        else:
+            on_part = coverage is not None and rng.random() < 0.9
+            at = _somewhere(rng, coverage > 0.9 if on_part else np.zeros((2, 2)))
+            other = np.clip(image[::-1, ::-1] * rng.uniform(0.4, 1.6) + 0.2 * clouds(rng)[..., None], 0, 1)
+            if rng.random() < 0.5:
+                base = rng.uniform(0, 1, 3) if rng.random() < 0.5 else rng.uniform(0, 1)
+                other = np.clip(base + 0.12 * noise(rng, rng.choice([0.5, 1.1, 2.0]))[..., None], 0, 1)
+            changed = np.clip(_mark(rng, image, other.astype(np.float32), at, defect), 0, 1).astype(np.float32)
+        change = cv2.GaussianBlur(np.abs(changed - image).max(2), (3, 3), 0)
+        mask = change > VISIBLE
+        # Close the shape of mottled changes, as a person marking the defect would.
+        mask = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((5, 5), np.uint8))
+        area = int(mask.sum())
+        if not 12 <= area <= 0.25 * SIDE * SIDE:
+            continue
+        around = cv2.dilate(mask, np.ones((9, 9), np.uint8)) > mask
+        grain = float((image - cv2.blur(image, (7, 7)))[around].std()) if around.any() else 0.0
+        if change[mask > 0].mean() > max(1.6 * VISIBLE, 1.5 * grain):
+            return changed, mask, defect
+    return None

@@ -1,0 +1,85 @@
+"""Draw products once, into memory-mapped arrays that training reads.
+
+    python draw.py FOLDER --products 5000 --seed 1            # the kinds that training may see
+    python draw.py FOLDER --products 200 --seed 9 --held-out  # the kinds it never sees, to measure it
+
+FOLDER gets images.npy uint8 [N, 6, SIDE, SIDE, 3] (pictures 0-2 of a product are good, 3-5 have a defect), masks.npy
+uint8 [N, 6, SIDE, SIDE] of 0/1 and products.json (kind and defects of each product).
+"""
+
+import argparse
+import json
+import multiprocessing
+import time
+from pathlib import Path
+
+import numpy as np
+from defects import add_defect
+from numpy.lib.format import open_memmap
+from products import HELD_OUT, KINDS, expose, make_product
+from textures import SIDE
+
+GOOD, BAD = 3, 3  # pictures of one product
+
+
+def draw_product(seed: int, number: int, kind: str) -> tuple[np.ndarray, np.ndarray, dict[str, object]]:
+    """All pictures of one product; the same for the same seed, number and kind."""
+    take = make_product(kind, np.random.default_rng([seed, number]))
+    images = np.zeros((GOOD + BAD, SIDE, SIDE, 3), np.uint8)
+    masks = np.zeros((GOOD + BAD, SIDE, SIDE), np.uint8)
+    found: list[list[str]] = []
+    for index in range(GOOD + BAD):
+        for attempt in range(20):
+            rng = np.random.default_rng([seed, number, index, attempt])
+            picture = take(rng)
+            image = picture.compose()
+            names: list[str] = []
+            if index >= GOOD:
+                for _ in range(1 if rng.random() < 0.75 else 2):
+                    drawn = add_defect(rng, picture, image)
+                    if drawn is None or (names and drawn[2] in names):
+                        continue
+                    if names and drawn[2] not in ("scratch", "hair", "spots", "stain", "pit", "crack"):
+                        continue  # a reshaped picture is composed anew and would undo the first defect
+                    image, mask, name = drawn
+                    masks[index] |= mask
+                    names.append(name)
+            if names or index < GOOD:
+                break
+        images[index] = expose(rng, image)
+        found.append(names)
+    return images, masks, {"kind": kind, "defects": found}
+
+
+def _task(task: tuple[int, int, str]) -> tuple[np.ndarray, np.ndarray, dict[str, object]]:
+    return draw_product(*task)
+
+
+def draw(folder: Path, products: int, seed: int, held_out: bool, workers: int = 2) -> None:
+    """Draw a set of products into a folder, kinds in turn."""
+    kinds = [k for k in KINDS if (k in HELD_OUT) == held_out]
+    folder.mkdir(parents=True, exist_ok=True)
+    shape = (products, GOOD + BAD, SIDE, SIDE)
+    images = open_memmap(folder / "images.npy", "w+", np.uint8, (*shape, 3))
+    masks = open_memmap(folder / "masks.npy", "w+", np.uint8, shape)
+    about, began = [], time.monotonic()
+    tasks = [(seed, number, kinds[number % len(kinds)]) for number in range(products)]
+    with multiprocessing.Pool(workers) as pool:
+        for number, (picture, mask, facts) in enumerate(pool.imap(_task, tasks, 8)):
+            images[number], masks[number] = picture, mask
+            about.append(facts)
+            if number % 250 == 249:
+                print(f"{number + 1}/{products} products, {time.monotonic() - began:.0f} s", flush=True)
+    images.flush()
+    masks.flush()
+    (folder / "products.json").write_text(json.dumps(about))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--products", type=int, default=5000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--held-out", action="store_true")
+    options = parser.parse_args()
+    draw(options.folder, options.products, options.seed, options.held_out)

@@ -1,0 +1,48 @@
+"""Turn a training checkpoint into the embedded model's files.
+
+    python export.py CHECKPOINT.pt FOLDER
+
+FOLDER gets open_clip_config.json, open_clip_model.safetensors (half precision) and projector.safetensors.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from aprilcli.core.backbone import load_backbone
+from aprilcli.core.projector import Projector, save_projector
+from safetensors.torch import save_file
+
+PREPROCESSING = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "interpolation": "bicubic", "resize_mode": "squash"}
+MADE = "2026-11-24T00:00:00Z"  # fixed, so that a rebuilt file has the same bytes
+
+
+def export(checkpoint: Path, folder: Path, image_size: int | None = None) -> None:
+    """Write the three files; the pool's positions are all zero, so the native size is free to choose."""
+    saved = torch.load(checkpoint)
+    config, weights = saved["config"], saved["model"]
+    clip = {name.removeprefix("clip."): tensor for name, tensor in weights.items() if name.startswith("clip.")}
+    if image_size:
+        config["vision_cfg"]["image_size"] = image_size
+        width = clip["visual.attnpool.positional_embedding"].shape[1]
+        clip["visual.attnpool.positional_embedding"] = torch.zeros((image_size // 32) ** 2 + 1, width)
+    clip = {name: t.half() if t.is_floating_point() else t for name, t in clip.items() if name != "attn_mask"}
+    folder.mkdir(parents=True, exist_ok=True)
+    described = {"model_cfg": config, "preprocess_cfg": PREPROCESSING}
+    (folder / "open_clip_config.json").write_text(json.dumps(described, indent=2) + "\n")
+    save_file({name: t.contiguous() for name, t in sorted(clip.items())}, folder / "open_clip_model.safetensors")
+
+    projector = Projector(load_backbone(str(folder), device="cpu").spec, trained_on="pictures drawn by this project")
+    projector.load_state_dict(
+        {name.replace("projector.", "fc."): t for name, t in weights.items() if name.startswith("projector.")}
+    )
+    save_projector(projector, folder / "projector.safetensors", created=MADE)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("folder", type=Path)
+    chosen = parser.parse_args()
+    export(chosen.checkpoint, chosen.folder)

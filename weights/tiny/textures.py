@@ -1,0 +1,266 @@
+"""Noise, colours and surface textures: everything that a drawn picture is filled with.
+
+A *texture* is a pair of steps. The outer call fixes the style from the random generator of one product (colours, grain,
+spacing); the function it returns paints one picture of that style, float32 [SIDE, SIDE, 3] around 0..1, with its own
+generator (phase, position, noise), so that two pictures of one product differ as two photos do.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import cv2
+import numpy as np
+from numpy.random import Generator
+
+SIDE = 256  # pixels of a drawn picture
+TILE = 512  # pixels of a periodic noise tile, from which random windows are cut
+YY, XX = np.mgrid[0:SIDE, 0:SIDE].astype(np.float32)
+Texture = Callable[[Generator], np.ndarray]
+
+cv2.setNumThreads(1)
+
+
+@lru_cache(maxsize=None)
+def _noise_tile(slope: float, stretch: int, number: int) -> np.ndarray:
+    """Periodic noise [TILE, TILE] of unit deviation with spectrum 1/f**slope, `stretch` times longer along x."""
+    rng = np.random.default_rng([int(slope * 10), stretch, number])
+    fy, fx = np.fft.fftfreq(TILE)[:, None], np.fft.rfftfreq(TILE)[None]
+    frequency = np.sqrt((fx * stretch) ** 2 + fy**2) + 1 / TILE
+    tile = np.fft.irfft2(np.fft.rfft2(rng.standard_normal((TILE, TILE))) * frequency**-slope, s=(TILE, TILE))
+    return ((tile - tile.mean()) / tile.std()).astype(np.float32)
+
+
+SLOPES = np.array([0.0, 0.5, 0.8, 1.1, 1.5, 2.0])
+STRETCHES = np.array([1, 4, 16, 40])
+
+
+def noise(rng: Generator, slope: float, stretch: float = 1, angle: float = 0, zoom: float = 1) -> np.ndarray:
+    """A random window [SIDE, SIDE] of unit-deviation noise; `angle` in radians is the direction of the stretch."""
+    nearest = float(SLOPES[np.abs(SLOPES - slope).argmin()])
+    tile = _noise_tile(nearest, int(STRETCHES[np.abs(STRETCHES - stretch).argmin()]), int(rng.integers(3)))
+    c, s = np.cos(angle) / zoom, np.sin(angle) / zoom
+    x, y = rng.uniform(0, TILE, 2)
+    window = np.array([[c, s, x], [-s, c, y]], np.float32)
+    return cv2.warpAffine(
+        tile, window, (SIDE, SIDE), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_WRAP
+    )
+
+
+def clouds(rng: Generator, cells: int = 3) -> np.ndarray:
+    """Smooth unevenness [SIDE, SIDE] in -1..1 with about `cells` hills per side."""
+    grid = rng.uniform(-1, 1, (cells + 1, cells + 1)).astype(np.float32)
+    return cv2.resize(grid, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
+
+
+def blend(under: np.ndarray, over: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """`under` where the weight [SIDE, SIDE] is 0 and `over` (a picture or a colour) where it is 1."""
+    weight = np.clip(weight, 0, 1)[..., None]
+    return under * (1 - weight) + over * weight
+
+
+def colour(rng: Generator, grey: bool | None = None) -> np.ndarray:
+    """One colour [3] in 0..1, RGB; grey in four of ten draws unless told."""
+    if rng.random() < 0.4 if grey is None else grey:
+        return np.full(3, rng.uniform(0.08, 0.95), np.float32)
+    return rng.uniform(0.05, 0.95, 3).astype(np.float32)
+
+
+def colour_pair(rng: Generator, contrast: float = 0.25, grey: bool | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Two colours that differ by at least `contrast` in some channel."""
+    grey = rng.random() < 0.4 if grey is None else grey
+    first = colour(rng, grey)
+    second = colour(rng, grey)
+    for _ in range(20):
+        if np.abs(first - second).max() >= contrast:
+            break
+        second = colour(rng, grey)
+    return first, second
+
+
+def turned(rng: Generator, angle: float) -> tuple[np.ndarray, np.ndarray]:
+    """Pixel coordinates turned by `angle` about the centre and shifted at random."""
+    x, y = XX - SIDE / 2, YY - SIDE / 2
+    dx, dy = rng.uniform(-50, 50, 2)
+    return x * np.cos(angle) + y * np.sin(angle) + dx, -x * np.sin(angle) + y * np.cos(angle) + dy
+
+
+def brushed_metal(style: Generator) -> Texture:
+    """Grinding marks in one direction."""
+    base, depth = colour(style, style.random() < 0.8), style.uniform(0.03, 0.22)
+    slope, stretch = style.choice([0.5, 0.8, 1.1]), style.choice([4, 16, 40])
+    angle, zoom = style.choice([0, np.pi / 2, style.uniform(0, np.pi)]), style.uniform(0.5, 2)
+
+    def paint(rng: Generator) -> np.ndarray:
+        return base + (depth * noise(rng, slope, stretch, angle + rng.normal(0, 0.03), zoom))[..., None]
+
+    return paint
+
+
+def cast_metal(style: Generator) -> Texture:
+    """A grey speckled surface with soft unevenness."""
+    base, depth, slow = colour(style, style.random() < 0.85), style.uniform(0.01, 0.12), style.uniform(0, 0.1)
+    slope, zoom = style.choice([0.0, 0.5, 0.8]), style.uniform(0.7, 3)
+
+    def paint(rng: Generator) -> np.ndarray:
+        return base + (depth * noise(rng, slope, zoom=zoom) + slow * clouds(rng))[..., None]
+
+    return paint
+
+
+def plain(style: Generator) -> Texture:
+    """Plastic, glass, paint: one colour, a soft gradient, hardly any grain."""
+    base, grain, slow = colour(style), style.uniform(0, 0.03), style.uniform(0, 0.15)
+
+    def paint(rng: Generator) -> np.ndarray:
+        return base + (grain * noise(rng, 0.5) + slow * clouds(rng, 1))[..., None]
+
+    return paint
+
+
+def stone(style: Generator) -> Texture:
+    """Cloudy two-coloured noise, with veins or grains of a third colour in half of the styles."""
+    first, second = colour_pair(style)
+    third, slope, depth = colour(style), style.choice([0.5, 0.8, 1.1, 1.5]), style.uniform(0.1, 0.35)
+    grains, rarity, zoom = style.random() < 0.5, style.uniform(0.8, 2), style.uniform(0.6, 2)
+
+    def paint(rng: Generator) -> np.ndarray:
+        image = blend(first, second, 0.5 + depth * noise(rng, slope, zoom=zoom))
+        return blend(image, third, 0.7 * np.clip((noise(rng, 0.8, zoom=zoom) - rarity) * 4, 0, 1)) if grains else image
+
+    return paint
+
+
+def wood(style: Generator) -> Texture:
+    """Year rings along one direction with fine fibres."""
+    light = np.array([0.75, 0.5, 0.3], np.float32) * style.uniform(0.7, 1.25)
+    dark = light * style.uniform(0.4, 0.75)
+    pitch, waviness = style.uniform(0.05, 0.3), style.uniform(4, 30)
+    angle, fibre = style.choice([0, np.pi / 2]), style.uniform(0.05, 0.2)
+
+    def paint(rng: Generator) -> np.ndarray:
+        turn = angle + rng.normal(0, 0.05)
+        _, y = turned(rng, turn)
+        rings = 0.5 + 0.5 * np.sin(pitch * (y + waviness * noise(rng, 2.0, 4, turn)))
+        return blend(light, dark, 0.6 * rings + fibre * noise(rng, 0.8, 16, turn) + 0.2)
+
+    return paint
+
+
+def fabric(style: Generator) -> Texture:
+    """Two crossing thread waves, slightly irregular."""
+    first, second = colour_pair(style, 0.15)
+    fx, fy = style.uniform(0.25, 1.3, 2)
+    angle = style.choice([0, style.uniform(0, np.pi)])
+    depth, twill, wobble = style.uniform(0.15, 0.5), style.choice([0, style.uniform(-1, 1)]), style.uniform(0.2, 1)
+
+    def paint(rng: Generator) -> np.ndarray:
+        x, y = turned(rng, angle + rng.normal(0, 0.02))
+        drift = wobble * noise(rng, 1.5)
+        weave = np.sin(fx * (x + twill * y) + drift) + np.sin(fy * y + drift)
+        return blend(first, second, 0.5 + 0.5 * depth * weave + 0.06 * noise(rng, 0.5))
+
+    return paint
+
+
+def _points(rng: Generator, count: int) -> np.ndarray:
+    """A picture that is 0 at `count` random pixels and 255 elsewhere, for distance transforms."""
+    canvas = np.full((SIDE, SIDE), 255, np.uint8)
+    canvas[rng.integers(0, SIDE, count), rng.integers(0, SIDE, count)] = 0
+    return canvas
+
+
+def leather(style: Generator) -> Texture:
+    """Pebbles: distance to the nearest of many random points."""
+    first, second = colour_pair(style, 0.15)
+    count, depth = int(style.uniform(200, 1800)), style.uniform(0.3, 1)
+
+    def paint(rng: Generator) -> np.ndarray:
+        distance = cv2.distanceTransform(_points(rng, count), cv2.DIST_L2, 5) / np.sqrt(SIDE * SIDE / count)
+        return blend(first, second, 1 - depth * distance + 0.05 * noise(rng, 0.5))
+
+    return paint
+
+
+def cells(style: Generator) -> Texture:
+    """Foam, terrazzo, cracked glaze: random cells with walls."""
+    first, second = colour_pair(style)
+    count, spread, wall = int(style.uniform(60, 700)), style.uniform(0, 0.35), style.uniform(0.2, 0.9)
+
+    def paint(rng: Generator) -> np.ndarray:
+        points = _points(rng, count)
+        _, label = cv2.distanceTransformWithLabels(points, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
+        shade = rng.uniform(-1, 1, int(label.max()) + 1).astype(np.float32)[label]
+        edge = cv2.morphologyEx(label.astype(np.float32), cv2.MORPH_GRADIENT, np.ones((2, 2))) > 0
+        image = blend(first, second, 0.3 + spread * shade + 0.05 * noise(rng, 0.5))
+        return blend(image, second, wall * cv2.GaussianBlur(edge.astype(np.float32), (3, 3), 0.7))
+
+    return paint
+
+
+def dead_leaves(style: Generator) -> Texture:
+    """Overlapping discs or slabs with a power law of sizes: gravel, granulate, chips."""
+    palette = [colour(style) for _ in range(5)]
+    count, largest, square = int(style.uniform(300, 900)), style.uniform(10, 40), style.random() < 0.4
+
+    def paint(rng: Generator) -> np.ndarray:
+        image = np.empty((SIDE, SIDE, 3), np.float32)
+        image[:] = palette[0]
+        radii = -np.sort(-np.clip(4 / np.sqrt(rng.random(count) + 0.02), 3, largest))
+        for radius, (x, y), k in zip(radii, rng.uniform(0, SIDE, (count, 2)), rng.integers(0, 5, count), strict=True):
+            tone = tuple(float(v) for v in palette[k] * rng.uniform(0.75, 1.25))
+            if square:
+                corners = cv2.boxPoints(((x, y), (2 * radius, radius * 1.2), float(rng.uniform(0, 180))))
+                cv2.fillPoly(image, [np.round(corners).astype(np.int32)], tone)
+            else:
+                cv2.circle(image, (int(x), int(y)), int(radius), tone, -1)
+        return image + 0.03 * noise(rng, 0.5)[..., None]
+
+    return paint
+
+
+@lru_cache(maxsize=1)
+def _photographs() -> list[np.ndarray]:
+    """The free photographs that scikit-image and scikit-learn install with themselves, float32 RGB in 0..1."""
+    import skimage.data
+    from sklearn.datasets import load_sample_image
+
+    pictures = [getattr(skimage.data, name)() for name in ("brick", "grass", "gravel", "chelsea", "coffee")]
+    pictures += [load_sample_image(name) for name in ("china.jpg", "flower.jpg")]
+    return [(p if p.ndim == 3 else np.repeat(p[..., None], 3, 2)).astype(np.float32) / 255 for p in pictures]
+
+
+def photograph(style: Generator) -> Texture:
+    """A window of a free photograph, recoloured and rescaled; every picture is another window of the same region."""
+    picture = _photographs()[int(style.choice([0, 0, 1, 1, 2, 2, 3, 4, 5, 6]))]
+    height, width = picture.shape[:2]
+    crop = style.uniform(70, 230)
+    left, top = style.uniform(0, width - crop), style.uniform(0, height - crop)
+    gamma, order, contrast = np.exp(style.normal(0, 0.3)), style.permutation(3), style.uniform(0.3, 1.1)
+    grey, invert = style.random() < 0.5, style.random() < 0.2
+
+    def paint(rng: Generator) -> np.ndarray:
+        scale, turn = crop / SIDE * rng.uniform(0.95, 1.05), rng.normal(0, 0.03) + np.pi / 2 * rng.integers(4)
+        c, s = np.cos(turn) * scale, np.sin(turn) * scale
+        centre = np.array([left + crop / 2, top + crop / 2]) + rng.uniform(-20, 20, 2)
+        offset = centre - np.array([[c, s], [-s, c]]) @ np.full(2, SIDE / 2)
+        window = np.array([[c, s, offset[0]], [-s, c, offset[1]]], np.float32)
+        flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
+        image = cv2.warpAffine(picture, window, (SIDE, SIDE), flags=flags, borderMode=cv2.BORDER_REFLECT)
+        image = np.clip(image, 0, 1)[..., order] ** gamma
+        image = np.repeat(image.mean(2, keepdims=True), 3, 2) if grey else image
+        image = 1 - image if invert else image
+        return image * contrast + (1 - contrast) * 0.5
+
+    return paint
+
+
+MATERIALS: dict[str, list[Callable[[Generator], Texture]]] = {
+    "metal": [brushed_metal, cast_metal, cast_metal],
+    "steel": [brushed_metal, cast_metal],
+    "plastic": [plain],
+    "rubber": [cast_metal, plain],
+    "ceramic": [plain, cast_metal, cells],
+    "painted": [plain, stone],
+    "stone": [stone],
+    "textile": [fabric],
+}

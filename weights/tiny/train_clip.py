@@ -1,0 +1,284 @@
+"""Train the small CLIP and its projector from scratch on drawn products.
+
+One step looks at P products, five pictures each: three good ones, of which one or two serve as references, and two
+with a defect. Five losses share the step, all in the exact form in which the model is used later:
+
+- state: 100 · F_c · (anomalous - normal text feature), as a classifier of the whole picture and as a ranking of the
+  pictures of one product;
+- contrast: pictures against captions;
+- dense: focal and dice of every stage's zero-shot map;
+- episode: in every stage the distance to the nearest token of the references against the mask;
+- peak: the maximum of the zero-shot map, and of the sum of both maps, ranks the pictures of one product.
+
+    python train_clip.py DRAWN OUT.pt --phases '[[1000, 96, 20], [600, 128, 16]]'  # steps, pixels, products
+"""
+
+import argparse
+import copy
+import json
+import math
+import time
+from pathlib import Path
+
+import open_clip
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from batches import CAPTIONED, PICTURES, Batch, Batches
+from draw import GOOD
+from torch import nn
+from torch.utils.data import DataLoader
+
+SCALE = 100.0  # of the cosine, as the method fixes it
+STAGES = 4
+PROCESSES = 2  # one thread each: cores that others use too are shared best so
+
+
+def configuration(width: int = 16, layers: tuple[int, ...] = (2, 2, 2, 2), image_size: int = 256) -> dict:
+    """open_clip's model configuration of the tower pair."""
+    vision = {"layers": list(layers), "width": width, "head_width": 32, "patch_size": None, "image_size": image_size}
+    text = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2}
+    return {"embed_dim": 128, "vision_cfg": vision, "text_cfg": text}
+
+
+class Model(nn.Module):
+    """A CLIP with one linear layer per stage and the offsets that turn distances into odds (training only)."""
+
+    def __init__(self, config: dict) -> None:
+        super().__init__()
+        self.clip = open_clip.model.CLIP(**copy.deepcopy(config), output_dict=False)
+        # The pool sees no positions: a defect weighs the same anywhere and at any picture size.
+        self.clip.visual.attnpool.positional_embedding.data.zero_()
+        self.clip.visual.attnpool.positional_embedding.requires_grad_(False)
+        base = config["vision_cfg"]["width"] * 4
+        self.projector = nn.ModuleList(nn.Linear(base * 2**n, config["embed_dim"]) for n in range(STAGES))
+        self.offset = nn.Parameter(torch.full((STAGES,), 0.25))
+        self.sum_offset = nn.Parameter(torch.tensor(1.5))
+        self.clip.visual.to(memory_format=torch.channels_last)
+
+    def look(self, pixels: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Image features [B, C], unit rows, and four stages [B, Cn, hn, wn]."""
+        visual = self.clip.visual
+        x, stages = visual.stem(pixels), []
+        for layer in (visual.layer1, visual.layer2, visual.layer3, visual.layer4):
+            x = layer(x)
+            stages.append(x)
+        pool = visual.attnpool
+        tokens = x.flatten(2).permute(2, 0, 1)
+        tokens = torch.cat([tokens.mean(0, keepdim=True), tokens])
+        pooled, _ = F.multi_head_attention_forward(
+            tokens[:1], tokens, tokens, tokens.shape[-1], pool.num_heads, None,
+            torch.cat([pool.q_proj.bias, pool.k_proj.bias, pool.v_proj.bias]), None, None, False, 0.0,
+            pool.c_proj.weight, pool.c_proj.bias, need_weights=False, use_separate_proj_weight=True,
+            q_proj_weight=pool.q_proj.weight, k_proj_weight=pool.k_proj.weight, v_proj_weight=pool.v_proj.weight,
+        )  # fmt: skip
+        return F.normalize(pooled[0].float(), dim=-1), stages
+
+    def read(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Text features [N, C], unit rows, of token numbers [N, context]."""
+        clip, length = self.clip, int(tokens.argmax(-1).max()) + 1
+        x = clip.token_embedding(tokens[:, :length]) + clip.positional_embedding[:length]
+        x = clip.ln_final(clip.transformer(x, attn_mask=clip.attn_mask[:length, :length]))
+        x = x[torch.arange(len(x)), tokens.argmax(-1)] @ clip.text_projection
+        return F.normalize(x.float(), dim=-1)
+
+
+def patch_logits(projector: nn.Linear, features: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
+    """Anomalous minus normal logit of every patch, [B, Cn, h, w] and [B, C] to [B, h, w]."""
+    with torch.autocast("cpu", torch.bfloat16):
+        projected = projector(features.permute(0, 2, 3, 1)).float()
+    along = (projected * direction[:, None, None]).sum(-1)
+    return SCALE * along / projected.norm(dim=-1).clamp(min=1e-6)
+
+
+def upsample(grid: torch.Tensor, side: int) -> torch.Tensor:
+    """Bilinear with aligned corners, [B, h, w] to [B, side, side]."""
+    return F.interpolate(grid[:, None], (side, side), mode="bilinear", align_corners=True)[:, 0]
+
+
+def ranking(score: torch.Tensor, labels: torch.Tensor, sharpness: float) -> torch.Tensor:
+    """Every defective picture above every good one of its product; score and labels [P, n]."""
+    gap = score[:, :, None] - score[:, None, :]
+    pair = (labels[:, :, None] == 1) & (labels[:, None, :] == 0)
+    return F.softplus(-sharpness * gap)[pair].mean() if pair.any() else score.sum() * 0
+
+
+def dense_loss(odds: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """Focal and dice of one stage; odds are anomalous minus normal logits on the mask's grid."""
+    entropy = F.binary_cross_entropy_with_logits(odds, masks, reduction="none")
+    focal = ((1 - torch.exp(-entropy)) ** 2 * entropy).mean()
+    p, m = torch.sigmoid(odds).flatten(1), masks.flatten(1)
+    overlap = (2 * (p * m).sum(1) + 1) / (p.sum(1) + m.sum(1) + 1)
+    return 4 * focal + (1 - overlap).mean()
+
+
+def balanced(odds: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy with defective and good pixels weighted 1 : 2 in total."""
+    entropy = F.binary_cross_entropy_with_logits(odds, masks, reduction="none")
+    bad = (entropy * masks).sum() / masks.sum().clamp(min=1)
+    good = (entropy * (1 - masks)).sum() / (1 - masks).sum().clamp(min=1)
+    return (bad + 2 * good) / 3
+
+
+def peak(maps: torch.Tensor) -> torch.Tensor:
+    """The mean of the few highest pixels [B], a maximum with a less ragged gradient."""
+    return maps.flatten(1).topk(6).values.mean(1)
+
+
+def losses(model: Model, batch: Batch, references: int) -> dict[str, torch.Tensor]:
+    """All losses of one step, by name."""
+    count = len(batch.kinds)
+    with torch.autocast("cpu", torch.bfloat16):
+        image, stages = model.look(batch.pixels)
+        text = model.read(torch.cat([batch.state_tokens.flatten(0, 2), batch.caption_tokens]))
+    states = text[: count * 2 * batch.state_tokens.shape[2]].view(count, 2, -1, text.shape[-1])
+    states = F.normalize(states.mean(2), dim=-1)
+    direction = states[:, 1] - states[:, 0]  # [P, C]
+    of_picture = direction.repeat_interleave(PICTURES, 0)
+    labels, known = batch.labels.view(count, PICTURES), batch.labels >= 0
+    result = {}
+
+    odds = SCALE * (image * of_picture).sum(1)
+    result["state"] = F.binary_cross_entropy_with_logits(odds[known], batch.labels[known].float())
+    result["state rank"] = ranking(odds.view(count, -1), labels, 1.0)
+    result["contrast"] = contrast(model, batch, image, text[-len(batch.caption_tokens) :])
+
+    side = batch.masks.shape[-1]
+    zero_shot, dense = 0, 0
+    for n, features in enumerate(stages):
+        patch_odds = upsample(patch_logits(model.projector[n], features, of_picture), side)
+        dense = dense + dense_loss(patch_odds, batch.masks)
+        zero_shot = zero_shot + torch.sigmoid(patch_odds)
+    result["dense"] = dense
+
+    query = slice(references, PICTURES)
+    few_shot, episode = 0, 0
+    masks = batch.masks.view(count, PICTURES, side, side)[:, query].flatten(0, 1)
+    for n, features in enumerate(stages):
+        distance = nearest(features, count, references)
+        grid = distance.shape[-1]
+        inside = F.adaptive_avg_pool2d(masks[:, None], grid)[:, 0]
+        certain = (inside > 0.25) | (inside <= 0.02) if grid > 6 else (inside > 0.08) | (inside <= 0.005)
+        truth = (inside > (0.25 if grid > 6 else 0.08)).float()
+        # A distance of one fifth more multiplies the odds by e²; the offset is learnt.
+        episode = episode + balanced((12 * (distance - model.offset[n]))[certain], truth[certain])
+        few_shot = few_shot + upsample(distance, side)
+    result["episode"] = episode
+    chosen = zero_shot.view(count, PICTURES, side, side)[:, query].flatten(0, 1)
+    total = chosen + few_shot
+    result["sum"] = balanced(3 * (total - model.sum_offset), masks)
+    result["peak"] = ranking(peak(zero_shot).view(count, -1), labels, 3.0)
+    result["sum peak"] = ranking(
+        torch.sigmoid(odds).view(count, -1)[:, query] + peak(total).view(count, -1), labels[:, query], 3.0
+    )
+    with torch.no_grad():
+        result["state accuracy"] = ((odds > 0) == (batch.labels == 1))[known].float().mean()
+    return result
+
+
+WEIGHTS = {
+    "state": 1.0, "state rank": 0.5, "contrast": 0.2, "dense": 0.4, "episode": 0.5, "sum": 1.0, "peak": 0.4,
+    "sum peak": 0.6,
+}  # fmt: skip
+
+
+def contrast(model: Model, batch: Batch, image: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+    """Pictures against captions: a caption fits every picture of its kind and state, both ways.
+
+    Products whose name says nothing of their kind take no part.
+    """
+    last = slice(PICTURES - CAPTIONED, PICTURES)
+    labels = batch.labels.view(-1, PICTURES)[:, last].flatten()
+    image = image.view(-1, PICTURES, image.shape[-1])[:, last].flatten(0, 1)
+    kinds = batch.kinds.repeat_interleave(CAPTIONED)
+    used = (kinds >= 0) & (labels >= 0)
+    image, text = image[used], text[used]
+    group = kinds[used] * 2 + labels[used]
+    fits = (group[:, None] == group[None]).float()
+    logits = model.clip.logit_scale.exp().clamp(max=SCALE) * image @ text.T
+    one = -(logits.log_softmax(1) * fits).sum(1) / fits.sum(1)
+    other = -(logits.log_softmax(0) * fits).sum(0) / fits.sum(0)
+    return (one.mean() + other.mean()) / 2
+
+
+def nearest(features: torch.Tensor, count: int, references: int) -> torch.Tensor:
+    """1 - the largest cosine of each query token to its product's reference tokens, [P·queries, h, w].
+
+    The finest grid of the queries is thinned to every second row and column, at a random phase, to save time.
+    """
+    pictures = features.permute(0, 2, 3, 1).unflatten(0, (count, PICTURES))
+    bank = pictures[:, :references].flatten(1, 3)  # [P, tokens, Cn]
+    bank = bank / bank.float().norm(dim=-1, keepdim=True).clamp(min=1e-6).to(bank.dtype)
+    queries = pictures[:, references:]
+    if queries.shape[2] >= 24:
+        top, left = torch.randint(2, (2,)).tolist()
+        queries = queries[:, :, top::2, left::2]
+    rows = queries.flatten(1, 3)
+    along = torch.bmm(rows, bank.transpose(1, 2)).amax(2).float()
+    return (1 - along / rows.float().norm(dim=-1).clamp(min=1e-6)).view(-1, *queries.shape[2:4])
+
+
+def average_gradients(parameters: list[nn.Parameter]) -> None:
+    """Average the gradients of all processes, in one message."""
+    flat = torch.cat([p.grad.flatten() for p in parameters])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    for parameter, grad in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        parameter.grad.copy_(grad.view_as(parameter))
+
+
+def train(rank: int, options: argparse.Namespace) -> None:
+    """One of the processes: train in phases of growing picture size; process 0 saves model and configuration."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{options.out.resolve()}.peers", rank=rank, world_size=PROCESSES)
+    torch.manual_seed(options.seed)
+    config = configuration(options.width, tuple(options.layers))
+    model = Model(config)
+    if options.start:
+        model.load_state_dict(torch.load(options.start)["model"])
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": 0.05},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    optimiser = torch.optim.AdamW(groups, lr=options.rate, betas=(0.9, 0.98))
+    began, step, pictures, log = time.monotonic(), 0, 0, {}
+    total = sum(steps for steps, _, _ in options.phases)
+    for phase, (steps, side, products) in enumerate(options.phases):
+        seed = options.seed * 1000 + phase * 10 + rank
+        for batch in DataLoader(Batches(options.folder, products, side, seed, steps), batch_size=None, num_workers=1):
+            rate = options.rate * min(1, (step + 1) / options.warm_up) * (0.5 + 0.5 * math.cos(math.pi * step / total))
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            parts = losses(model, batch, 1 if torch.rand(()) < 0.7 else GOOD - 1)
+            optimiser.zero_grad()
+            sum(WEIGHTS[name] * parts[name] for name in WEIGHTS).backward()
+            average_gradients(trained)
+            norm = nn.utils.clip_grad_norm_(trained, 2.0)
+            optimiser.step()
+            step, pictures = step + 1, pictures + PROCESSES * len(batch.pixels)
+            for name, value in parts.items():
+                log[name] = 0.97 * log.get(name, value.item()) + 0.03 * value.item()
+            if rank == 0 and (step % 50 == 0 or step == 5):
+                shown = " ".join(f"{name} {value:.3f}" for name, value in log.items())
+                print(f"{step}/{total} {pictures} pictures {time.monotonic() - began:.0f} s |g| {norm:.1f} {shown}", flush=True)
+            if rank == 0 and (step % 500 == 0 or step == total):
+                facts = {"seconds": time.monotonic() - began, "steps": step, "pictures": pictures, "losses": log}
+                torch.save({"model": model.state_dict(), "config": config, "facts": facts}, options.out)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--phases", type=json.loads, default=[[1000, 96, 20], [600, 128, 16], [200, 192, 8]])
+    parser.add_argument("--start", type=Path, help="continue from this file's weights")
+    parser.add_argument("--width", type=int, default=16)
+    parser.add_argument("--layers", type=int, nargs=4, default=[2, 2, 2, 2])
+    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--warm-up", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=1)
+    chosen = parser.parse_args()
+    Path(f"{chosen.out.resolve()}.peers").unlink(missing_ok=True)
+    torch.multiprocessing.spawn(train, (chosen,), PROCESSES)
