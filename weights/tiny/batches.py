@@ -38,9 +38,11 @@ class Batches(IterableDataset):
     """Endless batches of one size from a drawn set; the same for the same seed."""
 
     def __init__(self, folder: Path, products: int, side: int, seed: int, batches: int) -> None:
+        """So many batches of so many products at `side` pixels, from the arrays in `folder`."""
         self.folder, self.products, self.side, self.seed, self.batches = folder, products, side, seed, batches
 
     def __iter__(self) -> Iterator[Batch]:
+        """Draw the batches, one after the other."""
         images = np.load(self.folder / "images.npy", mmap_mode="r")
         masks = np.load(self.folder / "masks.npy", mmap_mode="r")
         about = json.loads((self.folder / "products.json").read_text())
@@ -51,7 +53,7 @@ class Batches(IterableDataset):
             chosen = rng.choice(len(about), self.products, replace=False)
             parts = [self._product(rng, images[k], masks[k], about[k], kinds) for k in chosen]
             pixels, mask, states, caption, kind = (list(column) for column in zip(*parts, strict=True))
-            yield self._pack(np.concatenate(pixels), np.concatenate(mask), states, sum(caption, []), kind)
+            yield self._pack(np.concatenate(pixels), np.concatenate(mask), states, caption, kind)
 
     def _product(
         self, rng: Generator, images: np.ndarray, masks: np.ndarray, about: dict, kinds: list[str]
@@ -102,14 +104,14 @@ class Batches(IterableDataset):
         caption = [captions.sentence(rng, name, pick >= GOOD, about["defects"][pick]) for pick in picks[GOOD - 1 :]]
         return pixels, mask, states, caption, kinds.index(about["kind"]) if tells else -1
 
-    def _pack(self, pixels: np.ndarray, masks: np.ndarray, states: list, caption: list[str], kind: list[int]) -> Batch:
+    def _pack(self, pixels: np.ndarray, masks: np.ndarray, states: list, caption: list, kind: list[int]) -> Batch:
         inside = torch.from_numpy(masks) / 255
         area = 4 * inside.flatten(1).sum(1)  # in pixels of the picture
         return Batch(
             pixels=torch.from_numpy(pixels).permute(0, 3, 1, 2).clamp(-1, 1),
             masks=(inside > 0.3).float(),
             labels=torch.where(area >= SEEN, 1, torch.where(area > 0, -1, 0)),
-            state_tokens=captions.tokenize(sum(states, [])).view(len(states), 2, SENTENCES, -1),
-            caption_tokens=captions.tokenize(caption),
+            state_tokens=captions.tokenize([s for group in states for s in group]).view(len(states), 2, SENTENCES, -1),
+            caption_tokens=captions.tokenize([s for group in caption for s in group]),
             kinds=torch.tensor(kind),
         )

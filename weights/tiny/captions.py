@@ -4,14 +4,15 @@ from functools import lru_cache
 
 import open_clip
 import torch
-from aprilcli.core.prompts import ANOMALOUS_STATES, NORMAL_STATES, TEMPLATES
 from defects import WORDS
 from numpy.random import Generator
 from products import KINDS
 
+from aprilcli.core.prompts import ANOMALOUS_STATES, NORMAL_STATES, TEMPLATES
+
 GENERIC = ("object", "product", "item", "part", "surface", "thing", "component", "sample", "piece", "material")
 COLOURS = ("red", "green", "blue", "grey", "black", "white", "yellow", "brown", "dark", "bright", "silver", "orange")
-MATERIALS = ("metal", "steel", "plastic", "rubber", "ceramic", "painted", "stone", "textile", "brass", "glass", "magnetic")
+MATERIALS = ("metal", "steel", "plastic", "rubber", "ceramic", "painted", "stone", "textile", "brass", "glass")
 CONTEXT = 40  # tokens that training reads; every sentence here is shorter
 
 

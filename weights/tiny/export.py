@@ -10,9 +10,10 @@ import json
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
+
 from aprilcli.core.backbone import load_backbone
 from aprilcli.core.projector import Projector, save_projector
-from safetensors.torch import save_file
 
 PREPROCESSING = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "interpolation": "bicubic", "resize_mode": "squash"}
 MADE = "2026-11-24T00:00:00Z"  # fixed, so that a rebuilt file has the same bytes

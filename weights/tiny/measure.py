@@ -16,12 +16,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from aprilcli.core import maps
-from aprilcli.core.backbone import Backbone, load_backbone
-from aprilcli.core.prompts import encode_prompts
 from PIL import Image
 from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
+
+from aprilcli.core import maps
+from aprilcli.core.backbone import Backbone, load_backbone
+from aprilcli.core.prompts import encode_prompts
 
 METHODS = ("zero-shot", "sum", "bank")
 Sample = tuple[np.ndarray, np.ndarray]  # picture uint8 [H, W, 3], mask [H, W]
@@ -31,6 +32,7 @@ class Scores:
     """Scores and maps of one object, per method, against labels and masks."""
 
     def __init__(self) -> None:
+        """Begin empty."""
         self.labels: list[bool] = []
         self.masks: list[np.ndarray] = []
         self.images: dict[str, list[float]] = defaultdict(list)
@@ -52,6 +54,7 @@ class Judge:
     """A model folder with its projector, scoring by all three methods at once."""
 
     def __init__(self, folder: Path, image_size: int | None = None) -> None:
+        """Load the folder; `image_size` in pixels, else the model's own."""
         self.backbone: Backbone = load_backbone(str(folder), image_size=image_size, device="cpu")
         weights = load_file(folder / "projector.safetensors")
         self.projector = [(weights[f"fc.{n}.weight"], weights[f"fc.{n}.bias"]) for n in range(4)]
@@ -114,7 +117,8 @@ def _photos(folder: Path) -> Iterator[Sample]:
     for path in sorted(folder.glob("test/*/*")):
         image = np.asarray(Image.open(path).convert("RGB"))
         mask_path = folder / "ground_truth" / path.parent.name / f"{path.stem}_mask.png"
-        mask = np.asarray(Image.open(mask_path).convert("L")) if path.parent.name != "good" else np.zeros(image.shape[:2])
+        good = path.parent.name == "good"
+        mask = np.zeros(image.shape[:2]) if good else np.asarray(Image.open(mask_path).convert("L"))
         yield image, mask
 
 
@@ -136,7 +140,8 @@ def show(name: str, result: dict[str, tuple[float, float]]) -> None:
 
 def mean(results: list[dict[str, tuple[float, float]]]) -> dict[str, tuple[float, float]]:
     """The mean over objects or kinds."""
-    return {m: (float(np.mean([r[m][0] for r in results])), float(np.mean([r[m][1] for r in results]))) for m in METHODS}
+    table = {m: np.mean([r[m] for r in results], axis=0) for m in METHODS}
+    return {m: (float(image), float(pixel)) for m, (image, pixel) in table.items()}
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def circle(x: float, y: float, radius: float, add: bool = True, corners: int = 4
 def box(x: float, y: float, half_width: float, half_height: float, add: bool = True) -> Stroke:
     """An upright rectangle about (x, y)."""
     corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * [half_width, half_height]
-    return Stroke(corners + [x, y], 0.0, add)
+    return Stroke(corners + np.array([x, y]), 0.0, add)
 
 
 # Shapes: the outer call fixes the style of a product, the returned function lays out one picture in units -1..1.
@@ -110,7 +110,8 @@ def gear(style: Generator) -> Shape:
     teeth, hole, depth = int(style.integers(8, 24)), style.uniform(0.15, 0.5), style.uniform(0.15, 0.3)
     strokes = [circle(0, 0, 1 - depth)]
     for angle in np.arange(teeth) * 2 * np.pi / teeth:
-        tooth = np.array([[1 - 1.3 * depth, -1.8 / teeth], [1, -1 / teeth], [1, 1 / teeth], [1 - 1.3 * depth, 1.8 / teeth]])
+        foot = 1 - 1.3 * depth
+        tooth = np.array([[foot, -1.8 / teeth], [1, -1 / teeth], [1, 1 / teeth], [foot, 1.8 / teeth]])
         turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
         strokes.append(Stroke(tooth @ turn.T))
     strokes.append(circle(0, 0, hole, False))
@@ -127,7 +128,8 @@ def plate(style: Generator) -> Shape:
         strokes += [circle(x, y * aspect, 0.09, False) for x in (-0.8, 0.8) for y in (-0.7, 0.7)]
     for _ in range(int(style.integers(0, 5))):
         x, y = style.uniform(-0.55, 0.55, 2) * [1, aspect]
-        strokes.append(circle(x, y, style.uniform(0.06, 0.2), False) if style.random() < 0.6 else box(x, y, 0.2, 0.06, False))
+        radius = style.uniform(0.06, 0.2)
+        strokes.append(circle(x, y, radius, False) if style.random() < 0.6 else box(x, y, 0.2, 0.06, False))
     return lambda rng: strokes
 
 
@@ -195,7 +197,8 @@ def star(style: Generator) -> Shape:
     knots = np.append(radius, radius[0])
     outline = np.interp(angle, np.linspace(0, 2 * np.pi, len(knots)), knots)
     strokes = [Stroke(np.stack([outline * np.cos(angle), outline * np.sin(angle)], 1))]
-    strokes += [circle(*style.uniform(-0.4, 0.4, 2), style.uniform(0.05, 0.2), False) for _ in range(style.integers(0, 4))]
+    for _ in range(style.integers(0, 4)):
+        strokes.append(circle(*style.uniform(-0.4, 0.4, 2), style.uniform(0.05, 0.2), False))
     return lambda rng: strokes
 
 
@@ -265,7 +268,8 @@ def traces(style: Generator) -> Shape:
                 strokes.append(Stroke(line, width))
                 if draw.random() < 0.6:
                     end = line[-1]
-                    strokes.append(circle(*end, pitch * land * 0.5) if round_lands else box(*end, pitch * 0.4, pitch * 0.4))
+                    pad = circle(*end, pitch * land * 0.5) if round_lands else box(*end, pitch * 0.4, pitch * 0.4)
+                    strokes.append(pad)
                     if draw.random() < 0.5:
                         strokes.append(circle(*end, pitch * 0.15, False))
         return strokes
@@ -329,8 +333,14 @@ BODY = (
 )  # fmt: skip
 
 KINDS: dict[str, Kind] = {
-    "metal": Kind(("metal surface", "steel sheet", "ground metal", "brushed metal", "metal plate"), None, (textures.brushed_metal,)),
-    "casting": Kind(("cast iron", "casting", "concrete", "sandpaper", "ferrite", "cast surface"), None, (textures.cast_metal,)),
+    "metal": Kind(
+        ("metal surface", "steel sheet", "ground metal", "brushed metal", "metal plate"),
+        None,
+        (textures.brushed_metal,),
+    ),
+    "casting": Kind(
+        ("cast iron", "casting", "concrete", "sandpaper", "ferrite", "cast surface"), None, (textures.cast_metal,)
+    ),
     "plain": Kind(("plastic sheet", "glass", "painted panel", "ceramic", "paper", "enamel"), None, (textures.plain,)),
     "stone": Kind(("stone", "marble", "granite", "slab", "rock", "worktop"), None, (textures.stone,)),
     "wood": Kind(("wood", "wooden board", "plank"), None, (textures.wood,)),
@@ -342,7 +352,9 @@ KINDS: dict[str, Kind] = {
     "mesh": Kind(("grid", "mesh", "screen", "lattice", "net"), mesh, BODY, "field"),
     "perforation": Kind(("perforated sheet", "dot pattern", "filter", "grille"), perforation, BODY, "field"),
     "stripes": Kind(("ribbed sheet", "bar code", "louvre", "heat sink"), stripes, BODY, "field"),
-    "board": Kind(("circuit board", "pcb", "printed circuit", "board", "wiring"), traces, (textures.plain,) * 3 + BODY, "field"),
+    "board": Kind(
+        ("circuit board", "pcb", "printed circuit", "board", "wiring"), traces, (textures.plain,) * 3 + BODY, "field"
+    ),
     "label": Kind(("label", "print", "name plate", "package", "sticker"), print_marks, BODY, "field"),
     "keys": Kind(("keypad", "tiles", "pavement", "panel", "solar cell"), keys, BODY, "field"),
     "strip": Kind(("tile", "bar", "strip", "slab", "sheet", "rail"), strip, BODY + (textures.cast_metal,) * 3, "field"),
@@ -406,8 +418,8 @@ def expose(rng: Generator, image: np.ndarray) -> np.ndarray:
     image = image * gain.astype(np.float32)
     if rng.random() < 0.6:
         angle = rng.uniform(0, 2 * np.pi)
-        ramp = ((textures.XX / SIDE - 0.5) * np.cos(angle) + (textures.YY / SIDE - 0.5) * np.sin(angle)) * rng.uniform(0, 0.5)
-        image = image * (1 + ramp)[..., None]
+        along = (textures.XX / SIDE - 0.5) * np.cos(angle) + (textures.YY / SIDE - 0.5) * np.sin(angle)
+        image = image * (1 + rng.uniform(0, 0.5) * along)[..., None]
     if rng.random() < 0.4:
         image = image * (1 + rng.uniform(0, 0.15) * clouds(rng, 2))[..., None]
     if rng.random() < 0.2:

@@ -6,7 +6,7 @@ generator (phase, position, noise), so that two pictures of one product differ a
 """
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import cv2
 import numpy as np
@@ -20,7 +20,7 @@ Texture = Callable[[Generator], np.ndarray]
 cv2.setNumThreads(1)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _noise_tile(slope: float, stretch: int, number: int) -> np.ndarray:
     """Periodic noise [TILE, TILE] of unit deviation with spectrum 1/f**slope, `stretch` times longer along x."""
     rng = np.random.default_rng([int(slope * 10), stretch, number])

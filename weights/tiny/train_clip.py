@@ -45,6 +45,7 @@ class Model(nn.Module):
     """A CLIP with one linear layer per stage and the offsets that turn distances into odds (training only)."""
 
     def __init__(self, config: dict) -> None:
+        """Untrained weights for an open_clip configuration."""
         super().__init__()
         self.clip = open_clip.model.CLIP(**copy.deepcopy(config), output_dict=False)
         # The pool sees no positions: a defect weighs the same anywhere and at any picture size.
@@ -230,7 +231,8 @@ def average_gradients(parameters: list[nn.Parameter]) -> None:
 def train(rank: int, options: argparse.Namespace) -> None:
     """One of the processes: train in phases of growing picture size; process 0 saves model and configuration."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{options.out.resolve()}.peers", rank=rank, world_size=PROCESSES)
+    peers = f"file://{options.out.resolve()}.peers"
+    dist.init_process_group("gloo", init_method=peers, rank=rank, world_size=PROCESSES)
     torch.manual_seed(options.seed)
     config = configuration(options.width, tuple(options.layers))
     model = Model(config)
@@ -261,7 +263,8 @@ def train(rank: int, options: argparse.Namespace) -> None:
                 log[name] = 0.97 * log.get(name, value.item()) + 0.03 * value.item()
             if rank == 0 and (step % 50 == 0 or step == 5):
                 shown = " ".join(f"{name} {value:.3f}" for name, value in log.items())
-                print(f"{step}/{total} {pictures} pictures {time.monotonic() - began:.0f} s |g| {norm:.1f} {shown}", flush=True)
+                seconds = time.monotonic() - began
+                print(f"{step}/{total} {pictures} pictures {seconds:.0f} s |g| {norm:.1f} {shown}", flush=True)
             if rank == 0 and (step % 500 == 0 or step == total):
                 facts = {"seconds": time.monotonic() - began, "steps": step, "pictures": pictures, "losses": log}
                 torch.save({"model": model.state_dict(), "config": config, "facts": facts}, options.out)
