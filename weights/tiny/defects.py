@@ -184,9 +184,11 @@ def _mark(rng: Generator, image: np.ndarray, other: np.ndarray, at: np.ndarray, 
 
 
 def add_defect(
-    rng: Generator, picture: Picture, image: np.ndarray, wanted: str | None = None
+    rng: Generator, picture: Picture, image: np.ndarray, wanted: str | None = None, clear: bool = True
 ) -> tuple[np.ndarray, np.ndarray, str] | None:
     """Draw one visible defect, the wanted one or any: the picture in 0..1, its mask uint8 [SIDE, SIDE], its name.
+
+    A clear one also stands out from the texture around it, not only from the grain.
 
     A defect counts only if the eye can tell it from the grain around it; after eight failures the answer is None.
     """
@@ -215,6 +217,12 @@ def add_defect(
             continue
         around = cv2.dilate(mask, np.ones((9, 9), np.uint8)) > mask
         grain = float((image - cv2.blur(image, (7, 7)))[around].std()) if around.any() else 0.0
-        if change[mask > 0].mean() > max(1.6 * VISIBLE, 1.5 * grain):
-            return changed, mask, defect
+        if change[mask > 0].mean() <= max(1.6 * VISIBLE, 1.5 * grain):
+            continue
+        if clear:
+            texture = np.abs(image - cv2.blur(image, (31, 31))).max(2)
+            surroundings = cv2.dilate(mask, np.ones((25, 25), np.uint8)) > mask
+            if change[mask > 0].mean() <= 2 * float(np.median(texture[surroundings])) + VISIBLE:
+                continue
+        return changed, mask, defect
     return None

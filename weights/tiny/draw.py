@@ -2,6 +2,7 @@
 
     python draw.py FOLDER --products 5000 --seed 1            # the kinds that training may see
     python draw.py FOLDER --products 200 --seed 9 --held-out  # the kinds it never sees, to measure it
+    python draw.py FOLDER --subtle ...                        # also defects that hardly stand out from the texture
 
 FOLDER gets images.npy uint8 [N, 6, SIDE, SIDE, 3] (pictures 0-2 of a product are good, 3-5 have a defect), masks.npy
 uint8 [N, 6, SIDE, SIDE] of 0/1 and products.json (kind and defects of each product).
@@ -16,46 +17,75 @@ from pathlib import Path
 import numpy as np
 from defects import add_defect
 from numpy.lib.format import open_memmap
-from products import HELD_OUT, KINDS, expose, make_product
+from numpy.random import Generator
+from products import HELD_OUT, KINDS, Picture, expose, make_product
 from textures import SIDE
 
 GOOD, BAD = 3, 3  # pictures of one product
+ON_TOP = ("scratch", "hair", "spots", "stain", "pit", "crack")  # defects that may be the second of a picture
 
 
-def draw_product(seed: int, number: int, kind: str) -> tuple[np.ndarray, np.ndarray, dict[str, object]]:
-    """All pictures of one product; the same for the same seed, number and kind."""
-    take = make_product(kind, np.random.default_rng([seed, number]))
+def draw_product(
+    seed: int, number: int, kind: str, clear: bool = True
+) -> tuple[np.ndarray, np.ndarray, dict[str, object]]:
+    """All pictures of one product; the same for the same arguments.
+
+    A style on which no defect can be seen (it happens to coarse gravel) is given up for another.
+    """
+    for style in range(100):
+        drawn = _draw_style([seed, number, *([1000 + style] if style else [])], kind, clear)
+        if drawn is not None:
+            break
+    else:
+        raise RuntimeError(f"product {number}: no style of {kind} shows a defect")
+    images, masks, found = drawn
+    return images, masks, {"kind": kind, "defects": found}
+
+
+def _draw_style(seed: list[int], kind: str, clear: bool) -> tuple[np.ndarray, np.ndarray, list[list[str]]] | None:
+    """The pictures, masks and defects of one style, or None where a defect stays unseen."""
+    take = make_product(kind, np.random.default_rng(seed))
     images = np.zeros((GOOD + BAD, SIDE, SIDE, 3), np.uint8)
     masks = np.zeros((GOOD + BAD, SIDE, SIDE), np.uint8)
     found: list[list[str]] = []
     for index in range(GOOD + BAD):
-        for attempt in range(20):
-            rng = np.random.default_rng([seed, number, index, attempt])
+        names: list[str] = []
+        for attempt in range(1 if index < GOOD else 6):
+            rng = np.random.default_rng([*seed, index, attempt])
             picture = take(rng)
             image = picture.compose()
-            names: list[str] = []
             if index >= GOOD:
-                for _ in range(1 if rng.random() < 0.75 else 2):
-                    drawn = add_defect(rng, picture, image)
-                    if drawn is None or (names and drawn[2] in names):
-                        continue
-                    if names and drawn[2] not in ("scratch", "hair", "spots", "stain", "pit", "crack"):
-                        continue  # a reshaped picture is composed anew and would undo the first defect
-                    image, mask, name = drawn
-                    masks[index] |= mask
-                    names.append(name)
-            if names or index < GOOD:
+                image, masks[index], names = _add_defects(rng, picture, image, clear)
+            if names:
                 break
+        if index >= GOOD and not names:
+            return None
         images[index] = expose(rng, image)
         found.append(names)
-    return images, masks, {"kind": kind, "defects": found}
+    return images, masks, found
 
 
-def _task(task: tuple[int, int, str]) -> tuple[np.ndarray, np.ndarray, dict[str, object]]:
+def _add_defects(
+    rng: Generator, picture: Picture, image: np.ndarray, clear: bool
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """One defect, in a quarter of the pictures two."""
+    mask, names = np.zeros((SIDE, SIDE), np.uint8), []
+    for _ in range(1 if rng.random() < 0.75 else 2):
+        drawn = add_defect(rng, picture, image, clear=clear)
+        # A reshaped picture is composed anew and would undo the first defect.
+        if drawn is None or (names and (drawn[2] in names or drawn[2] not in ON_TOP)):
+            continue
+        image = drawn[0]
+        mask |= drawn[1]
+        names.append(drawn[2])
+    return image, mask, names
+
+
+def _task(task: tuple[int, int, str, bool]) -> tuple[np.ndarray, np.ndarray, dict[str, object]]:
     return draw_product(*task)
 
 
-def draw(folder: Path, products: int, seed: int, held_out: bool, workers: int = 2) -> None:
+def draw(folder: Path, products: int, seed: int, held_out: bool, clear: bool, workers: int = 2) -> None:
     """Draw a set of products into a folder, kinds in turn."""
     kinds = [k for k in KINDS if (k in HELD_OUT) == held_out]
     folder.mkdir(parents=True, exist_ok=True)
@@ -63,7 +93,7 @@ def draw(folder: Path, products: int, seed: int, held_out: bool, workers: int = 
     images = open_memmap(folder / "images.npy", "w+", np.uint8, (*shape, 3))
     masks = open_memmap(folder / "masks.npy", "w+", np.uint8, shape)
     about, began = [], time.monotonic()
-    tasks = [(seed, number, kinds[number % len(kinds)]) for number in range(products)]
+    tasks = [(seed, number, kinds[number % len(kinds)], clear) for number in range(products)]
     with multiprocessing.Pool(workers) as pool:
         for number, (picture, mask, facts) in enumerate(pool.imap(_task, tasks, 8)):
             images[number], masks[number] = picture, mask
@@ -81,5 +111,6 @@ if __name__ == "__main__":
     parser.add_argument("--products", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--held-out", action="store_true")
+    parser.add_argument("--subtle", action="store_true")
     options = parser.parse_args()
-    draw(options.folder, options.products, options.seed, options.held_out)
+    draw(options.folder, options.products, options.seed, options.held_out, not options.subtle)

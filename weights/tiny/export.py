@@ -39,6 +39,8 @@ def export(checkpoint: Path, folder: Path, image_size: int | None = None) -> Non
         {name.replace("projector.", "fc."): t for name, t in weights.items() if name.startswith("projector.")}
     )
     save_projector(projector, folder / "projector.safetensors", created=MADE)
+    for file in folder.glob("*.safetensors"):
+        file.chmod(0o644)
 
 
 if __name__ == "__main__":

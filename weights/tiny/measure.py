@@ -1,4 +1,4 @@
-"""Measure a model folder: on drawn kinds that training never saw, and on labelled folders of photos.
+"""Measure a model folder: on drawn kinds that training never drew, and on labelled folders of photos.
 
     python measure.py MODEL --drawn FOLDER              # a set of `draw.py --held-out`: 1-shot and zero-shot
     python measure.py MODEL --photos OBJECT_FOLDER ...  # MVTec AD's layout: 4-shot and zero-shot
@@ -25,6 +25,7 @@ from aprilcli.core.backbone import Backbone, load_backbone
 from aprilcli.core.prompts import encode_prompts
 
 METHODS = ("zero-shot", "sum", "bank")
+Table = dict[str, tuple[float, float]]  # image and pixel AUROC by method
 Sample = tuple[np.ndarray, np.ndarray]  # picture uint8 [H, W, 3], mask [H, W]
 
 
@@ -38,7 +39,15 @@ class Scores:
         self.images: dict[str, list[float]] = defaultdict(list)
         self.maps: dict[str, list[np.ndarray]] = defaultdict(list)
 
-    def auroc(self) -> dict[str, tuple[float, float]]:
+    def extend(self, other: "Scores") -> None:
+        """Take over the pictures of another object."""
+        self.labels += other.labels
+        self.masks += other.masks
+        for method in METHODS:
+            self.images[method] += other.images[method]
+            self.maps[method] += other.maps[method]
+
+    def auroc(self) -> Table:
         """Image and pixel AUROC of each method."""
         truth = np.concatenate([m.ravel() for m in self.masks])
         return {
@@ -63,7 +72,7 @@ class Judge:
     def pixels(self, image: np.ndarray) -> torch.Tensor:
         """Squash and normalise one picture, [1, 3, S, S]."""
         squashed = Image.fromarray(image).resize((self.size, self.size), Image.Resampling.BICUBIC)
-        unit = torch.from_numpy(np.asarray(squashed)).permute(2, 0, 1)[None].float() / 255
+        unit = torch.from_numpy(np.array(squashed)).permute(2, 0, 1)[None].float() / 255
         spec = self.backbone.spec
         return (unit - torch.tensor(spec.mean).view(3, 1, 1)) / torch.tensor(spec.std).view(3, 1, 1)
 
@@ -99,18 +108,27 @@ class Judge:
         scores.masks.append((np.asarray(squashed) > 127)[::2, ::2])
 
 
-def drawn(judge: Judge, folder: Path, products: int) -> dict[str, dict[str, tuple[float, float]]]:
-    """Per kind, all products together: the first good picture is the reference, the others are scored."""
+def drawn(judge: Judge, folder: Path, products: int) -> tuple[dict[str, Table], dict[str, Table]]:
+    """Score drawn products, one reference each: the mean of AUROC within a product, and of all products together.
+
+    Both by kind. The first good picture of a product is its reference, the others are scored.
+    """
     images, masks = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("images", "masks"))
     about = json.loads((folder / "products.json").read_text())[:products]
-    kinds: dict[str, Scores] = defaultdict(Scores)
+    within: dict[str, list[Table]] = defaultdict(list)
+    together: dict[str, Scores] = defaultdict(Scores)
     for number, facts in enumerate(about):
-        kind = facts["kind"]
+        kind, own = facts["kind"], Scores()
         text = encode_prompts(judge.backbone, kind)
         bank = judge.bank([images[number, 0]])
         for index in range(1, images.shape[1]):
-            judge.add(kinds[kind], (images[number, index], masks[number, index]), text, bank)
-    return {kind: scores.auroc() for kind, scores in kinds.items()}
+            judge.add(own, (images[number, index], masks[number, index]), text, bank)
+        within[kind].append(own.auroc())
+        together[kind].extend(own)
+    return (
+        {kind: mean(tables) for kind, tables in within.items()},
+        {kind: scores.auroc() for kind, scores in together.items()},
+    )
 
 
 def _photos(folder: Path) -> Iterator[Sample]:
@@ -122,7 +140,7 @@ def _photos(folder: Path) -> Iterator[Sample]:
         yield image, mask
 
 
-def photos(judge: Judge, folder: Path, k_shot: int = 4) -> dict[str, tuple[float, float]]:
+def photos(judge: Judge, folder: Path, k_shot: int = 4) -> Table:
     """One object folder; the references are drawn from its good training photos with seed 0."""
     good = sorted(folder.glob("train/good/*"))
     picked = np.random.default_rng(0).choice(len(good), k_shot, replace=False)
@@ -133,12 +151,12 @@ def photos(judge: Judge, folder: Path, k_shot: int = 4) -> dict[str, tuple[float
     return scores.auroc()
 
 
-def show(name: str, result: dict[str, tuple[float, float]]) -> None:
+def show(name: str, result: Table) -> None:
     """One line: the three methods' image / pixel AUROC."""
     print(f"{name:16}", "  ".join(f"{m} {result[m][0]:.3f}/{result[m][1]:.3f}" for m in METHODS), flush=True)
 
 
-def mean(results: list[dict[str, tuple[float, float]]]) -> dict[str, tuple[float, float]]:
+def mean(results: list[Table]) -> Table:
     """The mean over objects or kinds."""
     table = {m: np.mean([r[m] for r in results], axis=0) for m in METHODS}
     return {m: (float(image), float(pixel)) for m, (image, pixel) in table.items()}
@@ -154,10 +172,11 @@ if __name__ == "__main__":
     chosen = parser.parse_args()
     judge = Judge(chosen.model, chosen.image_size)
     if chosen.drawn:
-        kinds = drawn(judge, chosen.drawn, chosen.products)
-        for kind, result in kinds.items():
+        within, together = drawn(judge, chosen.drawn, chosen.products)
+        for kind, result in within.items():
             show(kind, result)
-        show("drawn kinds", mean(list(kinds.values())))
+        show("within a product", mean(list(within.values())))
+        show("all together", mean(list(together.values())))
     measured = []
     for folder in chosen.photos:
         measured.append(photos(judge, folder))

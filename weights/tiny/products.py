@@ -128,8 +128,10 @@ def plate(style: Generator) -> Shape:
         strokes += [circle(x, y * aspect, 0.09, False) for x in (-0.8, 0.8) for y in (-0.7, 0.7)]
     for _ in range(int(style.integers(0, 5))):
         x, y = style.uniform(-0.55, 0.55, 2) * [1, aspect]
-        radius = style.uniform(0.06, 0.2)
-        strokes.append(circle(x, y, radius, False) if style.random() < 0.6 else box(x, y, 0.2, 0.06, False))
+        if style.random() < 0.6:
+            strokes.append(circle(x, y, style.uniform(0.06, 0.2), False))
+        else:
+            strokes.append(box(x, y, 0.2, 0.06, False))
     return lambda rng: strokes
 
 

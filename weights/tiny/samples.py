@@ -1,8 +1,8 @@
-"""Draw the pictures of tests/samples: three products that training never drew, half of the pictures with a defect.
+"""Draw the pictures of tests/samples: two products that training never drew, half of the pictures with a defect.
 
     python samples.py tests/samples tests/sample_masks
 
-Each good picture and each mask has the name that its picture's file tells: KIND_good_N.png, KIND_DEFECT_N.png.
+A picture's name tells what it shows: KIND_good_N.png or KIND_DEFECT_N.png; a defect's mask has its picture's name.
 """
 
 import argparse
@@ -15,11 +15,9 @@ from products import expose, make_product
 
 # kind, seed of the product, then what each picture shows and the seed of its defect. Training uses other seeds.
 SAMPLES = (
-    ("washer", 7001, (("good", 1), ("good", 2), ("bite", 3), ("scratch", 4))),
-    ("board", 7002, (("good", 1), ("bridge", 2))),
-    ("casting", 7003, (("good", 1), ("crack", 2))),
+    ("washer", 7004, (("good", 1), ("good", 4), ("crack", 1), ("crack", 3))),
+    ("casting", 7003, (("good", 2), ("good", 3), ("crack", 4), ("spots", 4))),
 )
-CALLED = {"bite": "chip", "bridge": "short"}
 
 
 def draw_sample(kind: str, product: int, shows: str, number: int) -> tuple[np.ndarray, np.ndarray]:
@@ -43,7 +41,7 @@ def main(folder: Path, mask_folder: Path) -> None:
     for kind, product, pictures in SAMPLES:
         for number, (shows, seed) in enumerate(pictures, 1):
             image, mask = draw_sample(kind, product, shows, seed)
-            name = f"{kind}_{CALLED.get(shows, shows)}_{number}.png"
+            name = f"{kind}_{shows}_{number}.png"
             Image.fromarray(image).save(folder / name, optimize=True)
             if shows != "good":
                 Image.fromarray(mask).save(mask_folder / name, optimize=True)

@@ -243,7 +243,7 @@ def train(rank: int, options: argparse.Namespace) -> None:
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": 0.05},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
-    optimiser = torch.optim.AdamW(groups, lr=options.rate, betas=(0.9, 0.98))
+    optimiser = torch.optim.AdamW(groups, lr=options.rate, betas=(0.9, 0.98), fused=True)
     began, step, pictures, log = time.monotonic(), 0, 0, {}
     total = sum(steps for steps, _, _ in options.phases)
     for phase, (steps, side, products) in enumerate(options.phases):
