@@ -1,29 +1,46 @@
-"""Pictures as factory cameras write them: found, decoded, squashed to the model's input."""
+"""Pictures as factory cameras write them: decoded, upright, in sRGB, squashed to the model's input."""
 
 from __future__ import annotations
 
-import os
+import logging
+import mmap
+import re
+import stat
 import struct
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from io import BytesIO
+from itertools import islice
+from math import isfinite
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
-import tifffile
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
-from aprilcli.errors import InputError
+from aprilcli.errors import InputError, OptionError
+from aprilcli.io.samples import FORMATS, check_size, read_samples, read_tiff, to_eight_bit
+from aprilcli.io.walk import printable
 
-SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".png", ".tif", ".tiff", ".bmp", ".webp", ".pgm", ".ppm", ".pbm", ".pnm"}
-)
-FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "PPM")  # what content may be; no format that runs code
-MAX_PIXELS = 100_000_000  # of a picture, before it is decoded: 300 MB of RGB
-SIXTEEN_BIT = 65535
-# What Pillow and tifffile raise on bytes of anybody's making.
+MAX_PIXELS = 100_000_000  # of a picture, looked up before it is decoded: 300 MB of RGB
+MAX_SCANS = 100  # of a progressive JPEG; encoders use about ten, and each costs a pass over all pixels
+TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+SOME_PAGE = "pictures of several pages: the first page is scored"
+TRANSPARENT = "transparent pictures: scored on white"
+NO_PROFILE = "pictures with a colour profile that cannot be applied: it is left out"
+NO_EXIF = "pictures with damaged EXIF data: their rotation is left out"
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # by EXIF orientation; 1 is upright
+# What Pillow and tifffile raise, or warn of, on bytes of anybody's making.
 UNREADABLE = (
     OSError,
     SyntaxError,
@@ -32,26 +49,18 @@ UNREADABLE = (
     LookupError,
     ArithmeticError,
     AttributeError,
+    AssertionError,
     EOFError,
     MemoryError,
-    NotImplementedError,
     RuntimeError,
+    Warning,
     struct.error,
     zlib.error,
 )
 
-Image.MAX_IMAGE_PIXELS = (
-    None  # our own limit is checked before decoding; Pillow's cannot be raised by a picture's owner
-)
-
-
-@dataclass(frozen=True)
-class FoundImage:
-    """A file to score: its path, its path relative to the folder (with ``/``), or why it cannot be reached."""
-
-    path: Path
-    relative: str
-    error: str | None = None
+Image.MAX_IMAGE_PIXELS = None  # our limit is checked before decoding; Pillow's would warn below it and refuse above
+for _decoder in ("PIL", "tifffile"):  # what they log of damaged files is said in our own line
+    logging.getLogger(_decoder).addHandler(logging.NullHandler())
 
 
 @dataclass(frozen=True)
@@ -67,170 +76,137 @@ class SourceImage:
         return self.rgb.height, self.rgb.width
 
 
-def find_images(folder: Path, *, follow: bool = False) -> Iterator[FoundImage]:
-    """Walk a folder: every picture below it, sorted by relative path, one folder's names in memory at a time.
-
-    Pictures are known by their extension, in any case. Names with a leading dot are skipped. Linked folders are
-    entered only with ``follow``, and never twice on one path. A folder that cannot be listed comes with its ``error``.
-    """
-    yield from _walk(folder, "", follow, frozenset())
-
-
-def _walk(folder: Path, prefix: str, follow: bool, above: frozenset[tuple[int, int]]) -> Iterator[FoundImage]:
-    try:
-        status = folder.stat()
-        if (status.st_dev, status.st_ino) in above:
-            return
-        above |= {(status.st_dev, status.st_ino)}
-        with os.scandir(folder) as entries:
-            # A folder sorts as its name with a slash, so that the whole walk is in the order of the relative paths.
-            names = sorted(entry.name + "/" * _is_folder(entry, follow) for entry in entries if _wanted(entry, follow))
-    except OSError as error:
-        reason = error.strerror or str(error)
-        yield FoundImage(folder, prefix.rstrip("/") or ".", f"{folder}: cannot be listed ({reason})")
-        return
-    for name in names:
-        if name.endswith("/"):
-            yield from _walk(folder / name, prefix + name, follow, above)
-        else:
-            yield FoundImage(folder / name, prefix + name)
-
-
-def _is_folder(entry: os.DirEntry[str], follow: bool) -> bool:
-    return entry.is_dir(follow_symlinks=follow)
-
-
-def _wanted(entry: os.DirEntry[str], follow: bool) -> bool:
-    if entry.name.startswith("."):
-        return False
-    if _is_folder(entry, follow):
-        return True
-    return Path(entry.name).suffix.lower() in SUFFIXES and not entry.is_dir()
-
-
 def read_image(
     path: Path, *, value_range: tuple[float, float] | None = None, max_pixels: int = MAX_PIXELS
 ) -> SourceImage:
-    """Decode a picture; its content decides the format, not its name.
+    """Decode a JPEG, PNG, TIFF, BMP, WebP or PNM picture; its content decides which, not its name.
 
-    Upright (EXIF), alpha on white, colour profiles to sRGB, the first page of many. Sixteen-bit and float pictures
-    are scaled linearly to 8 bit: from their type's range ([0, 1] for floats), or from ``value_range``. Raises
-    InputError, one line, for whatever cannot be decoded or has more than ``max_pixels`` pixels.
+    Upright (EXIF), alpha on white, colour profiles to sRGB, the first page of many. Samples of more than 8 bits are
+    scaled linearly to 8: from their type's range ([0, 1] for floats), or from ``value_range``. Raises InputError, one
+    line, for whatever cannot be decoded or has more than ``max_pixels`` pixels; OptionError for a range that is none.
     """
+    if value_range is not None and not (isfinite(value_range[1] - value_range[0]) and value_range[0] < value_range[1]):
+        raise OptionError(f"--range {value_range[0]:g},{value_range[1]:g}: give two numbers, the smaller one first")
     try:
-        # Read whole: a file that changes or vanishes while it is decoded cannot surprise the decoder.
-        return _decode(path, path.read_bytes(), value_range, max_pixels)
-    except InputError:
-        raise
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
+            raise InputError("not a file")
+        if status.st_size == 0:
+            raise InputError("the file is empty")
+        with path.open("rb") as file:
+            return _decode(file, value_range, max_pixels)
+    except InputError as error:
+        raise InputError(f"{printable(path)}: {error}") from None
     except UNREADABLE as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
-        raise InputError(f"{path}: cannot be read as a picture ({' '.join(str(reason).split())[:200]})") from error
+        reason = printable(" ".join(reason.split()))[:200]
+        raise InputError(f"{printable(path)}: cannot be read as a picture ({reason})") from error
 
 
-def _decode(path: Path, content: bytes, value_range: tuple[float, float] | None, max_pixels: int) -> SourceImage:
-    if not content:
-        raise InputError(f"{path}: the file is empty")
+def _decode(file: BinaryIO, value_range: tuple[float, float] | None, max_pixels: int) -> SourceImage:
+    head = file.read(30)
+    check_size(*_webp_size(head), max_pixels)
+    file.seek(0)
     try:
-        picture = Image.open(BytesIO(content), formats=FORMATS)
+        opened = Image.open(file, formats=FORMATS)
     except UnidentifiedImageError:
-        if not content.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
-            raise InputError(
-                f"{path}: not a picture in a known format (JPEG, PNG, TIFF, BMP, WebP, PGM, PPM)"
-            ) from None
-        return _decode_tiff(path, content, value_range, max_pixels)  # Pillow knows no 16-bit colour TIFF
-    with picture:
-        _check_size(path, picture.width, picture.height, max_pixels)
-        notes = []
-        if getattr(picture, "n_frames", 1) > 1 and picture.format != "MPO":
-            notes.append("pictures of several pages: the first page is scored")
-        picture.load()
-        profile = picture.info.get("icc_profile")
-        upright = ImageOps.exif_transpose(picture)
-        if upright.mode in ("I", "F") or upright.mode.startswith("I;16"):
-            scaled = _to_eight_bit(path, np.asarray(upright), picture.format or "", value_range)
-            return SourceImage(Image.fromarray(scaled).convert("RGB"), tuple(notes))
-        opaque = _on_white(upright, notes)
-        return SourceImage(_to_srgb(opaque, profile, notes), tuple(notes))
+        if not head.startswith(TIFF_SIGNATURES):
+            known = "JPEG, PNG, TIFF, BMP, WebP, PGM, PPM"
+            raise InputError(f"not a picture, or not in a known format ({known})") from None
+        page = read_tiff(file, max_pixels)  # of a kind Pillow does not know
+        notes = [SOME_PAGE] if page.has_more else []
+        rgb = _to_rgb(to_eight_bit(page.samples, value_range), page.profile, notes)
+        return SourceImage(_upright(rgb, page.orientation), tuple(notes))
+    with opened as picture:
+        _check(file, picture, max_pixels)
+        notes = [SOME_PAGE] if getattr(picture, "is_animated", False) and picture.format != "MPO" else []
+        wide = read_samples(file, picture)
+        if wide is None:
+            picture.load()
+        decoded = picture if wide is None else to_eight_bit(wide, value_range)
+        rgb = _to_rgb(decoded, picture.info.get("icc_profile"), notes)
+        return SourceImage(_upright(rgb, _orientation(picture, notes)), tuple(notes))
 
 
-def _check_size(path: Path, width: int, height: int, max_pixels: int) -> None:
-    if width * height > max_pixels:
-        raise InputError(
-            f"{path}: {width} x {height} pixels are more than the limit of {max_pixels:,}; raise it with --max-pixels"
-        )
+def _webp_size(head: bytes) -> tuple[int, int]:
+    """Read a WebP file's canvas size, as its decoder allocates it at once; (0, 0) for other files."""
+    if head[:4] != b"RIFF" or head[8:16] != b"WEBPVP8X":  # the two simple kinds end at 16383 x 16383
+        return 0, 0
+    return int.from_bytes(head[24:27], "little") + 1, int.from_bytes(head[27:30], "little") + 1
 
 
-def _decode_tiff(path: Path, content: bytes, value_range: tuple[float, float] | None, max_pixels: int) -> SourceImage:
-    with tifffile.TiffFile(BytesIO(content)) as tiff:
-        page = tiff.pages[0]
-        _check_size(path, page.imagewidth, page.imagelength, max_pixels)
-        values = page.asarray()
-        notes = ("pictures of several pages: the first page is scored",) if len(tiff.pages) > 1 else ()
-    if page.axes == "SYX":
-        values = np.moveaxis(values, 0, -1)
-    if values.ndim == 3 and values.shape[2] == 1:
-        values = values[..., 0]
-    if values.ndim == 3 and values.shape[2] > 3:
-        raise InputError(f"{path}: a TIFF of {values.shape[2]} channels of {values.dtype}; save it as RGB")
-    eight_bit = _to_eight_bit(path, values, "TIFF", value_range)
-    return SourceImage(Image.fromarray(eight_bit).convert("RGB"), notes)
+def _check(file: BinaryIO, picture: ImageFile.ImageFile, max_pixels: int) -> None:
+    """Refuse what would take memory or time without end."""
+    check_size(picture.width, picture.height, max_pixels)
+    if picture.width < 1 or picture.height < 1:
+        raise InputError("a picture without pixels")
+    if isinstance(picture, TiffImagePlugin.TiffImageFile):
+        check_size(picture.tag_v2.get(322, 1), picture.tag_v2.get(323, 1), max_pixels)  # a tile
+    if "progressive" in picture.info:
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            scans = sum(1 for _ in islice(re.finditer(b"\xff\xda", content), MAX_SCANS + 1))
+        if scans > MAX_SCANS:
+            raise InputError(f"a progressive JPEG of more than {MAX_SCANS} scans; save it again")
 
 
-def _to_eight_bit(
-    path: Path, values: NDArray[np.generic], file_format: str, value_range: tuple[float, float] | None
-) -> NDArray[np.uint8]:
-    """Scale linearly. A 16-bit picture and its 8-bit copy come out the same."""
-    if not np.isfinite(values).all():
-        raise InputError(f"{path}: holds NaN or infinite values")
-    if value_range is not None:
-        low, high = value_range
-    elif values.dtype.kind == "f":
-        low, high = 0.0, 1.0
-        if values.min() < low or values.max() > high:
-            found = f"{values.min():g} to {values.max():g}"
-            raise InputError(
-                f"{path}: float values from {found}, not in [0, 1]; say what is black and white: --range LO,HI"
-            )
-    elif values.dtype == np.uint8:
-        low, high = 0.0, 255.0
-    elif values.dtype.newbyteorder("=") == np.uint16 or file_format in (
-        "PNG",
-        "PPM",
-    ):  # Pillow widens these two to 32 bit
-        low, high = 0.0, float(SIXTEEN_BIT)
-    else:
-        raise InputError(f"{path}: {values.dtype} values; say which are black and white: --range LO,HI")
-    scaled = (values.astype(np.float64) - low) * (255 / (high - low))
-    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+def _orientation(picture: ImageFile.ImageFile, notes: list[str]) -> int:
+    """Read the EXIF orientation; Pillow has turned a TIFF already, and taken its tag away."""
+    try:
+        return int(picture.getexif().get(ExifTags.Base.Orientation, 1))
+    except UNREADABLE:
+        notes.append(NO_EXIF)
+        return 1
 
 
-def _on_white(picture: Image.Image, notes: list[str]) -> Image.Image:
+def _upright(rgb: Image.Image, orientation: int) -> Image.Image:
+    return rgb.transpose(TURNS[orientation]) if orientation in TURNS else rgb
+
+
+def _to_rgb(picture: Image.Image, profile: bytes | None, notes: list[str]) -> Image.Image:
     if not picture.has_transparency_data:
-        return picture
+        return _to_srgb(picture, profile, notes)
     layered = picture.convert("RGBA")
-    if layered.getchannel("A").getextrema() == (255, 255):
-        return layered.convert("RGB")
-    notes.append("transparent pictures: scored on white")
-    return Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered).convert("RGB")
+    colour = picture.convert("L") if picture.mode in ("1", "L", "LA") else layered.convert("RGB")
+    rgb, alpha = _to_srgb(colour, profile, notes), layered.getchannel("A")
+    if alpha.getextrema() == (255, 255):
+        return rgb
+    notes.append(TRANSPARENT)
+    white = Image.new("RGB", rgb.size, "white")
+    white.paste(rgb, mask=alpha)
+    return white
 
 
 def _to_srgb(picture: Image.Image, profile: bytes | None, notes: list[str]) -> Image.Image:
-    if profile and picture.mode in ("RGB", "L", "CMYK"):
+    if picture.mode not in ("L", "RGB", "CMYK"):
+        picture = picture.convert("RGB")
+    if profile:
         try:
-            source = ImageCms.ImageCmsProfile(BytesIO(profile))
-            converted = ImageCms.profileToProfile(picture, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
-        except (ImageCms.PyCMSError, OSError):
-            notes.append("pictures with a colour profile that cannot be applied: it is left out")
-        else:
-            if converted is not None:
-                return converted
+            mode, transform = _transform_to_srgb(profile, picture.mode)
+            if transform is not None:
+                return transform.apply(picture.convert(mode))
+        except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+            notes.append(NO_PROFILE)
     return picture.convert("RGB")
+
+
+@lru_cache(maxsize=16)  # a folder's pictures mostly share one
+def _transform_to_srgb(profile: bytes, mode: str) -> tuple[str, ImageCms.ImageCmsTransform | None]:
+    """Build the way from a profile to sRGB, and name the mode it starts from; None where the profile is sRGB itself."""
+    source = ImageCms.ImageCmsProfile(BytesIO(profile))
+    if source.profile.xcolor_space.strip() == "RGB" and mode == "L":
+        mode = "RGB"  # grey pictures are often saved with a profile for colour
+    if mode == "RGB" and "srgb" in ImageCms.getProfileDescription(source).lower():
+        return mode, None
+    return mode, ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
 
 
 def to_pixels(
     picture: SourceImage, image_size: int, mean: tuple[float, float, float], std: tuple[float, float, float]
 ) -> NDArray[np.float32]:
-    """Squash to S×S (no crop, no aspect; bicubic with antialias, as Pillow does it) and normalise: [3, S, S]."""
+    """Squash to S×S (no crop, no aspect), divide by 255, normalise with the model's mean and std: [3, S, S] float32.
+
+    Bicubic with antialias, as Pillow does it on 8 bits.
+    """
     squashed = picture.rgb.resize((image_size, image_size), Image.Resampling.BICUBIC)
     pixels = np.asarray(squashed, dtype=np.float32) / 255
     normalised = (pixels - np.asarray(mean, dtype=np.float32)) / np.asarray(std, dtype=np.float32)

@@ -1,0 +1,97 @@
+"""Folders of pictures, walked in order and in little memory, whatever they hold."""
+
+from __future__ import annotations
+
+import heapq
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+EXTENSIONS = frozenset(
+    {b".jpg", b".jpeg", b".jpe", b".jfif", b".png", b".tif", b".tiff", b".bmp"}
+    | {b".webp", b".pbm", b".pgm", b".ppm", b".pnm", b".pfm"}
+)
+NAMES_AT_ONCE = 20_000  # names of one folder in memory; larger folders are listed again for the next so many
+
+
+@dataclass(frozen=True)
+class FoundImage:
+    """A file to read: its path, and its path relative to the folder, with ``/``.
+
+    Bytes that are not UTF-8 stand as surrogates in ``relative`` (``os.fsdecode``), so that it leads back to the file.
+    ``error`` says why a folder could not be listed; its ``relative`` ends in ``/``.
+    """
+
+    path: Path
+    relative: str
+    error: str | None = None
+
+
+def find_images(folder: Path, *, follow: bool = False) -> Iterator[FoundImage]:
+    """Yield every picture below a folder, known by its extension in any case, sorted by relative path.
+
+    The order is that of the paths' bytes (``LC_ALL=C sort``). Names with a leading dot are skipped. Linked files count;
+    linked folders are entered only with ``follow``, and never from inside themselves. What is listed may still turn
+    out unreadable: a dangling link is a picture that cannot be opened.
+    """
+    pending = [("", _names(folder, follow))]  # a stack of our own: folders may lie deeper than Python recurses
+    while pending:
+        prefix, names = pending[-1]
+        try:
+            name = next(names, None)
+        except OSError as error:
+            pending.pop()
+            reason = f"{printable(folder / prefix)}: the folder cannot be listed ({error.strerror or error})"
+            yield FoundImage(folder / prefix, prefix or "./", reason)
+            continue
+        if name is None:
+            pending.pop()
+            continue
+        relative = prefix + os.fsdecode(name)
+        if not relative.endswith("/"):
+            yield FoundImage(folder / relative, relative)
+        elif not (follow and _is_one_of(folder / relative, (folder / above for above, _ in pending))):
+            pending.append((relative, _names(folder / relative, follow)))
+
+
+def printable(path: Path | str) -> str:
+    r"""Show a path on one line of valid text: control characters and bytes that are not UTF-8 become ``\x..``."""
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def _is_one_of(folder: Path, others: Iterable[Path]) -> bool:
+    try:
+        return any(folder.samefile(other) for other in others)
+    except OSError:
+        return False  # listing it will say why
+
+
+def _names(folder: Path, follow: bool) -> Iterator[bytes]:
+    """List one folder in order; names of folders end in ``/``, which sorts them as their contents' paths sort."""
+    last = b""
+    while True:
+        with os.scandir(os.fsencode(folder)) as entries:
+            wanted = (name for entry in entries if (name := _wanted(entry, follow)) > last)
+            names = heapq.nsmallest(NAMES_AT_ONCE, wanted)
+        yield from names
+        if len(names) < NAMES_AT_ONCE:
+            return
+        last = names[-1]
+
+
+def _wanted(entry: os.DirEntry[bytes], follow: bool) -> bytes:
+    """Return the entry's name, marked if it is a folder; empty where it is skipped."""
+    name = entry.name
+    if name.startswith(b"."):
+        return b""
+    is_picture = name[name.rfind(b".") :].lower() in EXTENSIONS
+    try:
+        if entry.is_dir(follow_symlinks=follow):
+            return name + b"/"
+        # Pipes and devices are left alone; a dangling link is a picture that has gone.
+        is_picture = is_picture and (entry.is_file() or (entry.is_symlink() and not entry.is_dir()))
+    except OSError:  # what it is cannot be told: reading it will say why
+        pass
+    return name if is_picture else b""

@@ -1,0 +1,197 @@
+"""Bytes of anybody's making: a picture or one line, in bounded time, and nothing else."""
+
+from __future__ import annotations
+
+import io
+import struct
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageCms
+
+from aprilcli.errors import InputError
+from aprilcli.io.images import read_image
+
+MAX_PIXELS = 250_000  # small, so that many fit in a second
+LONGEST = 10.0  # seconds; a picture of that size takes milliseconds
+SMALL = np.arange(24 * 20 * 3, dtype=np.uint8).reshape(24, 20, 3)
+WIDE = SMALL.astype(np.uint16) * 257
+
+# A picture's own faults make Pillow warn; the command line leaves such warnings out.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL", "ignore::RuntimeWarning:PIL")
+
+
+def encoded(file_format: str, array: np.ndarray = SMALL, mode: str = "", **options: Any) -> bytes:
+    stream = io.BytesIO()
+    picture = Image.fromarray(array)
+    (picture.convert(mode) if mode else picture).save(stream, file_format, **options)
+    return stream.getvalue()
+
+
+def encoded_tiff(array: np.ndarray, **options: Any) -> bytes:
+    stream = io.BytesIO()
+    tifffile.imwrite(stream, array, **options)
+    return stream.getvalue()
+
+
+def encoded_png16() -> bytes:
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in WIDE)
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 20, 24, 16, 2, 0, 0, 0))
+    clear = chunk(b"tRNS", struct.pack(">3H", 0, 257, 514))
+    return b"\x89PNG\r\n\x1a\n" + header + clear + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes().replace(b"s\0R\0G\0B", b"a\0R\0G\0B")
+TURNED = Image.Exif()
+TURNED[0x0112] = 6
+WHOLE = {
+    "png": encoded("PNG", exif=TURNED, icc_profile=PROFILE),
+    "png palette": encoded("PNG", mode="P", transparency=3),
+    "png 16 bit": encoded_png16(),
+    "png 16 bit grey": encoded("PNG", WIDE[..., 0].copy()),
+    "apng": encoded("PNG", save_all=True, append_images=[Image.fromarray(255 - SMALL)]),
+    "jpeg": encoded("JPEG", exif=TURNED),
+    "jpeg progressive": encoded("JPEG", progressive=True, icc_profile=PROFILE),
+    "jpeg cmyk": encoded("JPEG", mode="CMYK"),
+    "mpo": encoded("MPO", save_all=True, append_images=[Image.fromarray(SMALL)]),
+    "bmp": encoded("BMP"),
+    "bmp palette": encoded("BMP", mode="P"),
+    "webp": encoded("WEBP", exif=TURNED),
+    "webp lossless": encoded("WEBP", mode="RGBA", lossless=True, icc_profile=PROFILE),
+    "webp animated": encoded("WEBP", save_all=True, append_images=[Image.fromarray(255 - SMALL)]),
+    "ppm": encoded("PPM"),
+    "ppm text": b"P3 4 2 100\n" + b" ".join(b"%d" % value for value in range(24)),
+    "pgm 12 bit": b"P5\n20 24\n4095\n" + (WIDE[..., 0] >> 4).astype(">u2").tobytes(),
+    "pfm": b"Pf\n20 24\n-1.0\n" + (SMALL[..., 0] / 255).astype("<f4").tobytes(),
+    "tiff": encoded("TIFF", icc_profile=PROFILE),
+    "tiff lzw": encoded("TIFF", compression="tiff_lzw"),
+    "tiff jpeg": encoded("TIFF", compression="jpeg"),
+    "tiff pages": encoded("TIFF", save_all=True, append_images=[Image.fromarray(SMALL)]),
+    "tiff 16 bit": encoded_tiff(WIDE, photometric="rgb"),
+    "tiff 16 bit deflate": encoded_tiff(WIDE, photometric="rgb", compression="zlib", tile=(16, 16)),
+    "tiff 16 bit planes": encoded_tiff(np.moveaxis(WIDE, -1, 0), photometric="rgb", planarconfig="separate"),
+    "tiff grey 16 bit": encoded_tiff(WIDE[..., 0], photometric="minisblack", byteorder=">"),
+    "tiff float": encoded_tiff((SMALL[..., 0] / 255).astype(np.float32), photometric="minisblack"),
+    "tiff float colour": encoded_tiff((SMALL / 255).astype(np.float32), photometric="rgb", compression="zlib"),
+    "tiff double": encoded_tiff(SMALL[..., 0] / 255, photometric="minisblack", tile=(16, 16)),
+    "bigtiff": encoded_tiff(WIDE[..., 0], photometric="miniswhite", bigtiff=True),
+}
+FIRST_BYTES = sorted({content[:size] for content in WHOLE.values() for size in (4, 16, 40)})
+
+
+def check(folder: Path, content: bytes, value_range: tuple[float, float] | None = None) -> None:
+    path = folder / "fuzzed.png"
+    path.write_bytes(content)
+    began = time.monotonic()
+    try:
+        picture = read_image(path, value_range=value_range, max_pixels=MAX_PIXELS)
+    except InputError as error:
+        message = str(error)
+        assert message.startswith(f"{path}: ")
+        assert message.isprintable()
+        assert len(message) < len(str(path)) + 300
+    else:
+        assert picture.rgb.mode == "RGB"
+        assert 1 <= picture.rgb.width * picture.rgb.height <= MAX_PIXELS
+        assert len(picture.rgb.tobytes()) == 3 * picture.rgb.width * picture.rgb.height
+    assert time.monotonic() - began < LONGEST
+
+
+def mutated(name: str, edits: list[tuple[float, int, bytes]], keep: float) -> bytes:
+    """Change, insert or cut out bytes, mostly where headers are, then cut the end off."""
+    content = bytearray(WHOLE[name])
+    for where, kind, piece in edits:
+        place = int(where * where * len(content))
+        if kind == 0:
+            content[place : place + len(piece)] = piece
+        elif kind == 1:
+            content[place:place] = piece
+        elif kind == 2:
+            del content[place : place + len(piece)]
+        elif content:
+            content[min(place, len(content) - 1)] ^= 1 << (len(piece) % 8)
+    return bytes(content[: round(keep * len(content))])
+
+
+EDIT = st.tuples(
+    st.floats(0, 1),
+    st.integers(0, 3),
+    st.one_of(
+        st.binary(min_size=1, max_size=8), st.sampled_from([b"\0" * 4, b"\xff" * 4, b"\xff" * 8, b"\x7f" + b"\xff" * 3])
+    ),
+)
+DAMAGE = given(
+    name=st.sampled_from(sorted(WHOLE)),
+    edits=st.lists(EDIT, max_size=6),
+    keep=st.one_of(st.just(1.0), st.floats(0, 1)),
+    value_range=st.sampled_from([None, (0.0, 4095.0), (-1.0, 1e300)]),
+)
+QUICK = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.mark.parametrize("name", sorted(WHOLE))
+def test_what_is_damaged_here_was_whole(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a.png").write_bytes(WHOLE[name])
+    assert read_image(tmp_path / "a.png").rgb.mode == "RGB"
+
+
+@settings(QUICK, max_examples=400)
+@DAMAGE
+def test_damaged_files(
+    tmp_path: Path,
+    name: str,
+    edits: list[tuple[float, int, bytes]],
+    keep: float,
+    value_range: tuple[float, float] | None,
+) -> None:
+    check(tmp_path, mutated(name, edits, keep), value_range)
+
+
+@settings(QUICK, max_examples=150)
+@given(first=st.sampled_from(FIRST_BYTES), rest=st.binary(max_size=300))
+@example(first=b"", rest=b"")
+def test_files_that_only_begin_well(tmp_path: Path, first: bytes, rest: bytes) -> None:
+    check(tmp_path, first + rest)
+
+
+@settings(QUICK, max_examples=100)
+@given(
+    magic=st.sampled_from(["P1", "P2", "P3", "P4", "P5", "P6", "Pf", "PF", "P7"]),
+    numbers=st.lists(st.one_of(st.integers(-3, 300), st.integers(), st.floats()), max_size=12),
+    rest=st.binary(max_size=100),
+)
+def test_pnm_headers(tmp_path: Path, magic: str, numbers: list[float], rest: bytes) -> None:
+    check(tmp_path, " ".join([magic, *map(str, numbers)]).encode() + b"\n" + rest)
+
+
+@pytest.mark.slow
+@settings(QUICK, max_examples=20_000)
+@DAMAGE
+def test_many_damaged_files(
+    tmp_path: Path,
+    name: str,
+    edits: list[tuple[float, int, bytes]],
+    keep: float,
+    value_range: tuple[float, float] | None,
+) -> None:
+    check(tmp_path, mutated(name, edits, keep), value_range)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(WHOLE))
+def test_every_byte_of_the_header(tmp_path: Path, name: str) -> None:
+    for place in range(min(len(WHOLE[name]), 400)):
+        for value in (0, 0x7F, 0xFF):
+            content = bytearray(WHOLE[name])
+            content[place] = value
+            check(tmp_path, bytes(content))

@@ -1,0 +1,219 @@
+"""Folders as they are found: links, loops, locks, odd names, more files than fit in memory."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from aprilcli.io import walk
+from aprilcli.io.walk import find_images, printable
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"")
+
+
+def names_in(folder: Path, follow: bool = False) -> list[str]:
+    return [found.relative for found in find_images(folder, follow=follow)]
+
+
+def test_the_order_is_that_of_the_whole_relative_paths(tmp_path: Path) -> None:
+    names = [
+        "b.png",
+        "b/one.png",
+        "b-1.png",
+        "a/z/deep.JPG",
+        "a/z.png",
+        "a.tif",
+        "B.webp",
+        "ü.bmp",
+        "b!.png",
+        "b/a.jpg",
+    ]
+    touch(tmp_path, *names)
+    assert names_in(tmp_path) == sorted(names, key=os.fsencode)
+    assert all(found.path == tmp_path / found.relative for found in find_images(tmp_path))
+
+
+def test_only_pictures_by_extension_in_any_case(tmp_path: Path) -> None:
+    pictures = ["a.JPG", "a.Jpeg", "a.TIF", "a.jpg", "a.pGm", "b.webp", "c.png.png", "png.bmp"]
+    touch(tmp_path, *pictures, "a.txt", "scores.csv", "png", "a.png.bak", "jpg.", ".png", "a.gz")
+    assert names_in(tmp_path) == sorted(pictures)
+
+
+def test_dotfiles_and_dotfolders_are_skipped(tmp_path: Path) -> None:
+    touch(tmp_path, ".hidden.png", ".git/a.png", "b/.cache/a.png", "b/..png", "b/shown.png")
+    assert names_in(tmp_path) == ["b/shown.png"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "two words.png",
+        'a "quote".png',
+        "a,b.png",
+        "line\nbreak.png",
+        "-rf.png",
+        "=1+1.png",
+        "日本.png",
+        "e\u0301.png",
+        "tab\t.png",
+        "back\\slash.png",
+        "*.png",
+        "cr\r.png",
+        os.fsdecode(b"\xff\xfe\x80.png"),
+    ],
+)
+def test_odd_names_lead_back_to_the_file(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"content")
+    (found,) = find_images(tmp_path)
+    assert found.relative == name
+    assert (tmp_path / found.relative).read_bytes() == b"content"
+    shown = printable(found.relative)
+    assert shown.encode().decode().isprintable()
+    assert len(shown.splitlines()) == 1
+
+
+def test_names_that_differ_only_in_case_or_extension_are_two(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png", "A.png", "a.jpg", "a.PNG")
+    assert names_in(tmp_path) == ["A.png", "a.PNG", "a.jpg", "a.png"]
+
+
+def test_linked_files_count_and_linked_folders_only_when_asked(tmp_path: Path) -> None:
+    touch(tmp_path, "real/a.png", "elsewhere/b.png")
+    (tmp_path / "file.png").symlink_to(tmp_path / "real" / "a.png")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "folder.png").symlink_to(tmp_path / "elsewhere")
+    own = ["elsewhere/b.png", "file.png", "real/a.png"]
+    assert names_in(tmp_path) == own
+    assert names_in(tmp_path, follow=True) == sorted([*own, "link/a.png", "folder.png/b.png"])
+
+
+def test_the_folder_itself_may_be_a_link(tmp_path: Path) -> None:
+    touch(tmp_path, "real/a.png")
+    (tmp_path / "link").symlink_to("real")
+    assert names_in(tmp_path / "link") == ["a.png"]
+
+
+def test_links_in_circles_end(tmp_path: Path) -> None:
+    touch(tmp_path, "a/1.png", "b/2.png")
+    (tmp_path / "a" / "up").symlink_to("..")
+    (tmp_path / "a" / "self").symlink_to(".")
+    (tmp_path / "a" / "to_b").symlink_to("../b")
+    (tmp_path / "b" / "to_a").symlink_to("../a")
+    (tmp_path / "knot").symlink_to("knot")
+    followed = names_in(tmp_path, follow=True)
+    assert followed == ["a/1.png", "a/to_b/2.png", "b/2.png", "b/to_a/1.png"]
+    assert names_in(tmp_path) == ["a/1.png", "b/2.png"]
+
+
+def test_a_dangling_link_is_a_picture_that_has_gone_and_a_pipe_is_none(tmp_path: Path) -> None:
+    (tmp_path / "gone.png").symlink_to("nowhere")
+    (tmp_path / "knot.png").symlink_to("knot.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    assert names_in(tmp_path) == ["gone.png", "knot.png"]
+
+
+def test_a_folder_is_walked_whatever_its_name(tmp_path: Path) -> None:
+    touch(tmp_path, "album.png/a.png", "album.jpg/.keep")
+    assert names_in(tmp_path) == ["album.png/a.png"]
+
+
+def test_a_missing_folder_is_one_entry_that_says_so(tmp_path: Path) -> None:
+    (found,) = find_images(tmp_path / "missing")
+    assert found.error is not None
+    assert "No such file or directory" in found.error
+
+
+def test_a_folder_that_vanishes_while_it_waits_its_turn_gets_its_entry(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png", "b/c.png", "d.png")
+    walking = find_images(tmp_path)
+    assert next(walking).relative == "a.png"
+    (tmp_path / "b" / "c.png").unlink()
+    (tmp_path / "b").rmdir()
+    lost, last = walking
+    assert lost.relative == "b/"
+    assert "cannot be listed (No such file or directory)" in (lost.error or "")
+    assert (last.relative, last.error) == ("d.png", None)
+
+
+LIST_AS_NOBODY = """
+import os, sys
+from pathlib import Path
+from aprilcli.io.walk import find_images
+os.chdir(sys.argv[1])
+if os.geteuid() == 0:
+    os.setgid(65534)
+    os.setuid(65534)
+for found in find_images(Path()):
+    print(found.relative, found.error)
+"""
+
+
+def test_a_folder_that_may_not_be_read_gets_its_entry_and_the_walk_goes_on(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png", "locked/b.png", "locked.png")
+    tmp_path.chmod(0o755)
+    (tmp_path / "locked").chmod(0)
+    try:
+        run = subprocess.run([sys.executable, "-c", LIST_AS_NOBODY, str(tmp_path)], capture_output=True, text=True)
+    finally:
+        (tmp_path / "locked").chmod(0o755)
+    assert run.stderr == ""
+    locked = "locked/ locked: the folder cannot be listed (Permission denied)"
+    assert run.stdout.splitlines() == ["a.png None", "locked.png None", locked]
+
+
+def test_folders_deeper_than_python_recurses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    deep = sys.getrecursionlimit() + 200
+    for _ in range(deep):
+        Path("d").mkdir()
+        os.chdir("d")
+    Path("a.png").write_bytes(b"")
+    os.chdir(tmp_path)
+    found = names_in(Path())
+    os.chdir("d/" * deep)
+    Path("a.png").unlink()
+    for _ in range(deep):  # pytest clears up by recursion
+        os.chdir("..")
+        Path("d").rmdir()
+    assert found == ["d/" * deep + "a.png"]
+
+
+def test_a_path_longer_than_the_system_takes_gets_its_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for _ in range(25):
+        Path("d" * 200).mkdir()
+        os.chdir("d" * 200)
+    (found,) = find_images(tmp_path)
+    assert "File name too long" in (found.error or "")
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3, 7, 8, 100])
+def test_a_folder_of_more_names_than_are_held_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    names = [f"{index}.png" for index in range(4)] + ["1/a.png", "1/b.png", "2/c/d.png"]
+    touch(tmp_path, *names, "note.txt")
+    monkeypatch.setattr(walk, "NAMES_AT_ONCE", at_once)
+    assert names_in(tmp_path) == sorted(names)
+
+
+def test_the_walk_streams(tmp_path: Path) -> None:
+    touch(tmp_path, "a/1.png", "b/2.png")
+    walking = find_images(tmp_path)
+    assert next(walking).relative == "a/1.png"
+    touch(tmp_path, "b/1.png")  # b was not listed before its turn
+    assert [found.relative for found in walking] == ["b/1.png", "b/2.png"]
+
+
+def test_printable_leaves_ordinary_names_alone() -> None:
+    assert printable("Größe 1/日本 a.png") == "Größe 1/日本 a.png"
+    assert printable(Path("a\nb")) == "a\\nb"
+    assert printable(os.fsdecode(b"\xff.png")) == "\\xff.png"
