@@ -24,9 +24,9 @@ from aprilcli.types import ModelSpec
 KIND = "bank"
 # All of the model that patch tokens depend on. Not its name: a folder may move, and the fingerprint speaks for it.
 MUST_MATCH = ("fingerprint", "activation", "image_size", "stages", "stage_widths", "mean", "std")
-SIMILARITIES = 16 * 1024**2  # bytes of cosines held at a time
+SIMILARITIES = 32 * 1024**2  # bytes of cosines held at a time, and of the rows they are taken with
 CORESET_WIDTH = 128  # PatchCore's: random projections of this width stand for the rows while choosing
-_CANDIDATES = 4096  # farthest rows among which the next centres are sought before all rows are looked at again
+_CANDIDATES = 2048  # farthest rows among which the next centres are sought before all rows are looked at again
 _CENTRES = 256  # centres chosen between two looks at all rows, at most
 
 
@@ -235,15 +235,15 @@ def nearest_distance(patch_tokens: torch.Tensor, *bank_features: torch.Tensor) -
     """Eq. 4: 1 − the largest cosine to any row of the bank, in [0, 2], float32.
 
     ``patch_tokens`` [B, L, Cv], of any length; ``bank_features`` [M, Cv] unit rows in one piece or several, all on one
-    device. Returns [B, L]. Cosines are taken and compared in float32, ``SIMILARITIES`` bytes of them at a time, one
-    picture at a time: memory does not grow with B·L·M, and a picture's distances never depend on its neighbours.
+    device. Returns [B, L]. Cosines are taken and compared in float32, ``SIMILARITIES`` bytes of them at a time
+    (and at most three times that of rows made float32), one picture at a time: memory does not grow with B·L·M, and a
+    picture's distances never depend on its neighbours.
     """
     pictures = [unit_rows(tokens) for tokens in patch_tokens]
-    length = patch_tokens.shape[1]
     largest = torch.full(patch_tokens.shape[:2], -1.0, device=patch_tokens.device)
-    size = max(1, SIMILARITIES // (4 * length))
+    size = max(1, SIMILARITIES // (4 * max(patch_tokens.shape[1:])))  # where L < Cv the rows themselves are larger
     for rows in itertools.chain.from_iterable(torch.split(piece, size) for piece in bank_features if len(piece)):
-        columns = rows.float().T
+        columns = unit_rows(rows).T  # again: float16 rows are units but for their rounding, which would be a distance
         for best, picture in zip(largest, pictures, strict=True):
             torch.maximum(best, (picture @ columns).amax(dim=1), out=best)
     return (1 - largest).clamp_(0, 2)
