@@ -23,7 +23,8 @@ from aprilcli.core.detector import Detector
 from aprilcli.core.memory_bank import MemoryBank, Recipe, Source, ZeroShotResults
 from aprilcli.errors import InputError, OptionError, OutputError
 from aprilcli.io.artifacts import sha256_of_file
-from aprilcli.io.images import MAX_PIXELS, FoundImage, find_images
+from aprilcli.io.images import MAX_PIXELS
+from aprilcli.io.walk import FoundImage, find_images
 from aprilcli.workflows.console import Console
 from aprilcli.workflows.pipeline import Picture, Reader, read_all
 

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aprilcli.errors import InputError
-from aprilcli.io.images import MAX_PIXELS, FoundImage, SourceImage, read_image
+from aprilcli.io.images import MAX_PIXELS, SourceImage, read_image
+from aprilcli.io.walk import FoundImage
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -26,7 +26,8 @@ from aprilcli.core.memory_bank import MemoryBank
 from aprilcli.errors import InputError
 from aprilcli.io import reports
 from aprilcli.io.artifacts import sha256_of_file
-from aprilcli.io.images import MAX_PIXELS, FoundImage, find_images
+from aprilcli.io.images import MAX_PIXELS
+from aprilcli.io.walk import FoundImage, find_images
 from aprilcli.types import Detection
 from aprilcli.workflows import scan_output as output
 from aprilcli.workflows.console import Console

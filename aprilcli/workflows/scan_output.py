@@ -24,7 +24,8 @@ import tifffile
 from aprilcli.errors import OutputError
 from aprilcli.io import reports
 from aprilcli.io.atomic import output_errors, remove_leftovers
-from aprilcli.io.images import UNREADABLE, FoundImage
+from aprilcli.io.images import UNREADABLE
+from aprilcli.io.walk import FoundImage
 
 SCORES, MAPS, RUN = "scores.csv", "maps", "run.json"
 JOURNAL, LOCK = ".journal", ".lock"
