@@ -49,8 +49,8 @@ class Console:
         self._out.print(Text(content) if isinstance(content, str) else content)
 
     @contextmanager
-    def progress(self, total: int, what: str) -> Iterator[Callable[[int], None]]:
-        """Draw a bar with rate and time left; yields the function that advances it."""
+    def progress(self, total: int, what: str) -> Iterator[Callable[..., None]]:
+        """Draw a bar with rate and time left; yields the function that advances it, and renames it if given a name."""
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -60,7 +60,7 @@ class Console:
         )
         with Progress(*columns, console=self._err, transient=True, disable=not self.is_interactive) as progress:
             task = progress.add_task(what, total=total)
-            yield lambda count: progress.advance(task, count)
+            yield lambda count=1, what=None: progress.update(task, advance=count, description=what)
 
 
 class _RateColumn(TextColumn):

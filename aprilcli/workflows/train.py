@@ -1,0 +1,387 @@
+"""`train`: labelled anomalies in, a projector out; the backbone stays as it is.
+
+read the data set → look at every picture and mask → per epoch: draw order and composites → decode ahead on threads →
+one encode → focal + dice → Adam → validation → checkpoint; at the end FILE and FILE.json
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from aprilcli.core.backbone import TINY, Backbone, load_backbone
+from aprilcli.core.metrics import average_precision
+from aprilcli.core.projector import KIND, save_projector
+from aprilcli.core.prompts import encode_prompts
+from aprilcli.core.training import BETAS, LEARNING_RATE, Batch, ProjectorTrainer, new_projector
+from aprilcli.core.training_set import (
+    MOSAIC_SHARE,
+    Sample,
+    data_fingerprint,
+    plan_epoch,
+    prepare_input,
+    split_validation,
+    trainable_samples,
+)
+from aprilcli.errors import ArtifactError, OptionError, OutputError
+from aprilcli.io import reports
+from aprilcli.io.artifacts import Artifact, read_artifact, sha256_of_file, write_artifact
+from aprilcli.io.atomic import output_errors
+from aprilcli.io.datasets import LabelledDataset, read_dataset
+from aprilcli.io.paper_tables import recognise
+from aprilcli.workflows.console import Console
+from aprilcli.workflows.pipeline import map_ahead
+
+CHECKPOINT = "training-checkpoint"  # the kind of artefact
+SUFFIX = ".safetensors"
+# A projector's bytes follow from data and settings alone, so its file bears no time; FILE.json does.
+UNDATED = "1970-01-01T00:00:00+00:00"
+
+Input = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # pixels [3, S, S], text features [2, C], mask [S, S]
+Record = dict[str, Any]  # of an epoch: epoch (from 1), loss; with validation val_loss and val_pixel_ap
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What to train on, how, and where the projector goes; see ``aprilcli train --help``."""
+
+    dataset: Path
+    out: Path
+    layout: str = "auto"
+    model: str = TINY
+    image_size: int | None = None
+    stages: tuple[int, ...] | None = None
+    device: str = "auto"
+    precision: str = "auto"
+    epochs: int = 3
+    batch_size: int = 16
+    learning_rate: float = LEARNING_RATE
+    mosaic: float | None = None
+    validation: float = 0.0
+    workers: int = 2
+    seed: int = 0
+    resume: bool = False
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where the state after each epoch is kept until the training is done."""
+        return self.out.with_name(self.out.name + ".checkpoint")
+
+    @property
+    def report(self) -> Path:
+        """Where the run is described."""
+        return self.out.with_name(self.out.name + ".json")
+
+
+@dataclass(frozen=True)
+class TrainSummary:
+    """How a training ended; ``kept`` is the record of the epoch whose weights were kept."""
+
+    pictures: int
+    validated: int
+    objects: int
+    history: tuple[Record, ...]
+    kept: Record
+    seconds: float
+    out: Path
+
+
+def run_train(options: TrainOptions, console: Console) -> TrainSummary:
+    """Train the projector of a frozen backbone and write it. Raises the package's errors."""
+    started, began = reports.timestamp(), time.monotonic()
+    _check_options(options)
+    dataset = read_dataset(options.dataset.resolve(), options.layout)
+    samples = trainable_samples(dataset)
+    _tell_problems(dataset, console)
+    rng = np.random.default_rng([options.seed, 0])  # epochs count from 1
+    training, validation = split_validation(samples, options.validation, rng)
+    if options.validation and not _count_anomalous(validation):
+        count = _count_anomalous(samples)
+        raise OptionError(f"--val {options.validation}: of {count} anomalous pictures that is none; give more")
+    backbone = load_backbone(
+        options.model,
+        image_size=options.image_size,
+        stages=options.stages,
+        device=options.device,
+        precision=options.precision,
+    )
+    for note in backbone.notes:
+        console.note(note)
+    with ThreadPoolExecutor(max_workers=options.workers) as pool:
+        trained_on = recognise(one.category for one in dataset.objects) or dataset.root.name
+        description = {
+            "data": _describe_data(dataset, samples, len(validation), pool, console),
+            "settings": _settings(options, trained_on, backbone),
+            "spec": backbone.spec.to_json(),
+        }
+        run = _Run(options, backbone, trained_on, description, pool)
+        if options.resume:
+            run.resume(console)
+        run.save_checkpoint()  # now, and not first after an epoch, it shows whether this can be written
+        try:
+            run.train(training, validation, console)
+        except KeyboardInterrupt:
+            console.note(f"stopped after epoch {len(run.history)} of {options.epochs}; --resume goes on from there")
+            raise
+    run.write_projector(started)
+    return TrainSummary(
+        pictures=len(training),
+        validated=len(validation),
+        objects=len(dataset.objects),
+        history=tuple(run.history),
+        kept=_kept(run.history),
+        seconds=time.monotonic() - began,
+        out=options.out,
+    )
+
+
+def _check_options(options: TrainOptions) -> None:
+    if options.out.suffix != SUFFIX:
+        raise OptionError(f"--out {options.out}: a projector is a {SUFFIX} file; give such a name")
+    for option, share in (("--mosaic", options.mosaic), ("--val", options.validation)):
+        if share is not None and not 0 <= share < 1:
+            raise OptionError(f"{option} {share}: give a share from 0 to below 1")
+    if not (math.isfinite(options.learning_rate) and options.learning_rate > 0):
+        raise OptionError(f"--lr {options.learning_rate}: give a learning rate above 0, such as {LEARNING_RATE}")
+    if options.checkpoint.exists():
+        if not options.resume:
+            raise OutputError(f"{options.checkpoint}: a training stopped here; --resume goes on, or delete this file")
+        return
+    for path in (options.out, options.report):
+        if path.exists():
+            raise OutputError(f"{path}: already exists; choose another --out, or move it away")
+
+
+def _tell_problems(dataset: LabelledDataset, console: Console) -> None:
+    for problem in dataset.problems:
+        console.detail(problem)
+    if dataset.problems and not console.verbose:
+        console.note(f"left out of the data set, --verbose names them: {len(dataset.problems)}")
+
+
+def _describe_data(
+    dataset: LabelledDataset, samples: Sequence[Sample], validated: int, pool: ThreadPoolExecutor, console: Console
+) -> dict[str, Any]:
+    with console.progress(len(samples), "checking the pictures") as advance:
+        fingerprint = data_fingerprint(dataset, samples, pool, advance)
+    return {
+        "name": dataset.root.name,
+        "layout": dataset.layout,
+        "objects": [one.name for one in dataset.objects],
+        "pictures": len(samples),
+        "anomalous": _count_anomalous(samples),
+        "validation": validated,
+        "fingerprint": fingerprint,
+    }
+
+
+def _count_anomalous(samples: Sequence[Sample]) -> int:
+    return sum(sample.image.label for sample in samples)
+
+
+def _settings(options: TrainOptions, trained_on: str, backbone: Backbone) -> dict[str, Any]:
+    """Return all that the weights depend on beside data and model."""
+    mosaic = 0.0 if trained_on == "visa" else MOSAIC_SHARE  # the paper composes MVTec AD, not VisA
+    return {
+        "epochs": options.epochs,
+        "batch_size": options.batch_size,
+        "lr": options.learning_rate,
+        "betas": BETAS,
+        "mosaic": mosaic if options.mosaic is None else options.mosaic,
+        "val": options.validation,
+        "seed": options.seed,
+        "device": backbone.device.type,
+        "precision": backbone.precision,
+    }
+
+
+class _Run:
+    """A training under way: the trainer, the epochs so far and the weights to keep."""
+
+    def __init__(
+        self,
+        options: TrainOptions,
+        backbone: Backbone,
+        trained_on: str,
+        description: dict[str, Any],
+        pool: ThreadPoolExecutor,
+    ) -> None:
+        self._options = options
+        self._backbone = backbone
+        self._description: dict[str, Any] = json.loads(json.dumps(description))  # as it is read back
+        self._pool = pool
+        projector = new_projector(backbone.spec, options.seed, trained_on)
+        self._trainer = ProjectorTrainer(backbone, projector, options.learning_rate)
+        self._kept_weights = self._trainer.weights()
+        self._text_features: dict[str, torch.Tensor] = {}
+        self.history: list[Record] = []
+
+    def resume(self, console: Console) -> None:
+        """Go on from the checkpoint, if there is one. Raises ArtifactError where it is of another training."""
+        path = self._options.checkpoint
+        if not path.exists():
+            console.note(f"{path}: no checkpoint, so the training starts anew")
+            return
+        artifact = read_artifact(path, CHECKPOINT)
+        self._check_same_training(path, artifact)
+        try:
+            self._trainer.restore(artifact.tensors)
+            self._kept_weights = {name: artifact.tensors[f"kept.{name}"] for name in self._kept_weights}
+            self.history = list(artifact.fields["history"])
+        except (KeyError, RuntimeError, TypeError) as error:
+            raise ArtifactError(f"{path}: not a whole checkpoint; delete it and train anew") from error
+        console.note(f"going on after epoch {len(self.history)} of {self._options.epochs}")
+
+    def _check_same_training(self, path: Path, artifact: Artifact) -> None:
+        sides = []
+        for part, mine in self._description.items():
+            theirs = artifact.fields.get(part)
+            theirs = theirs if isinstance(theirs, dict) else {}
+            sides += [
+                f"{part} {key} {_say(theirs.get(key))} against {_say(value)}"
+                for key, value in mine.items()
+                if theirs.get(key) != value
+            ]
+        if sides:
+            raise ArtifactError(
+                f"{path}: of another training ({'; '.join(sides)}); resume with its settings, or delete this file"
+            )
+
+    def save_checkpoint(self) -> None:
+        """Write the state after the last whole epoch."""
+        kept = {f"kept.{name}": weight for name, weight in self._kept_weights.items()}
+        fields = {**self._description, "history": self.history}
+        write_artifact(self._options.checkpoint, CHECKPOINT, {**self._trainer.state(), **kept}, fields)
+
+    def train(self, training: Sequence[Sample], validation: Sequence[Sample], console: Console) -> None:
+        """Run the epochs that are left, each ending with a checkpoint and a note."""
+        for name in sorted({sample.category for sample in (*training, *validation)}):
+            self._text_features[name] = encode_prompts(self._backbone, name).cpu()
+        epochs, first = self._options.epochs, len(self.history) + 1
+        total = (epochs + 1 - first) * (len(training) + len(validation))
+        with console.progress(total, "training") as advance:
+            for epoch in range(first, epochs + 1):
+                what = f"epoch {epoch}/{epochs}"
+                record: Record = {"epoch": epoch, "loss": self._epoch(epoch, training, what, advance)}
+                if validation:
+                    record |= self._validate(validation, what, advance)
+                self.history.append(record)
+                if _kept(self.history) is record:
+                    self._kept_weights = self._trainer.weights()
+                self.save_checkpoint()
+                console.note(f"{what}: {_measures(record)}")
+
+    def _epoch(self, epoch: int, samples: Sequence[Sample], what: str, advance: Callable[..., None]) -> float:
+        rng = np.random.default_rng([self._options.seed, epoch])
+        plan = plan_epoch(samples, self._description["settings"]["mosaic"], rng)
+        total = 0.0
+        for batch in self._batches(plan):
+            loss = self._trainer.step(batch)
+            if not math.isfinite(loss):
+                self._options.checkpoint.unlink(missing_ok=True)  # from there it would come to this again
+                tried = f"--lr {self._options.learning_rate}"
+                raise OptionError(f"{tried}: the loss became {loss} in {what}; give a lower one, or --precision fp32")
+            total += loss * len(batch.pixels)
+            advance(len(batch.pixels), f"{what}, loss {loss:.4f}")
+        return total / len(plan)
+
+    def _validate(self, samples: Sequence[Sample], what: str, advance: Callable[..., None]) -> Record:
+        """Return mean loss, and pixel AP at the model's size, mean over the objects with anomalies.
+
+        The pixels of one object are in memory at a time, 5 bytes each.
+        """
+        total, precisions = 0.0, []
+        for name in sorted({sample.object_name for sample in samples}):
+            scores, labels = [], []
+            for batch in self._batches([(one,) for one in samples if one.object_name == name]):
+                loss, anomaly_maps = self._trainer.measure(batch)
+                total += loss * len(batch.pixels)
+                scores.append(anomaly_maps.cpu().numpy().ravel())
+                labels.append(batch.masks.numpy().astype(np.uint8).ravel())
+                advance(len(batch.pixels), f"{what}, validating")
+            precision = average_precision(np.concatenate(labels), np.concatenate(scores))
+            if not math.isnan(precision):  # no anomalous pixel
+                precisions.append(precision)
+        mean_precision = math.fsum(precisions) / len(precisions) if precisions else None
+        return {"val_loss": total / len(samples), "val_pixel_ap": mean_precision}
+
+    def _batches(self, plan: Sequence[Sequence[Sample]]) -> Iterator[Batch]:
+        """Prepare inputs in order; those of the next step on threads while this one trains."""
+        size = self._options.batch_size
+        inputs = map_ahead(self._pool, self._prepare, plan, size + self._options.workers)
+        while batch := list(itertools.islice(inputs, size)):
+            pixels, text_features, masks = zip(*batch, strict=True)
+            yield Batch(torch.stack(pixels), torch.stack(text_features), torch.stack(masks))
+
+    def _prepare(self, parts: Sequence[Sample]) -> Input:
+        pixels, mask = prepare_input(parts, self._backbone.spec)
+        return pixels, self._text_features[parts[0].category], mask
+
+    def write_projector(self, started: str) -> None:
+        """Write FILE and FILE.json with the weights that are kept, and remove the checkpoint."""
+        options, projector = self._options, self._trainer.projector
+        projector.load_state_dict(self._kept_weights)
+        projector.fields = {
+            **{part: value for part, value in self._description.items() if part != "spec"},
+            "history": self.history,
+            "kept_epoch": _kept(self.history)["epoch"],
+        }
+        save_projector(projector, options.out, created=UNDATED)
+        report = {
+            "kind": KIND,
+            "file": options.out.name,
+            "sha256": sha256_of_file(options.out),
+            "fingerprint": projector.identity["fingerprint"],
+            **projector.fields,
+            "model": projector.spec.to_json(),
+            "versions": reports.versions(),
+            "started": started,
+            "finished": reports.timestamp(),
+        }
+        reports.write_json(options.report, report)
+        with output_errors(options.checkpoint):
+            options.checkpoint.unlink()
+
+
+def _kept(history: Sequence[Record]) -> Record:
+    """Return the epoch of the lowest validation loss, the first of equals; without validation the last."""
+    return min(history, key=lambda record: record["val_loss"]) if "val_loss" in history[-1] else history[-1]
+
+
+def _measures(record: Record) -> str:
+    said = f"loss {record['loss']:.4f}"
+    if "val_loss" in record:
+        said += f", validation loss {record['val_loss']:.4f}"
+    if record.get("val_pixel_ap") is not None:
+        said += f", pixel AP {record['val_pixel_ap']:.4f}"
+    return said
+
+
+def _say(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text[:12] if len(text) == 64 else text[:80]  # a fingerprint: its head
+
+
+def summarise(summary: TrainSummary) -> str:
+    """Say in a few lines how a training ended."""
+    kept, last = summary.kept, len(summary.history)
+    why = "the lowest validation loss" if "val_loss" in kept else "the last"
+    pictures = f"{summary.pictures} pictures of {summary.objects} object{'s' * (summary.objects != 1)}"
+    validated = f", {summary.validated} more for validation" if summary.validated else ""
+    return "\n".join(
+        [
+            f"{pictures}{validated}: {last} epochs in {summary.seconds:.1f} s",
+            f"kept: epoch {kept['epoch']} of {last}, {why}; {_measures(kept)}",
+            f"projector: {summary.out}",
+        ]
+    )

@@ -1,0 +1,101 @@
+"""A step of training against the authors' numbers, and a state from which training goes on bit for bit."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from conftest import QUERIES, GoldenCase
+
+from aprilcli.core.training import Batch, ProjectorTrainer, new_projector
+
+
+def golden_batch(golden: GoldenCase) -> Batch:
+    """The three queries as one batch, as the authors' steps saw them."""
+    text = golden.numbers["text_features/metal_nut"]
+    pixels = torch.stack([golden.numbers[f"{query}/pixels"] for query in QUERIES])
+    return Batch(pixels, text.expand(len(QUERIES), -1, -1), golden.numbers["train/masks"])
+
+
+def trainer_of(golden: GoldenCase) -> ProjectorTrainer:
+    return ProjectorTrainer(golden.backbone, copy.deepcopy(golden.projector))
+
+
+def test_three_steps_are_the_authors(golden: GoldenCase) -> None:
+    trainer, batch = trainer_of(golden), golden_batch(golden)
+    losses = [trainer.step(batch) for _ in range(3)]
+    torch.testing.assert_close(torch.tensor(losses), golden.numbers["train/losses"], atol=1e-4, rtol=0)
+    for name, weight in trainer.weights().items():
+        torch.testing.assert_close(weight, golden.numbers[f"train/projector.{name}"], atol=1e-4, rtol=0)
+
+
+def test_measuring_is_a_step_without_the_step(golden: GoldenCase) -> None:
+    trainer, batch = trainer_of(golden), golden_batch(golden)
+    loss, anomaly_maps = trainer.measure(batch)
+    for anomaly_map, query in zip(anomaly_maps, QUERIES, strict=True):
+        torch.testing.assert_close(anomaly_map, golden.numbers[f"{query}/zero_shot_map"], atol=1e-4, rtol=0)
+    assert trainer.step(batch) == loss  # nothing had changed
+
+
+def test_each_picture_is_compared_with_the_prompts_of_its_own_object(golden_vit: GoldenCase) -> None:
+    nut, pcb = (golden_vit.numbers[f"text_features/{name}"] for name in ("metal_nut", "pcb"))
+    pixels, masks = golden_batch(golden_vit).pixels[:2], golden_batch(golden_vit).masks[:2]
+    _, mixed = trainer_of(golden_vit).measure(Batch(pixels, torch.stack([nut, pcb]), masks))
+    for index, (text, other) in enumerate(((nut, pcb), (pcb, nut))):
+        one = (pixels[index : index + 1], masks[index : index + 1])
+        _, alone = trainer_of(golden_vit).measure(Batch(one[0], text[None], one[1]))
+        torch.testing.assert_close(mixed[index], alone[0], atol=1e-5, rtol=0)
+        _, wrong = trainer_of(golden_vit).measure(Batch(one[0], other[None], one[1]))
+        assert not torch.allclose(mixed[index], wrong[0], atol=1e-3)
+
+
+def test_training_goes_on_from_a_state_bit_for_bit(golden: GoldenCase) -> None:
+    batch = golden_batch(golden)
+    straight, first, second = trainer_of(golden), trainer_of(golden), trainer_of(golden)
+    for _ in range(4):
+        straight.step(batch)
+    for _ in range(2):
+        first.step(batch)
+    state = first.state()
+    first.step(batch)  # a state is a copy: what happens after it changes nothing
+    second.restore(state)
+    for _ in range(2):
+        second.step(batch)
+    assert all(torch.equal(weight, second.weights()[name]) for name, weight in straight.weights().items())
+    assert straight.state().keys() == state.keys()
+
+
+def test_a_state_of_another_projector_is_refused(golden_vit: GoldenCase) -> None:
+    trainer = trainer_of(golden_vit)
+    state = trainer.state()
+    with pytest.raises(RuntimeError):
+        trainer.restore({**state, "weight.fc.0.weight": torch.zeros(3, 3)})
+    with pytest.raises(KeyError):
+        trainer.restore({name: tensor for name, tensor in state.items() if name != "exp_avg.fc.1.bias"})
+
+
+def test_the_backbone_is_left_alone(golden_vit: GoldenCase) -> None:
+    pixels = golden_batch(golden_vit).pixels
+    before = golden_vit.backbone.encode(pixels)
+    trainer_of(golden_vit).step(golden_batch(golden_vit))
+    after = golden_vit.backbone.encode(pixels)
+    assert all(torch.equal(a, b) for a, b in zip(before.patch_tokens, after.patch_tokens, strict=True))
+
+
+def test_one_encoder_pass_per_step(golden_vit: GoldenCase) -> None:
+    before = golden_vit.backbone.encoder_passes
+    trainer_of(golden_vit).step(golden_batch(golden_vit))
+    assert golden_vit.backbone.encoder_passes == before + len(QUERIES)
+
+
+def test_the_first_weights_follow_from_the_seed_alone(golden_vit: GoldenCase) -> None:
+    spec = golden_vit.backbone.spec
+    torch.manual_seed(7)
+    expected = torch.rand(1)
+    torch.manual_seed(7)
+    one, other = new_projector(spec, 1), new_projector(spec, 2)
+    assert torch.equal(torch.rand(1), expected)  # the user's own random numbers are untouched
+    again = new_projector(spec, 1)
+    assert all(torch.equal(weight, again.state_dict()[name]) for name, weight in one.state_dict().items())
+    assert not torch.equal(one.fc[0].weight, other.fc[0].weight)  # type: ignore[arg-type]

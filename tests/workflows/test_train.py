@@ -1,0 +1,513 @@
+"""`train` through the command line, on tiny CLIPs: what it learns, writes, repeats, resumes and refuses."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from conftest import GoldenCase, draw_photo
+from PIL import Image
+from safetensors.torch import load_file
+from sklearn.metrics import average_precision_score
+from typer.testing import CliRunner, Result
+
+from aprilcli.cli import app
+from aprilcli.core import training
+from aprilcli.core.backbone import load_backbone
+from aprilcli.core.metrics import auroc
+from aprilcli.core.projector import load_projector, save_projector
+from aprilcli.core.prompts import encode_prompts
+from aprilcli.core.training_set import prepare_input, split_validation, trainable_samples
+from aprilcli.io.artifacts import read_header
+from aprilcli.io.datasets import read_dataset
+from aprilcli.types import ModelSpec
+from aprilcli.workflows import train as train_workflow
+
+STEPS_PER_EPOCH = 3  # ten pictures in batches of four
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [*map(str, arguments), "--device", "cpu"])
+
+
+def train(dataset: Path, out: Path, model: list[str], *arguments: object) -> Result:
+    return run("train", dataset, "--out", out, *model, "--batch-size", 4, *arguments)
+
+
+def draw_spot(root: Path, name: str, kind: str, seed: int) -> None:
+    """Write a grey picture of an object with a blue patch; if it is not good, with a red spot, too, and its mask."""
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(90, 130, (30, 40, 3), dtype=np.uint8)
+    y, x = rng.integers(0, 18), rng.integers(0, 26)
+    pixels[y : y + 12, x : x + 14] = (20, 30, 250)
+    if kind != "good":
+        y, x = rng.integers(0, 18), rng.integers(0, 26)
+        mask = np.zeros(pixels.shape[:2], np.uint8)
+        mask[y : y + 12, x : x + 14] = 255
+        pixels[mask > 0] = (250, 20, 30)
+        path = root / name / "ground_truth" / kind / f"{seed:03}_mask.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(mask).save(path)
+    path = root / name / "test" / kind / f"{seed:03}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> Path:
+    """Four good and six spotted pictures of one object, laid out as MVTec AD."""
+    root = tmp_path / "parts"
+    for seed in range(10):
+        draw_spot(root, "steel_part", "good" if seed < 4 else "spot", seed)
+    return root
+
+
+@pytest.fixture
+def model(golden_vit: GoldenCase) -> list[str]:
+    return ["--model", str(golden_vit.folder), "--image-size", "56", "--stages", "2,4,6,8"]
+
+
+def weights_of(path: Path) -> dict[str, torch.Tensor]:
+    return load_file(path)
+
+
+def report_of(out: Path) -> dict[str, object]:
+    return dict(json.loads(out.with_name(out.name + ".json").read_text()))
+
+
+def line_of(result: Result) -> str:
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("aprilcli: error: ")
+    return lines[0]
+
+
+def stop_in_step(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Press Ctrl-C in the step of that number, from 1."""
+    real, count = training.ProjectorTrainer.step, 0
+
+    def step(self: training.ProjectorTrainer, batch: training.Batch) -> float:
+        nonlocal count
+        count += 1
+        if count == number:
+            raise KeyboardInterrupt
+        return real(self, batch)
+
+    monkeypatch.setattr(training.ProjectorTrainer, "step", step)
+
+
+def test_it_learns_what_it_is_shown_and_scan_uses_it(parts: Path, model: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "projector.safetensors"
+    result = train(parts, out, model, "--epochs", 8, "--lr", 0.005)
+    assert result.exit_code == 0, result.output
+    losses = [record["loss"] for record in read_header(out).fields["history"]]
+    assert losses[-1] < 0.75 * losses[0]
+
+    def pixel_auroc(*arguments: object, results: Path) -> float:
+        scanned = run("scan", parts / "steel_part" / "test" / "spot", *model, "--out", results, *arguments)
+        assert scanned.exit_code == 0, scanned.output
+        with (results / "scores.csv").open(newline="") as stream:
+            names = [row["path"] for row in csv.DictReader(stream)]
+        maps = [tifffile.imread(results / "maps" / f"{name}.tiff") for name in names]
+        mask_folder = parts / "steel_part" / "ground_truth" / "spot"
+        masks = [np.asarray(Image.open(mask_folder / name.replace(".png", "_mask.png"))) > 0 for name in names]
+        return auroc(np.concatenate([mask.ravel() for mask in masks]), np.concatenate([one.ravel() for one in maps]))
+
+    trained = pixel_auroc("--object", "steel_part", "--projector", out, results=tmp_path / "trained")
+    first, spec = tmp_path / "first.safetensors", read_header(out).fields["spec"]
+    save_projector(training.new_projector(ModelSpec.from_json(spec), seed=0), first)
+    untrained = pixel_auroc("--object", "steel_part", "--projector", first, results=tmp_path / "untrained")
+    assert trained > 0.9
+    assert trained > untrained + 0.05
+
+
+def test_one_seed_gives_one_file_whatever_the_workers(parts: Path, model: list[str], tmp_path: Path) -> None:
+    outs = [tmp_path / f"{name}.safetensors" for name in ("one", "two", "other")]
+    for out, workers, seed in zip(outs, (1, 4, 1), (0, 0, 1), strict=True):
+        arguments = ["--workers", workers, "--seed", seed, "--mosaic", 0.5]
+        assert train(parts, out, model, "--epochs", 2, *arguments).exit_code == 0
+    one, two, other = (out.read_bytes() for out in outs)
+    assert one == two != other
+    assert not torch.equal(weights_of(outs[0])["fc.0.weight"], weights_of(outs[2])["fc.0.weight"])
+
+
+@pytest.mark.parametrize("step", [2, STEPS_PER_EPOCH + 2, 2 * STEPS_PER_EPOCH + 1])
+def test_stopped_and_resumed_is_never_stopped(
+    parts: Path, model: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    straight, stopped = tmp_path / "straight.safetensors", tmp_path / "stopped.safetensors"
+    arguments = ["--epochs", 3, "--mosaic", 0.5]
+    assert train(parts, straight, model, *arguments).exit_code == 0
+    with monkeypatch.context() as patch:
+        stop_in_step(patch, step)
+        result = train(parts, stopped, model, *arguments)
+    done = (step - 1) // STEPS_PER_EPOCH
+    assert result.exit_code == 130
+    assert f"stopped after epoch {done} of 3; --resume goes on from there" in result.stderr
+    assert not stopped.exists()
+    assert sorted(path.name for path in tmp_path.glob("stopped*")) == ["stopped.safetensors.checkpoint"]
+    refused = train(parts, stopped, model, *arguments)
+    assert refused.exit_code == 1
+    assert "--resume" in line_of(refused)
+    resumed = train(parts, stopped, model, *arguments, "--resume")
+    assert resumed.exit_code == 0, resumed.output
+    assert f"going on after epoch {done} of 3" in resumed.stderr
+    assert stopped.read_bytes() == straight.read_bytes()
+    names = sorted(path.name for path in tmp_path.glob("stopped*"))
+    assert names == ["stopped.safetensors", "stopped.safetensors.json"]  # and no checkpoint
+
+
+def test_the_epoch_of_the_lowest_validation_loss_is_kept_and_said(
+    parts: Path, model: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, stopped, short = (tmp_path / f"{name}.safetensors" for name in ("out", "stopped", "short"))
+    losses: list[float] = []
+    monkeypatch.setattr(training.ProjectorTrainer, "measure", lambda _, batch: (losses.pop(0), batch.masks))
+    losses += [3, 1, 2, 1]
+    result = train(parts, out, model, "--val", 0.34, "--epochs", 4)
+    assert result.exit_code == 0, result.output
+    fields = read_header(out).fields
+    assert [record["val_loss"] for record in fields["history"]] == [3, 1, 2, 1]
+    assert fields["kept_epoch"] == 2
+    assert "kept: epoch 2 of 4, the lowest validation loss; " in result.stdout
+    assert "7 pictures of 1 object, 3 more for validation" in result.stdout
+    assert "epoch 1/4: loss " in result.stderr
+    assert ", validation loss 3.0000, pixel AP 1.0000" in result.stderr
+    losses += [3, 1]
+    assert train(parts, short, model, "--val", 0.34, "--epochs", 2).exit_code == 0
+    assert all(torch.equal(weight, weights_of(short)[name]) for name, weight in weights_of(out).items())
+    losses += [3, 1, 2, 1]
+    with monkeypatch.context() as patch:
+        stop_in_step(patch, 3 * 2 + 1)  # after the best epoch: the checkpoint has kept it
+        assert train(parts, stopped, model, "--val", 0.34, "--epochs", 4).exit_code == 130
+    assert train(parts, stopped, model, "--val", 0.34, "--epochs", 4, "--resume").exit_code == 0
+    assert stopped.read_bytes() == out.read_bytes()
+
+
+def test_validation_is_the_loss_and_the_pixel_ap_of_the_pictures_held_back(
+    parts: Path, model: list[str], golden_vit: GoldenCase, tmp_path: Path
+) -> None:
+    for seed in range(10, 20):
+        draw_spot(parts, "another", "good" if seed < 14 else "spot", seed)
+    out = tmp_path / "p.safetensors"
+    assert train(parts, out, model, "--val", 0.5, "--epochs", 1, "--batch-size", 2).exit_code == 0
+    samples = trainable_samples(read_dataset(parts))
+    _, held_back = split_validation(samples, 0.5, np.random.default_rng([0, 0]))
+    backbone = load_backbone(str(golden_vit.folder), image_size=56, stages=(2, 4, 6, 8), device="cpu")
+    projector = load_projector(str(out), "", backbone.spec)
+    assert projector is not None
+    trainer = training.ProjectorTrainer(backbone, projector)
+    losses, precisions = [], []
+    for name in ("another", "steel_part"):
+        scores, labels = [], []
+        for sample in held_back:
+            if sample.object_name == name:
+                pixels, mask = prepare_input([sample], backbone.spec)
+                loss, anomaly_map = trainer.measure(
+                    training.Batch(pixels[None], encode_prompts(backbone, name)[None], mask[None])
+                )
+                losses.append(loss)
+                scores.append(anomaly_map.flatten())
+                labels.append(mask.flatten())
+        precisions.append(average_precision_score(torch.cat(labels), torch.cat(scores)))
+    assert len(losses) == 10
+    record = read_header(out).fields["history"][0]
+    assert record["val_loss"] == pytest.approx(np.mean(losses), abs=1e-4)
+    assert record["val_pixel_ap"] == pytest.approx(np.mean(precisions), abs=1e-4)
+
+
+def test_the_file_says_how_it_was_made_and_the_json_also_when(
+    parts: Path, model: list[str], golden_vit: GoldenCase, tmp_path: Path
+) -> None:
+    out = tmp_path / "new" / "folder" / "projector.safetensors"
+    assert train(parts, out, model, "--epochs", 1, "--lr", 0.002).exit_code == 0
+    header, report = read_header(out), report_of(out)
+    assert header.kind == "projector"
+    assert header.fields["trained_on"] == "parts"
+    assert header.fields["spec"]["fingerprint"] == golden_vit.backbone.spec.fingerprint
+    assert header.fields["settings"] == {
+        "epochs": 1,
+        "batch_size": 4,
+        "lr": 0.002,
+        "betas": [0.5, 0.999],
+        "mosaic": 0.2,
+        "val": 0.0,
+        "seed": 0,
+        "device": "cpu",
+        "precision": "fp32",
+    }
+    data = header.fields["data"]
+    assert (data["layout"], data["objects"]) == ("mvtec", ["steel_part"])
+    assert (data["pictures"], data["anomalous"]) == (10, 6)
+    files = sorted(path.relative_to(parts).as_posix() for path in parts.rglob("*.png"))
+    lines = [f"{name}\0{hashlib.sha256((parts / name).read_bytes()).hexdigest()}" for name in files]
+    assert data["fingerprint"] == hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    for part in ("settings", "data", "history", "kept_epoch"):
+        assert report[part] == header.fields[part]
+    assert report["sha256"] == hashlib.sha256(out.read_bytes()).hexdigest()
+    assert str(report["started"]) <= str(report["finished"])
+    projector = load_projector(str(out), str(golden_vit.folder), golden_vit.backbone.spec)
+    assert projector is not None
+    assert projector.identity["fingerprint"] == report["fingerprint"]
+    assert projector.identity["trained_on"] == "parts"
+
+
+@pytest.mark.parametrize(
+    ("name", "trained_on", "mosaic"), [("metal_nut", "mvtec", 0.2), ("pcb1", "visa", 0.0), ("own", "set", 0.2)]
+)
+def test_public_sets_are_recognised_and_visa_is_not_composed(
+    model: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, trained_on: str, mosaic: float
+) -> None:
+    for seed, kind in enumerate(("good", "spot")):
+        draw_spot(tmp_path / "set", name, kind, seed)
+    prompted, real = [], train_workflow.encode_prompts
+    monkeypatch.setattr(train_workflow, "encode_prompts", lambda b, name: prompted.append(name) or real(b, name))
+    out = tmp_path / "p.safetensors"
+    assert train(tmp_path / "set", out, model, "--epochs", 1).exit_code == 0
+    fields = read_header(out).fields
+    assert (fields["trained_on"], fields["settings"]["mosaic"]) == (trained_on, mosaic)
+    assert prompted == [name]  # as the folder spells it
+
+
+def test_it_trains_for_every_model_and_no_other_takes_the_projector(
+    golden: GoldenCase, golden_vit: GoldenCase, parts: Path, tmp_path: Path
+) -> None:
+    out, photos = tmp_path / "p.safetensors", tmp_path / "photos"
+    draw_photo(photos / "a.png")
+    model = ["--model", str(golden.folder), "--stages", ",".join(map(str, golden.stages))]
+    assert train(parts, out, model, "--epochs", 1).exit_code == 0
+    fitting = run("scan", photos, *model, "--projector", out, "--out", tmp_path / "fitting")
+    assert fitting.exit_code == 0, fitting.output
+    if golden.folder == golden_vit.folder:
+        return
+    other = ["--model", golden_vit.folder, "--stages", "2,4,6,8"]
+    refused = run("scan", photos, *other, "--projector", out, "--out", tmp_path / "refused")
+    assert refused.exit_code == 1
+    said = "activation quickgelu against gelu" if "quickgelu" in golden.folder.name else "stage_widths"
+    assert said in line_of(refused)
+
+
+def test_the_encoder_may_compute_in_half_precision_the_projector_does_not(
+    parts: Path, model: list[str], tmp_path: Path
+) -> None:
+    half, full = tmp_path / "half.safetensors", tmp_path / "full.safetensors"
+    assert train(parts, half, model, "--epochs", 2, "--precision", "bf16").exit_code == 0
+    assert train(parts, full, model, "--epochs", 2).exit_code == 0
+    assert read_header(half).fields["settings"]["precision"] == "bf16"
+    assert {weight.dtype for weight in weights_of(half).values()} == {torch.float32}
+    losses = [[record["loss"] for record in read_header(out).fields["history"]] for out in (half, full)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+    assert losses[0] != losses[1]
+
+
+def test_masks_may_also_come_from_visa_and_from_a_plain_folder(model: list[str], tmp_path: Path) -> None:
+    for seed in range(4):
+        draw_spot(tmp_path, "thing", "good" if seed < 2 else "spot", seed)
+    visa, plain = tmp_path / "visa", tmp_path / "plain"
+    lines = ["object,split,label,image,mask"]
+    for seed in range(4):
+        kind, folder = ("good", "Normal") if seed < 2 else ("spot", "Anomaly")
+        image, mask = f"thing/Data/Images/{folder}/{seed:03}.JPG", f"thing/Data/Masks/{folder}/{seed:03}.png"
+        (visa / image).parent.mkdir(parents=True, exist_ok=True)
+        Image.open(tmp_path / "thing" / "test" / kind / f"{seed:03}.png").save(visa / image, "JPEG")
+        if seed >= 2:
+            (visa / mask).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(tmp_path / "thing" / "ground_truth" / kind / f"{seed:03}_mask.png", visa / mask)
+        lines.append(f"thing,test,{'normal' if seed < 2 else 'anomaly'},{image},{mask if seed >= 2 else ''}")
+    (visa / "split_csv").mkdir()
+    (visa / "split_csv" / "1cls.csv").write_text("\n".join(lines) + "\n")
+    for kind in ("good", "spot"):
+        shutil.copytree(tmp_path / "thing" / "test" / kind, plain / "thing" / kind)
+    shutil.copytree(tmp_path / "thing" / "ground_truth", plain / "thing" / "masks")
+    for root, layout in ((visa, "visa"), (plain, "folder")):
+        out = tmp_path / f"{layout}.safetensors"
+        result = train(root, out, model, "--epochs", 1)
+        assert result.exit_code == 0, result.output
+        data = read_header(out).fields["data"]
+        assert (data["layout"], data["pictures"], data["anomalous"]) == (layout, 4, 2)
+
+
+def test_results_go_to_stdout_epochs_to_stderr_and_quiet_says_less(
+    parts: Path, model: list[str], tmp_path: Path
+) -> None:
+    loud = train(parts, tmp_path / "a.safetensors", model, "--epochs", 2)
+    assert [line.split(",")[0].split(": ")[0] for line in loud.stderr.splitlines()] == ["epoch 1/2", "epoch 2/2"]
+    assert loud.stdout.splitlines()[0].startswith("10 pictures of 1 object: 2 epochs in ")
+    assert loud.stdout.splitlines()[1].startswith("kept: epoch 2 of 2, the last; loss ")
+    assert loud.stdout.splitlines()[2] == f"projector: {tmp_path / 'a.safetensors'}"
+    quiet = train(parts, tmp_path / "b.safetensors", model, "--epochs", 2, "--quiet")
+    assert quiet.stderr == ""
+    assert quiet.stdout.splitlines()[1] == loud.stdout.splitlines()[1]
+
+
+def test_a_resume_with_other_settings_names_them(
+    parts: Path, model: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "p.safetensors"
+    with monkeypatch.context() as patch:
+        stop_in_step(patch, STEPS_PER_EPOCH + 1)
+        train(parts, out, model, "--epochs", 2)
+    checkpoint = out.with_name(out.name + ".checkpoint")
+    before = checkpoint.read_bytes()
+    draw_spot(parts, "steel_part", "spot", 20)
+    result = train(parts, out, model, "--epochs", 2, "--lr", 0.01, "--resume")
+    assert result.exit_code == 1
+    line = line_of(result)
+    assert "settings lr 0.001 against 0.01" in line
+    assert "data pictures 10 against 11" in line
+    assert "data fingerprint" in line
+    assert "seed" not in line
+    assert checkpoint.read_bytes() == before
+
+
+def test_resuming_where_nothing_was_begun_begins(parts: Path, model: list[str], tmp_path: Path) -> None:
+    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+    train(parts, first, model, "--epochs", 1)
+    result = train(parts, second, model, "--epochs", 1, "--resume")
+    assert result.exit_code == 0
+    assert "starts anew" in result.stderr
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_killed_while_the_last_files_were_written(
+    parts: Path, model: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "p.safetensors"
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_workflow.reports, "write_json", killed)
+        assert train(parts, out, model, "--epochs", 1).exit_code == 130
+    written = out.read_bytes()
+    assert train(parts, out, model, "--epochs", 1, "--resume").exit_code == 0
+    assert out.read_bytes() == written
+    assert report_of(out)["kept_epoch"] == 1
+
+
+def test_a_damaged_checkpoint_is_refused(parts: Path, model: list[str], tmp_path: Path) -> None:
+    (tmp_path / "p.safetensors.checkpoint").write_bytes(b"\x80\x02}q\x00.and more")
+    result = train(parts, tmp_path / "p.safetensors", model, "--resume")
+    assert result.exit_code == 1
+    assert "pickle" in line_of(result)
+
+
+def test_what_is_there_is_never_overwritten(parts: Path, model: list[str], tmp_path: Path) -> None:
+    for name in ("p.safetensors", "p.safetensors.json"):
+        (tmp_path / name).write_text("mine")
+        for arguments in ([], ["--resume"]):
+            result = train(parts, tmp_path / "p.safetensors", model, *arguments)
+            assert result.exit_code == 1
+            assert f"{name}: already exists" in line_of(result)
+        assert (tmp_path / name).read_text() == "mine"
+        (tmp_path / name).unlink()
+
+
+def test_a_loss_that_is_no_number_ends_the_training(parts: Path, model: list[str], tmp_path: Path) -> None:
+    result = train(parts, tmp_path / "p.safetensors", model, "--lr", 1e38)
+    assert result.exit_code == 2
+    assert "give a lower one" in line_of(result)
+    assert list(tmp_path.glob("p.safetensors*")) == []
+
+
+def only_good(root: Path) -> None:
+    shutil.rmtree(root / "steel_part" / "test" / "spot")
+    shutil.rmtree(root / "steel_part" / "ground_truth")
+
+
+def only_spots(root: Path) -> None:
+    good = root / "steel_part" / "test" / "good"
+    (root / "steel_part" / "train").mkdir()
+    good.rename(root / "steel_part" / "train" / "good")
+
+
+def no_masks(root: Path) -> None:
+    shutil.rmtree(root / "steel_part" / "ground_truth")
+
+
+def other_size(root: Path) -> None:
+    Image.fromarray(np.full((3, 3), 255, np.uint8)).save(root / "steel_part" / "ground_truth" / "spot" / "005_mask.png")
+
+
+def empty_mask(root: Path) -> None:
+    Image.fromarray(np.zeros((30, 40), np.uint8)).save(root / "steel_part" / "ground_truth" / "spot" / "005_mask.png")
+
+
+def unreadable(root: Path) -> None:
+    for name in ("good/001", "spot/006", "spot/007"):
+        (root / "steel_part" / "test" / f"{name}.png").write_bytes(b"not a picture")
+
+
+def empty(root: Path) -> None:
+    shutil.rmtree(root)
+    (root / "steel_part" / "test" / "good").mkdir(parents=True)
+
+
+def missing(root: Path) -> None:
+    shutil.rmtree(root)
+
+
+def intact(_: Path) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("change", "arguments", "code", "said"),
+    [
+        (only_good, [], 1, ["no anomalous pictures"]),
+        (only_spots, [], 1, ["no normal pictures"]),
+        (no_masks, [], 1, ["none of its anomalous pictures has a mask"]),
+        (other_size, [], 1, ["005_mask.png: mask of 3 by 3 pixels", "spot/005.png of 40 by 30"]),
+        (empty_mask, [], 1, ["005_mask.png: empty mask"]),
+        (unreadable, [], 1, ["spot/006.png", "spot/007.png", "good/001.png", "2 more"]),
+        (empty, [], 1, ["no labelled pictures"]),
+        (missing, [], 1, ["no such folder"]),
+        (intact, ["--layout", "imagenet"], 1, ["layout imagenet is unknown", "mvtec"]),
+        (intact, ["--layout", "visa"], 1, ["no labelled folder (visa)"]),
+        (intact, ["--out", "p.pth"], 2, [".safetensors"]),
+        (intact, ["--val", "1.0"], 2, ["--val 1.0"]),
+        (intact, ["--val", "0.1"], 2, ["of 6 anomalous pictures that is none"]),
+        (intact, ["--mosaic", "-0.1"], 2, ["--mosaic -0.1"]),
+        (intact, ["--lr", "0"], 2, ["--lr 0.0"]),
+        (intact, ["--image-size", "60"], 2, ["multiple of 14"]),
+        (intact, ["--model", "ViT-Z-99"], 1, ["unknown model"]),
+    ],
+)
+def test_refused_in_one_line_before_anything_is_written(
+    parts: Path, model: list[str], tmp_path: Path, change: object, arguments: list[str], code: int, said: list[str]
+) -> None:
+    change(parts)  # type: ignore[operator]
+    result = train(parts, tmp_path / "p.safetensors", model, "--quiet", *arguments)
+    assert result.exit_code == code
+    line = line_of(result)
+    assert all(words in line for words in said), line
+    assert list(tmp_path.glob("p.*")) == []
+
+
+def test_an_anomaly_without_a_mask_is_left_out_and_said(parts: Path, model: list[str], tmp_path: Path) -> None:
+    (parts / "steel_part" / "ground_truth" / "spot" / "005_mask.png").unlink()
+    out = tmp_path / "p.safetensors"
+    result = train(parts, out, model, "--epochs", 1)
+    assert result.exit_code == 0
+    assert "left out of the data set, --verbose names them: 1" in result.stderr
+    assert read_header(out).fields["data"]["anomalous"] == 5
+    verbose = train(parts, tmp_path / "q.safetensors", model, "--epochs", 1, "--verbose")
+    assert "spot/005.png" in verbose.stderr
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_first_step(
+    parts: Path, model: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_in_step(monkeypatch, 1)
+    (tmp_path / "file").write_text("")
+    result = train(parts, tmp_path / "file" / "p.safetensors", model)
+    assert result.exit_code == 1
+    assert "cannot be written" in line_of(result)
