@@ -1,4 +1,4 @@
-"""What `aprilcli --help` costs beside importing typer and rich, which it cannot do without: the ratio of the medians."""
+"""What `aprilcli --help` costs beside importing typer and rich: the ratio of the medians."""
 
 from __future__ import annotations
 
