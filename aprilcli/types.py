@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class ModelSpec:
     """Which frozen CLIP, and how pictures enter it: all that a projector or a bank depends on.
 
-    ``backbone``: an open_clip name, ``tiny``, or a folder. ``pretrained``: open_clip's tag, empty for folders.
+    ``backbone``: an open_clip name, ``tiny``, or a folder's name. ``pretrained``: open_clip's tag, empty for folders.
     ``activation``: ``gelu`` or ``quickgelu``, of a ViT and of the text tower. ``image_size``: S in pixels.
     ``stages``: 1-based, as the paper counts blocks (ViT) or layers (ResNet). ``mean``, ``std``: per RGB channel, of
     pixel values in [0, 1]. ``fingerprint``: SHA-256 over the weights' names, shapes and values.

@@ -197,7 +197,7 @@ def _find_source(model: str) -> _Source:
     if model == PAPER:
         return _Source(PAPER_BACKBONE, PAPER_PRETRAINED, image_size=PAPER_IMAGE_SIZE, stages=PAPER_STAGES)
     if Path(model).is_dir():
-        return _Source(model, folder=Path(model))
+        return _Source(Path(model).resolve().name, folder=Path(model))
     name, _, tag = model.partition(":")
     if name not in open_clip.list_models():
         raise BackboneError(

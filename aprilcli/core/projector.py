@@ -113,8 +113,10 @@ def _published(name: str, tensors: Mapping[str, torch.Tensor], spec: ModelSpec, 
 
 
 def _check_match(path: Path, made_for: ModelSpec, spec: ModelSpec) -> None:
-    # A folder may move and keep its weights: where a fingerprint is known it speaks, else the name does.
-    identity = ("fingerprint",) if made_for.fingerprint else ("backbone", "pretrained")
+    # A folder may move and keep its weights: where a fingerprint is known it speaks, else open_clip's name does. An
+    # authors' file has none, and a folder of the paper's model no name: shapes and activation must do.
+    named = ("backbone", "pretrained") if spec.pretrained else ()
+    identity = ("fingerprint",) if made_for.fingerprint else named
     sides = made_for.mismatches(spec, (*identity, *MUST_MATCH))
     if sides:
         raise ArtifactError(

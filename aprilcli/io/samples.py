@@ -99,7 +99,8 @@ def _scale(values: NDArray[Any], black_white: tuple[float, float]) -> NDArray[np
         return rounded
 
     if values.dtype.kind == "u" and values.dtype.itemsize <= 2:
-        return scale(np.arange(WHITE + 1))[values]
+        looked_up: NDArray[np.uint8] = scale(np.arange(WHITE + 1))[values]
+        return looked_up
     blocks = range(0, len(values), ROWS_AT_ONCE)
     return np.concatenate([scale(values[top : top + ROWS_AT_ONCE]) for top in blocks])
 

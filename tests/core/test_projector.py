@@ -1,0 +1,98 @@
+"""Projectors: found, read, checked against the backbone, written."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import GoldenCase
+
+from aprilcli.core.projector import Projector, load_projector, save_projector
+from aprilcli.errors import ArtifactError
+from aprilcli.io.artifacts import write_artifact
+
+
+def authors_file(path: Path, widths: tuple[int, ...], joint_width: int) -> Path:
+    layers = {f"fc.{n}.weight": torch.randn(joint_width, width) for n, width in enumerate(widths)}
+    layers |= {f"fc.{n}.bias": torch.randn(joint_width) for n in range(len(widths))}
+    torch.save({"trainable_linearlayer": layers}, path)
+    return path
+
+
+def test_a_saved_projector_projects_the_same(golden: GoldenCase, tmp_path: Path) -> None:
+    save_projector(golden.projector, tmp_path / "p.safetensors")
+    loaded = load_projector(str(tmp_path / "p.safetensors"), "any", golden.backbone.spec)
+    assert loaded is not None
+    assert loaded.identity["fingerprint"] == golden.projector.identity["fingerprint"]
+    tokens = golden.backbone.encode(golden.pixels("query0")).patch_tokens
+    for mine, theirs in zip(loaded(tokens), golden.projector(tokens), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_a_folder_has_its_own_or_none(golden_vit: GoldenCase, tmp_path: Path) -> None:
+    assert load_projector(None, str(golden_vit.folder), golden_vit.backbone.spec) is not None
+    assert load_projector(None, str(tmp_path), golden_vit.backbone.spec) is None
+
+
+def test_another_image_size_is_no_obstacle(golden_vit: GoldenCase) -> None:
+    spec = replace(golden_vit.backbone.spec, image_size=112)
+    assert load_projector(None, str(golden_vit.folder), spec) is not None
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"fingerprint": "f" * 64}, "fingerprint"),
+        ({"activation": "quickgelu"}, "activation gelu against quickgelu"),
+        ({"stages": (1, 2, 3, 4)}, "stages 2,4,6,8 against 1,2,3,4"),
+        ({"joint_width": 64}, "joint_width 48 against 64"),
+    ],
+)
+def test_another_backbone_is_refused_naming_both_sides(
+    golden_vit: GoldenCase, change: dict[str, object], said: str
+) -> None:
+    spec = replace(golden_vit.backbone.spec, **change)  # type: ignore[arg-type]
+    with pytest.raises(ArtifactError, match=said):
+        load_projector(None, str(golden_vit.folder), spec)
+
+
+def test_an_authors_file_fits_a_folder_of_the_papers_shape_only(golden_vit: GoldenCase, tmp_path: Path) -> None:
+    path = authors_file(tmp_path / "visa.pth", (1024,) * 4, 768)
+    shape = {"stages": (6, 12, 18, 24), "stage_widths": (1024,) * 4, "joint_width": 768}
+    paper = replace(golden_vit.backbone.spec, **shape)  # type: ignore[arg-type]
+    assert load_projector(str(path), "folder", paper) is not None
+    with pytest.raises(ArtifactError, match="activation gelu against quickgelu"):
+        load_projector(str(path), "folder", replace(paper, activation="quickgelu"))
+    with pytest.raises(ArtifactError, match="stage_widths"):
+        load_projector(str(path), "folder", golden_vit.backbone.spec)
+    other = replace(paper, backbone="ViT-L-14", pretrained="laion2b_s32b_b82k")
+    with pytest.raises(ArtifactError, match="backbone ViT-L-14-336 against ViT-L-14"):
+        load_projector(str(path), "ViT-L-14", other)
+
+
+def test_missing_or_surplus_layers_are_refused(golden_vit: GoldenCase, tmp_path: Path) -> None:
+    fields = {"spec": golden_vit.backbone.spec.to_json(), "trained_on": ""}
+    tensors = dict(golden_vit.projector.state_dict())
+    path = tmp_path / "p.safetensors"
+    write_artifact(path, "projector", {**tensors, "fc.4.bias": torch.zeros(48)}, fields)
+    with pytest.raises(ArtifactError, match="not a whole projector"):
+        load_projector(str(path), "any", golden_vit.backbone.spec)
+    del tensors["fc.3.bias"]
+    write_artifact(path, "projector", tensors, fields)
+    with pytest.raises(ArtifactError, match="not a whole projector"):
+        load_projector(str(path), "any", golden_vit.backbone.spec)
+
+
+def test_metadata_without_a_model_is_refused(golden_vit: GoldenCase, tmp_path: Path) -> None:
+    write_artifact(tmp_path / "p.safetensors", "projector", dict(golden_vit.projector.state_dict()), {})
+    with pytest.raises(ArtifactError, match="which model"):
+        load_projector(str(tmp_path / "p.safetensors"), "any", golden_vit.backbone.spec)
+
+
+def test_initial_weights_are_pytorchs(golden_vit: GoldenCase) -> None:
+    torch.manual_seed(3)
+    mine = Projector(golden_vit.backbone.spec).fc[0].weight
+    torch.manual_seed(3)
+    assert torch.equal(mine, torch.nn.Linear(64, 48).weight)
