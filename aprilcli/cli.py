@@ -62,6 +62,13 @@ class Precision(StrEnum):
     fp16 = "fp16"
 
 
+class Fusion(StrEnum):
+    """How an image score joins text score and map maximum; authors needs all test pictures at once."""
+
+    sum = "sum"
+    authors = "authors"
+
+
 class MapSize(StrEnum):
     """The size of the maps on disk."""
 
@@ -330,6 +337,75 @@ def train(
         resume=resume,
     )
     console.result(summarise(run_train(options, console)))
+
+
+def parse_shots(text: str | None) -> tuple[int, ...] | None:
+    """Read ``0,1,2,4``. Raises OptionError."""
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise OptionError(f"--shots {text}: give whole numbers with commas, such as 0,1,2,4") from None
+
+
+@_command
+def eval(  # the name of the command; nothing here needs the built-in
+    dataset: Annotated[Path, typer.Argument(help="Labelled folder: MVTec AD, LOCO, AD 2, VisA, BTAD, or your own.")],
+    out: Annotated[Path, _option("--out", "Where metrics.csv, metrics.json and scores.csv go.")] = Path("april-eval"),
+    layout: Annotated[str, _option("--layout", "auto, mvtec, loco, btad, ad2, visa or folder.")] = "auto",
+    shots: Annotated[
+        str | None, _option("--shots", "Reference photos, such as 0,1,2,4 (the default where there are as many).")
+    ] = None,
+    seeds: Annotated[int, _option("--seeds", "How often references are drawn.", min=1)] = 5,
+    fusion: Annotated[Fusion, _option("--fusion", "Image score: the paper's words, or its program.")] = Fusion.sum,
+    maps: Annotated[bool, _option("--maps", "Write the maps of the most shots' first seed, for evaluators.")] = False,
+    plots: Annotated[bool, _option("--plots", "Draw ROC and PRO curves and score histograms.")] = False,
+    objects: Annotated[str | None, _option("--objects", "Only these, with commas.")] = None,
+    model: Model = None,
+    projector: ProjectorOption = None,
+    image_size: ImageSize = None,
+    stages: Stages = None,
+    device: DeviceOption = Device.auto,
+    precision: PrecisionOption = Precision.auto,
+    batch_size: BatchSize = 1,
+    workers: Workers = 2,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Measure a model on a labelled folder, as the paper does."""
+    from aprilcli.workflows.console import Console
+    from aprilcli.workflows.evaluate import EvalOptions, run_eval
+
+    console = Console(quiet, verbose)
+    options = EvalOptions(
+        dataset=dataset,
+        out=out,
+        layout=layout,
+        shots=parse_shots(shots),
+        seeds=seeds,
+        fusion=fusion.value,
+        maps=maps,
+        plots=plots,
+        objects=tuple(objects.split(",")) if objects is not None else None,
+        model=model or "tiny",
+        projector=projector,
+        image_size=image_size,
+        stages=parse_stages(stages),
+        device=device.value,
+        precision=precision.value,
+        batch_size=batch_size,
+        workers=workers,
+        seed=seed,
+        overwrite=overwrite,
+    )
+    summary = run_eval(options, console)
+    console.result(summary.table)
+    console.note(f"done in {summary.seconds:.1f} s; results: {out}")
+    if summary.unreadable:
+        raise typer.Exit(EXIT_UNREADABLE)
 
 
 def main() -> None:

@@ -142,8 +142,8 @@ def _parse(cells: list[str]) -> ScoreRow | None:
     return ScoreRow(**values)
 
 
-def write_map(path: Path, anomaly_map: NDArray[np.float32], description: dict[str, Any]) -> None:
-    """Write a map [H, W] float32 as one deflated TIFF page, raw values; aside first, then renamed."""
+def write_map(path: Path, anomaly_map: NDArray[np.floating[Any]], description: dict[str, Any]) -> None:
+    """Write a map [H, W], float32 (or float16), as one deflated TIFF page, raw values; aside first, then renamed."""
     with written_aside(path) as temporary:
         tifffile.imwrite(
             temporary,

@@ -1,0 +1,309 @@
+"""What every setting of an evaluation shares: the references drawn, and each picture encoded once for all of them.
+
+A setting is a number of shots and a seed. A seed puts an object's good training photos in an order, and its first k are
+the k references: drawn without replacement, and those of more shots hold those of fewer. The nearest distance to a bank
+is the smallest of the nearest distances to its references, so these are searched once, each for itself, and every bank
+is a minimum over some of them: exact, and hardly dearer for sixteen banks than for one.
+
+Symbols: S model input side, N stages, h·w patches, K references of all settings, F settings with references.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from aprilcli.core import maps
+from aprilcli.core.detector import Detector
+from aprilcli.core.memory_bank import nearest_distance, unit_rows
+from aprilcli.errors import InputError
+from aprilcli.io.artifacts import sha256_of_file
+from aprilcli.io.datasets import LabelledImage, LabelledObject, read_mask
+from aprilcli.io.images import FoundImage
+from aprilcli.types import ImageFeatures
+from aprilcli.workflows.pipeline import Picture, map_ahead, read_picture
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """``shots`` references drawn by ``seed``; no seed for zero shots, as nothing is drawn."""
+
+    shots: int
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class TestPicture:
+    """A test photo and what its maps are made from; ``path`` is relative to the data set, with ``/``.
+
+    ``logits`` N × [h, w] (eq. 2) and ``distances`` N × [F, h, w] (eq. 4) stay on the device: for the paper's model
+    22 kB for each. ``mask`` [S, S] bool, None where no pixel is anomalous; ``has_pixels``: whether the mask is known.
+    ``error`` says why a picture has nothing of this.
+    """
+
+    image: LabelledImage
+    path: str
+    size_hw: tuple[int, int] = (0, 0)
+    error: str | None = None
+    text_score: float = 0.0
+    logits: tuple[torch.Tensor, ...] = field(default=(), repr=False)
+    distances: tuple[torch.Tensor, ...] = field(default=(), repr=False)
+    mask: NDArray[np.bool_] | None = field(default=None, repr=False)
+    has_pixels: bool = False
+
+    @torch.inference_mode()
+    def anomaly_map(self, few_shot: int | None, image_size: int) -> NDArray[np.float32] | None:
+        """Draw the map [S, S] as ``Detector`` does, with the bank at position ``few_shot``; None if there is none."""
+        branches = []
+        if self.logits:
+            branches.append(maps.zero_shot_map((one[None] for one in self.logits), image_size)[0])
+        if few_shot is not None:
+            branches.append(maps.few_shot_map((one[few_shot][None] for one in self.distances), image_size)[0])
+        if not branches:
+            return None
+        drawn: NDArray[np.float32] = sum(branches[1:], branches[0]).cpu().numpy()
+        return drawn
+
+
+@dataclass(frozen=True)
+class EncodedObject:
+    """An object ready to be measured under each of ``settings``.
+
+    ``references``: per setting the photos drawn, relative to the data set. ``problems`` and ``notes``: what to tell.
+    ``digests``: a line ``<relative path> NUL <SHA-256>`` for each test picture and mask.
+    """
+
+    settings: tuple[Setting, ...]
+    references: tuple[tuple[str, ...], ...]
+    pictures: tuple[TestPicture, ...]
+    problems: tuple[str, ...]
+    notes: tuple[str, ...]
+    digests: tuple[str, ...]
+
+    def bank_of(self, setting: Setting) -> int | None:
+        """Return the position of a setting's bank in ``TestPicture.distances``; None for zero shots."""
+        with_bank = [one for one in self.settings if one.shots]
+        return with_bank.index(setting) if setting.shots else None
+
+
+class ObjectEncoder:
+    """Encodes objects with one model; ``advance`` is called after each picture."""
+
+    def __init__(
+        self, root: Path, settings: Sequence[Setting], pool: ThreadPoolExecutor, workers: int, batch_size: int
+    ) -> None:
+        """Read on ``pool``, encode ``batch_size`` pictures at a time."""
+        self._root = root
+        self._settings = tuple(settings)
+        self._pool = pool
+        self._ahead = 2 * (workers + batch_size)
+        self._batch_size = batch_size
+
+    def encode(self, one: LabelledObject, detector: Detector, advance: Callable[[], None]) -> EncodedObject:
+        """Draw and encode the references, then encode every test picture once. Raises InputError: too few references.
+
+        Memory: the references' tokens (22 MB each for the paper's model) and what ``TestPicture`` says of each picture.
+        """
+        drawing = _Drawing(one, self._root, detector, self._settings)
+        banks = [rows for setting, rows in zip(self._settings, drawing.chosen, strict=True) if setting.shots]
+        with torch.inference_mode():
+            references = self._encode_references(drawing, detector, advance)
+            encoded = list(self._encode_test(one, detector, references, banks, advance))
+        return EncodedObject(
+            settings=self._settings,
+            references=tuple(tuple(drawing.names[row] for row in rows) for rows in drawing.chosen),
+            pictures=tuple(picture for picture, _ in encoded),
+            problems=(*drawing.problems, *(problem for _, read in encoded for problem in read.problems)),
+            notes=tuple(dict.fromkeys(note for _, read in encoded for note in read.picture.notes)),
+            digests=tuple(line for _, read in encoded for line in read.digests),
+        )
+
+    def _encode_references(
+        self, drawing: _Drawing, detector: Detector, advance: Callable[[], None]
+    ) -> list[tuple[torch.Tensor, ...]]:
+        """Return each reference's unit rows, K × N × [L, Cv]."""
+        encoded = []
+        for batch in _batches(iter(drawing.pixels), self._batch_size):
+            features = detector.backbone.encode(torch.from_numpy(np.stack(batch)))
+            for position in range(len(batch)):
+                encoded.append(tuple(unit_rows(tokens[position]) for tokens in features.patch_tokens))
+                advance()
+        return encoded
+
+    def _encode_test(
+        self,
+        one: LabelledObject,
+        detector: Detector,
+        references: list[tuple[torch.Tensor, ...]],
+        banks: list[tuple[int, ...]],
+        advance: Callable[[], None],
+    ) -> Iterator[tuple[TestPicture, _Read]]:
+        size = detector.backbone.spec.image_size
+
+        def read(image: LabelledImage) -> _Read:
+            return _read_test_picture(image, self._root, detector, size)
+
+        for batch in _batches(map_ahead(self._pool, read, one.test, self._ahead), self._batch_size):
+            pixels = [read.picture.pixels for read in batch if read.picture.pixels is not None]
+            rows = iter(_features(detector, pixels, references, banks) if pixels else ())
+            for found in batch:
+                path, error = found.picture.found.relative, found.picture.error
+                if error is not None:
+                    yield TestPicture(found.image, path, error=error), found
+                else:
+                    text_score, logits, distances = next(rows)
+                    yield (
+                        TestPicture(
+                            image=found.image,
+                            path=path,
+                            size_hw=found.picture.size_hw,
+                            text_score=text_score,
+                            logits=logits,
+                            distances=distances,
+                            mask=found.mask,
+                            has_pixels=found.has_pixels,
+                        ),
+                        found,
+                    )
+                advance()
+
+
+def relative_path(path: Path, root: Path) -> str:
+    """Return ``path`` as seen from the data set, with ``/``."""
+    return Path(os.path.relpath(path, root)).as_posix()
+
+
+def draw_order(category: str, count: int, seed: int) -> list[int]:
+    """Return the order in which a seed draws ``count`` photos: the same on every machine, another for every category.
+
+    ``category`` and not the object's path, so that it does not matter which folder the evaluation is given.
+    """
+    named = zlib.crc32(category.encode("utf-8", "surrogateescape"))
+    order: list[int] = np.random.default_rng([seed, named]).permutation(count).tolist()
+    return order
+
+
+def squash_mask(mask: NDArray[np.bool_], size: int) -> NDArray[np.bool_]:
+    """Resize a mask [H, W] as the authors do: bilinear with antialias, as Pillow does it, then > 0.5. [S, S]."""
+    resized = Image.fromarray(mask.astype(np.uint8) * np.uint8(255)).resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(resized) >= 128
+
+
+class _Drawing:
+    """Reads an object's references. ``chosen``: per setting, positions in ``names`` and ``pixels``."""
+
+    def __init__(self, one: LabelledObject, root: Path, detector: Detector, settings: Sequence[Setting]) -> None:
+        self.names: list[str] = []
+        self.pixels: list[NDArray[np.float32]] = []
+        self.problems: list[str] = []
+        self._one, self._root, self._detector = one, root, detector
+        self._positions: dict[int, int | None] = {}  # of each photo read; None: unreadable
+        most = {one.seed: one.shots for one in sorted(settings, key=lambda one: one.shots)}
+        drawn = {seed: self._draw(seed, shots) for seed, shots in most.items() if seed is not None}
+        self.chosen = [drawn[one.seed][: one.shots] if one.seed is not None else () for one in settings]
+
+    def _draw(self, seed: int, shots: int) -> tuple[int, ...]:
+        order = draw_order(self._one.category, len(self._one.train_good), seed)
+        readable = (position for index in order if (position := self._position(index)) is not None)
+        drawn = tuple(itertools.islice(readable, shots))
+        if len(drawn) < shots:
+            raise InputError(
+                f"{self._one.name}: {shots} shots need as many good training photos, only {len(drawn)} can be read; "
+                "ask for fewer --shots, or leave the object out with --objects"
+            )
+        return drawn
+
+    def _position(self, index: int) -> int | None:
+        if index not in self._positions:
+            path = self._one.train_good[index]
+            picture = read_picture(FoundImage(path, relative_path(path, self._root)), self._detector.prepare)
+            if picture.pixels is None:
+                self.problems.append(f"{picture.error}; another reference is drawn in its place")
+                self._positions[index] = None
+            else:
+                self._positions[index] = len(self.names)
+                self.names.append(picture.found.relative)
+                self.pixels.append(picture.pixels)
+        return self._positions[index]
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A test photo and its mask, read on a thread."""
+
+    image: LabelledImage
+    picture: Picture
+    mask: NDArray[np.bool_] | None = None
+    has_pixels: bool = False
+    problems: tuple[str, ...] = ()
+    digests: tuple[str, ...] = ()
+
+
+def _read_test_picture(image: LabelledImage, root: Path, detector: Detector, size: int) -> _Read:
+    name = relative_path(image.path, root)
+    picture = read_picture(FoundImage(image.path, name), detector.prepare)
+    if picture.pixels is None:
+        return _Read(image, picture)
+    digests = [f"{name}\0{sha256_of_file(image.path)}"]
+    if not image.has_mask:
+        return _Read(image, picture, digests=tuple(digests))  # the data set's own problems say so already
+    try:
+        mask = read_mask(image, picture.size_hw)
+        digests += [f"{relative_path(path, root)}\0{sha256_of_file(path)}" for path in image.mask_paths]
+    except InputError as error:
+        return _Read(image, picture, problems=(f"{error}; its pixels are left out",), digests=tuple(digests))
+    if not mask.any():
+        return _Read(image, picture, has_pixels=True, digests=tuple(digests))
+    squashed = squash_mask(mask, size)
+    vanished = f"{name}: its defect is too small for a mask of {size} x {size} pixels, where all count as normal"
+    problems = () if squashed.any() else (vanished,)
+    return _Read(image, picture, squashed, True, problems, tuple(digests))
+
+
+def _features(
+    detector: Detector,
+    pixels: list[NDArray[np.float32]],
+    references: list[tuple[torch.Tensor, ...]],
+    banks: list[tuple[int, ...]],
+) -> Iterator[tuple[float, tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]]:
+    """Encode a batch in one pass; give each picture's text score, logits and distances."""
+    features = detector.backbone.encode(torch.from_numpy(np.stack(pixels)))
+    logits = detector.logits(features)
+    distances = _distances(features, references, banks) if banks else ()
+    for position, text_score in enumerate(detector.text_scores(features).tolist()):
+        # Copies: a row of a batch would keep the whole batch.
+        yield (
+            text_score,
+            tuple(one[position].clone() for one in logits),
+            tuple(one[position].clone() for one in distances),
+        )
+
+
+def _distances(
+    features: ImageFeatures, references: list[tuple[torch.Tensor, ...]], banks: list[tuple[int, ...]]
+) -> tuple[torch.Tensor, ...]:
+    """Return N × [B, F, h, w]: the distances to every bank, as minima over its references."""
+    stages = []
+    for stage, (tokens, grid) in enumerate(zip(features.patch_tokens, features.grids, strict=True)):
+        each = torch.stack([nearest_distance(tokens, reference[stage]) for reference in references], dim=1)
+        nearest = torch.stack([each[:, list(rows)].amin(dim=1) for rows in banks], dim=1)
+        stages.append(nearest.reshape(*nearest.shape[:2], *grid))
+    return tuple(stages)
+
+
+def _batches(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
+    while batch := list(itertools.islice(items, size)):
+        yield batch

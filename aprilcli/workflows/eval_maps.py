@@ -1,0 +1,65 @@
+"""Where an evaluation writes its maps: as the evaluators of MVTec AD and MVTec AD 2 read them."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aprilcli.errors import InputError
+from aprilcli.io import reports
+from aprilcli.io.datasets import LabelledImage
+
+
+def inside(folder: Path, relative: str) -> Path:
+    """Return ``folder / relative``. Raises InputError where a name read from a data set would leave the folder."""
+    if Path(relative).is_absolute() or ".." in Path(relative).parts:
+        raise InputError(f"{relative}: this name leads out of the output folder; rename it in the data set")
+    return folder / relative
+
+
+class MapFiles:
+    """Writes an object's maps where benchmarks look for them, at source size.
+
+    ``anomaly_maps/<object>/test/<defect>/<id>.tiff``, float32, is what MVTec AD's evaluator reads. MVTec AD 2 wants
+    ``anomaly_images/<object>/test_public/<defect>/<id>.tiff``, float16, mirroring its pictures. The id is a picture's
+    name without suffix, its folders below the label included; with suffix where two would be the same.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        object_name: str,
+        layout: str,
+        images: Sequence[LabelledImage],
+        description: Mapping[str, Any],
+    ) -> None:
+        """Name the files of ``images``; ``description`` stands in each. Raises InputError where names lead outside."""
+        self._is_ad2 = layout == "ad2"
+        self._description = dict(description)
+        folder = out / ("anomaly_images" if self._is_ad2 else "anomaly_maps")
+        split = "test_public" if self._is_ad2 else "test"
+        self._paths = [inside(folder, f"{object_name}/{split}/{name}.tiff") for name in _map_names(images)]
+
+    def write(self, position: int, anomaly_map: NDArray[np.float32]) -> None:
+        """Write the map [H, W] of the image at ``position``. Raises OutputError."""
+        values = anomaly_map.astype(np.float16) if self._is_ad2 else anomaly_map
+        value_range = [float(values.min()), float(values.max())]
+        reports.write_map(self._paths[position], values, {**self._description, "range": value_range})
+
+
+def _map_names(images: Sequence[LabelledImage]) -> list[str]:
+    """Return ``<defect>/<id>`` of each image, all different."""
+    parents: dict[str, list[str]] = {}
+    for image in images:
+        parents.setdefault(image.defect, []).append(str(image.path.parent))
+    tops = {defect: os.path.commonpath(folders) for defect, folders in parents.items()}
+    whole = [f"{image.defect}/{image.path.relative_to(tops[image.defect]).as_posix()}" for image in images]
+    short = [name.removesuffix(Path(name).suffix) for name in whole]
+    count = Counter(short)
+    return [brief if count[brief] == 1 else name for brief, name in zip(short, whole, strict=True)]

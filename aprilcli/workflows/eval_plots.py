@@ -1,0 +1,71 @@
+"""The plots of an evaluation: ROC and PRO curves, and histograms of the picture scores. Needs matplotlib."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from aprilcli.core.metrics import FPR_LIMIT, Curve
+from aprilcli.errors import OptionError
+from aprilcli.io.atomic import written_aside
+
+
+def require_matplotlib() -> None:
+    """Say early what is missing. Raises OptionError."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise OptionError("--plots needs matplotlib; install it: pip install 'aprilcli[plots]'")
+
+
+@dataclass(frozen=True)
+class Curves:
+    """What a plot shows of one setting.
+
+    ``name``: the setting's, for the legend; ``metrics``: its measures, in [0, 1]; curves as (x, y); ``labels`` (1 is
+    anomalous) and ``scores`` of the pictures.
+    """
+
+    name: str
+    metrics: Mapping[str, float]
+    image_roc: Curve
+    pixel_roc: Curve
+    pro: Curve
+    labels: Sequence[int]
+    scores: Sequence[float]
+
+
+def plot_object(path: Path, object_name: str, settings: Sequence[Curves]) -> None:
+    """Draw the curves of every setting, and the histograms of the last one, into a PNG. Raises OutputError."""
+    from matplotlib.figure import Figure  # an extra; without pyplot: no window, no state
+
+    figure = Figure(figsize=(11, 9), layout="constrained")
+    ((image_roc, pixel_roc), (pro, histogram)) = figure.subplots(2, 2)
+    for one in settings:
+        for axes, curve, metric in (
+            (image_roc, one.image_roc, "auroc_cls"),
+            (pixel_roc, one.pixel_roc, "auroc_segm"),
+            (pro, one.pro, "aupro_30"),
+        ):
+            if not math.isnan(one.metrics[metric]):
+                axes.plot(*curve, label=f"{one.name}: {metric} {100 * one.metrics[metric]:.1f} %")
+    image_roc.set(title="ROC of the pictures", ylabel="true positive rate")
+    pixel_roc.set(title="ROC of the pixels", ylabel="true positive rate")
+    pro.set(title="PRO of the pixels", ylabel="mean overlap with the regions")
+    pro.axvline(FPR_LIMIT, color="grey", linestyle=":")
+    for axes, has_curves in ((axes, len(axes.get_legend_handles_labels()[0])) for axes in (image_roc, pixel_roc, pro)):
+        axes.set(xlabel="false positive rate", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
+        if has_curves:
+            axes.legend(loc="lower right")
+        else:
+            axes.text(0.5, 0.5, "undefined here", ha="center")
+    last = settings[-1]
+    by_label = [[s for s, label in zip(last.scores, last.labels, strict=True) if label == one] for one in (0, 1)]
+    histogram.set(title=f"Scores of the pictures, {last.name}", xlabel="score", ylabel="pictures")
+    if last.scores:
+        histogram.hist(by_label, bins=30, label=["good", "anomalous"])
+        histogram.legend()
+    figure.suptitle(object_name, parse_math=False)
+    with written_aside(path) as temporary:
+        figure.savefig(temporary, dpi=110)
