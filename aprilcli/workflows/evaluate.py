@@ -284,7 +284,7 @@ def _measure(
     measured["vand"] = vand(measured["f1max_cls"], measured["f1max_segm"])
     curves = None
     if with_curves:
-        name = f"{setting.shots} shots" + ("" if setting.seed is None else f", seed {setting.seed}")
+        name = f"{setting.shots}-shot" + ("" if setting.seed is None else f", seed {setting.seed}")
         image_roc = roc_curve(labels, scores)
         curves = Curves(name, measured, image_roc, pixels.roc_curve(), pixels.pro_curve(), labels, scores)
     return Result(
