@@ -30,9 +30,9 @@ from aprilcli.core.memory_bank import nearest_distance, unit_rows
 from aprilcli.errors import InputError
 from aprilcli.io.artifacts import sha256_of_file
 from aprilcli.io.datasets import LabelledImage, LabelledObject, read_mask
-from aprilcli.io.images import FoundImage
+from aprilcli.io.walk import FoundImage
 from aprilcli.types import ImageFeatures
-from aprilcli.workflows.pipeline import Picture, map_ahead, read_picture
+from aprilcli.workflows.pipeline import Picture, Reader, map_ahead
 
 Item = TypeVar("Item")
 
@@ -229,7 +229,7 @@ class _Drawing:
     def _position(self, index: int) -> int | None:
         if index not in self._positions:
             path = self._one.train_good[index]
-            picture = read_picture(FoundImage(path, relative_path(path, self._root)), self._detector.prepare)
+            picture = Reader(self._detector.prepare)(FoundImage(path, relative_path(path, self._root)))
             if picture.pixels is None:
                 self.problems.append(f"{picture.error}; another reference is drawn in its place")
                 self._positions[index] = None
@@ -254,7 +254,7 @@ class _Read:
 
 def _read_test_picture(image: LabelledImage, root: Path, detector: Detector, size: int) -> _Read:
     name = relative_path(image.path, root)
-    picture = read_picture(FoundImage(image.path, name), detector.prepare)
+    picture = Reader(detector.prepare)(FoundImage(image.path, name))
     if picture.pixels is None:
         return _Read(image, picture)
     digests = [f"{name}\0{sha256_of_file(image.path)}"]

@@ -207,7 +207,8 @@ def test_a_second_scan_is_refused_while_the_first_lives(arguments: list[str], ph
     assert alive
     assert second.exit_code == 1
     assert "another scan is writing there" in second.stderr
-    assert run(arguments, out, "--resume").exit_code == 3
+    third = run(arguments, out, "--resume")
+    assert third.exit_code == 3, third.output
 
 
 def test_a_full_disk_is_one_line_and_resume_goes_on(
