@@ -105,7 +105,8 @@ def read_image(
 
 def _decode(file: BinaryIO, value_range: tuple[float, float] | None, max_pixels: int) -> SourceImage:
     head = file.read(30)
-    check_size(*_webp_size(head), max_pixels)
+    if head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X":  # its decoder allocates the canvas at once
+        check_size(int.from_bytes(head[24:27], "little") + 1, int.from_bytes(head[27:30], "little") + 1, max_pixels)
     file.seek(0)
     try:
         opened = Image.open(file, formats=FORMATS)
@@ -128,18 +129,9 @@ def _decode(file: BinaryIO, value_range: tuple[float, float] | None, max_pixels:
         return SourceImage(_upright(rgb, _orientation(picture, notes)), tuple(notes))
 
 
-def _webp_size(head: bytes) -> tuple[int, int]:
-    """Read a WebP file's canvas size, as its decoder allocates it at once; (0, 0) for other files."""
-    if head[:4] != b"RIFF" or head[8:16] != b"WEBPVP8X":  # the two simple kinds end at 16383 x 16383
-        return 0, 0
-    return int.from_bytes(head[24:27], "little") + 1, int.from_bytes(head[27:30], "little") + 1
-
-
 def _check(file: BinaryIO, picture: ImageFile.ImageFile, max_pixels: int) -> None:
     """Refuse what would take memory or time without end."""
     check_size(picture.width, picture.height, max_pixels)
-    if picture.width < 1 or picture.height < 1:
-        raise InputError("a picture without pixels")
     if isinstance(picture, TiffImagePlugin.TiffImageFile):
         check_size(picture.tag_v2.get(322, 1), picture.tag_v2.get(323, 1), max_pixels)  # a tile
     if "progressive" in picture.info:

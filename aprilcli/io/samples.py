@@ -207,8 +207,9 @@ def read_tiff(file: BinaryIO, max_pixels: int) -> TiffPage:
     file.seek(0)
     with tifffile.TiffFile(file) as tiff:
         page = tiff.pages[0]
-        for width, height in ((page.imagewidth, page.imagelength), (page.tilewidth, page.tilelength)):
-            check_size(width, height, max_pixels)
+        check_size(page.imagewidth, page.imagelength, max_pixels)
+        if page.is_tiled:
+            check_size(page.tilewidth, page.tilelength, max_pixels)
         mode = TIFF_MODES.get((page.photometric, page.samplesperpixel))
         if mode is None or page.imagedepth != 1 or page.compression not in UNPACKED_SAFELY:
             kind = f"{page.samplesperpixel} x {page.bitspersample} bit, photometric {int(page.photometric)}"
@@ -231,7 +232,9 @@ def read_tiff(file: BinaryIO, max_pixels: int) -> TiffPage:
 
 
 def check_size(width: int, height: int, max_pixels: int) -> None:
-    """Raise InputError for more pixels than ``max_pixels``, before anything is allocated for them."""
+    """Raise InputError for no pixels, or more than ``max_pixels``, before anything is allocated for them."""
+    if width < 1 or height < 1:
+        raise InputError(f"a picture of {width} x {height} pixels; the file is damaged")
     if width * height > max_pixels:
         raise InputError(f"{width} x {height} pixels are more than the limit of {max_pixels}; see --max-pixels")
 

@@ -73,8 +73,9 @@ def _names(folder: Path, follow: bool) -> Iterator[bytes]:
     last = b""
     while True:
         with os.scandir(os.fsencode(folder)) as entries:
-            wanted = (name for entry in entries if (name := _wanted(entry, follow)) > last)
-            names = heapq.nsmallest(NAMES_AT_ONCE, wanted)
+            # What was yielded is passed over by its name alone, which costs little; a folder's name ends in "/".
+            ahead = (entry for entry in entries if entry.name + b"/" > last)
+            names = heapq.nsmallest(NAMES_AT_ONCE, (name for entry in ahead if (name := _wanted(entry, follow)) > last))
         yield from names
         if len(names) < NAMES_AT_ONCE:
             return

@@ -653,3 +653,12 @@ def test_sizes_of_zero_are_refused(tmp_path: Path) -> None:
     struct.pack_into("<i", content, 18, 0)
     (tmp_path / "a.bmp").write_bytes(content)
     assert refusal(tmp_path / "a.bmp")
+    for name, values in (("grey.tif", wide(GREY)), ("float.tif", (COLOUR / 255).astype(np.float32))):
+        photometric = "rgb" if values.ndim == 3 else "minisblack"
+        tifffile.imwrite(tmp_path / name, values, photometric=photometric)
+        with tifffile.TiffFile(tmp_path / name) as tiff:
+            place = tiff.pages[0].tags[256].valueoffset
+        content = bytearray((tmp_path / name).read_bytes())
+        content[place : place + 2] = b"\0\0"
+        (tmp_path / name).write_bytes(content)
+        assert "0 x 32 pixels" in refusal(tmp_path / name)

@@ -145,7 +145,7 @@ def test_what_is_damaged_here_was_whole(tmp_path: Path, name: str) -> None:
     assert read_image(tmp_path / "a.png").rgb.mode == "RGB"
 
 
-@settings(QUICK, max_examples=400)
+@settings(QUICK, max_examples=300)
 @DAMAGE
 def test_damaged_files(
     tmp_path: Path,
@@ -157,7 +157,7 @@ def test_damaged_files(
     check(tmp_path, mutated(name, edits, keep), value_range)
 
 
-@settings(QUICK, max_examples=150)
+@settings(QUICK, max_examples=100)
 @given(first=st.sampled_from(FIRST_BYTES), rest=st.binary(max_size=300))
 @example(first=b"", rest=b"")
 def test_files_that_only_begin_well(tmp_path: Path, first: bytes, rest: bytes) -> None:
