@@ -22,11 +22,11 @@ from typing import TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from aprilcli.core import maps
 from aprilcli.core.detector import Detector
 from aprilcli.core.memory_bank import nearest_distance, unit_rows
+from aprilcli.core.training_set import squash_mask
 from aprilcli.errors import InputError
 from aprilcli.io.artifacts import sha256_of_file
 from aprilcli.io.datasets import LabelledImage, LabelledObject, read_mask
@@ -196,12 +196,6 @@ def draw_order(category: str, count: int, seed: int) -> list[int]:
     return order
 
 
-def squash_mask(mask: NDArray[np.bool_], size: int) -> NDArray[np.bool_]:
-    """Resize a mask [H, W] as the authors do: bilinear with antialias, as Pillow does it, then > 0.5. [S, S]."""
-    resized = Image.fromarray(mask.astype(np.uint8) * np.uint8(255)).resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(resized) >= 128
-
-
 class _Drawing:
     """Reads an object's references. ``chosen``: per setting, positions in ``names`` and ``pixels``."""
 
@@ -267,7 +261,7 @@ def _read_test_picture(image: LabelledImage, root: Path, detector: Detector, siz
         return _Read(image, picture, problems=(f"{error}; its pixels are left out",), digests=tuple(digests))
     if not mask.any():
         return _Read(image, picture, has_pixels=True, digests=tuple(digests))
-    squashed = squash_mask(mask, size)
+    squashed = squash_mask(mask, size) > 0
     vanished = f"{name}: its defect is too small for a mask of {size} x {size} pixels, where all count as normal"
     problems = () if squashed.any() else (vanished,)
     return _Read(image, picture, squashed, True, problems, tuple(digests))

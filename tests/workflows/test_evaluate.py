@@ -24,13 +24,14 @@ from aprilcli.core.detector import Detector
 from aprilcli.core.memory_bank import Source, build
 from aprilcli.core.metrics import METRICS, PixelScores, image_metrics, vand
 from aprilcli.core.projector import save_projector
+from aprilcli.core.training_set import squash_mask
 from aprilcli.errors import InputError
 from aprilcli.io.datasets import read_dataset, read_mask
 from aprilcli.io.images import read_image
 from aprilcli.io.paper_tables import paper_objects, paper_value
 from aprilcli.types import ImageFeatures
 from aprilcli.workflows import eval_plots, eval_report, evaluate
-from aprilcli.workflows.eval_encoding import Setting, draw_order, squash_mask
+from aprilcli.workflows.eval_encoding import Setting, draw_order
 from aprilcli.workflows.eval_maps import inside
 
 SIZE_WH = (60, 40)
@@ -538,13 +539,6 @@ def test_a_model_without_a_projector_has_few_shot_maps_only(
 )
 def test_image_scores(text: list[float], maxima: list[float], shots: int, fusion: str, expected: list[float]) -> None:
     assert evaluate.image_scores(text, maxima, shots, fusion) == expected
-
-
-def test_masks_are_resized_as_the_authors_do() -> None:
-    mask = np.zeros((4, 4), bool)
-    mask[:2, :2] = mask[3, 3] = True
-    assert squash_mask(mask, 2).tolist() == [[True, False], [False, False]]
-    assert squash_mask(mask, 4).tolist() == mask.tolist()
 
 
 def test_plots_are_pictures_of_every_object(parts: Path, model: list[str], tmp_path: Path) -> None:
