@@ -12,7 +12,7 @@ EXTENSIONS = frozenset(
     {b".jpg", b".jpeg", b".jpe", b".jfif", b".png", b".tif", b".tiff", b".bmp"}
     | {b".webp", b".pbm", b".pgm", b".ppm", b".pnm", b".pfm"}
 )
-NAMES_AT_ONCE = 20_000  # names of one folder in memory; larger folders are listed again for the next so many
+NAMES_AT_ONCE = 50_000  # names of one folder in memory; larger folders are listed again for the next so many
 
 
 @dataclass(frozen=True)
