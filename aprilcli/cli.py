@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
@@ -410,4 +411,6 @@ def eval(  # the name of the command; nothing here needs the built-in
 
 def main() -> None:
     """Run the command line."""
+    # A damaged picture is told in its own row or note; Pillow's warning would tell it again, in its own words.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     app()
