@@ -1,6 +1,6 @@
 """Draw the picture of the README: photos above, their heatmaps below.
 
-    aprilcli scan tests/samples && python .readme/draw_heatmaps.py tests/samples april-scan .readme/heatmaps.png
+aprilcli scan tests/samples && python .readme/draw_heatmaps.py tests/samples april-scan .readme/heatmaps.png
 """
 
 import sys

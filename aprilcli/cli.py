@@ -105,7 +105,7 @@ ObjectName = Annotated[
 ]
 Overwrite = Annotated[bool, _option("--overwrite", "Replace what is there.")]
 Banks = Annotated[Path, _option("--banks", "Folder of the parts' banks.")]
-Seed = Annotated[int, _option("--seed", "Seed of all that is drawn by chance.", min=0)]
+Seed = Annotated[int, _option("--seed", "Seed of all that is drawn by chance.", min=0, max=2**63 - 1)]
 
 
 Range = Annotated[

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     import torch
 
 
+_TEXTS = ("backbone", "pretrained", "activation", "fingerprint")
+_COUNTS = ("image_size", "joint_width")
+
+
 @dataclass(frozen=True)
 class ModelSpec:
     """Which frozen CLIP, and how pictures enter it: all that a projector or a bank depends on.
@@ -41,11 +45,20 @@ class ModelSpec:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> ModelSpec:
-        """Rebuild from ``to_json``'s dictionary (lists become tuples). Raises TypeError on a foreign one."""
-        values: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
-        }
-        return cls(**values)
+        """Rebuild from ``to_json``'s dictionary (lists become tuples). Raises TypeError or ValueError."""
+        values: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in fields.items()}
+        spec = cls(**values)
+        of_kinds: list[tuple[Any, type]] = [(one, str) for name in _TEXTS for one in [values[name]]]
+        of_kinds += [(one, int) for name in _COUNTS for one in [values[name]]]
+        of_kinds += [(one, int) for one in (*spec.stages, *spec.stage_widths)]
+        of_kinds += [(one, float) for one in (*spec.mean, *spec.std)]
+        if not all(isinstance(one, kind) for one, kind in of_kinds):
+            raise TypeError("a setting of the model is of another type than it should be")
+        if min(spec.image_size, spec.joint_width, *spec.stages, *spec.stage_widths) < 1 or not (
+            len(spec.stages) == len(spec.stage_widths) and len(spec.mean) == len(spec.std) == 3
+        ):
+            raise ValueError("sizes must be positive, with a width for each stage and three channels")
+        return spec
 
     @property
     def label(self) -> str:

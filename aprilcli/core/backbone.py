@@ -157,6 +157,8 @@ def load_backbone(
     resolved_precision = ("fp16" if resolved_device.type == "cuda" else "fp32") if precision == "auto" else precision
     clip = _create(source, size, is_resnet, preprocessing)
     visual = clip.visual
+    if not all(bool(weights.isfinite().all()) for weights in clip.state_dict().values()):
+        raise ArtifactError(f"{source.name}: its weights hold NaN or infinite values; fetch or copy it anew")
     if not isinstance(clip, CLIP | CustomTextCLIP) or not isinstance(visual, VisionTransformer | ModifiedResNet):
         raise BackboneError(f"{source.name}: only CLIP models with a ViT or ResNet tower can be used, not this one")
     if isinstance(visual, ModifiedResNet):
@@ -196,7 +198,7 @@ def _find_source(model: str) -> _Source:
         return _Source(TINY, folder=tiny_folder())
     if model == PAPER:
         return _Source(PAPER_BACKBONE, PAPER_PRETRAINED, image_size=PAPER_IMAGE_SIZE, stages=PAPER_STAGES)
-    if Path(model).is_dir():
+    if is_there(model) and Path(model).is_dir():
         return _Source(Path(model).resolve().name, folder=Path(model))
     name, _, tag = model.partition(":")
     if name not in open_clip.list_models():
@@ -212,6 +214,14 @@ def _find_source(model: str) -> _Source:
     return _Source(name, tag or _matching_tag(name, tags))
 
 
+def is_there(name: str) -> bool:
+    """Say whether a model's or projector's name is a path that exists, however odd the name."""
+    try:
+        return Path(name).exists()
+    except OSError:  # too long, or below a folder that cannot be read
+        return False
+
+
 def _matching_tag(name: str, tags: list[str]) -> str:
     """Choose the first weights that were trained with the activation of the configuration they run in."""
     quick = bool(open_clip.get_model_config(name).get("quick_gelu", False))
@@ -223,7 +233,7 @@ def _tag_config(name: str, tag: str) -> dict[str, Any]:
 
 
 def _activation_notes(source: _Source, spec: ModelSpec) -> tuple[str, ...]:
-    if source.name == TINY:
+    if source.folder == tiny_folder():
         return (f"model: {TINY}, the small embedded one; --model {PAPER} is the accurate one",)
     is_paper = (source.name, source.pretrained) == (PAPER_BACKBONE, PAPER_PRETRAINED)
     if is_paper or not source.pretrained:

@@ -14,12 +14,15 @@ PART_NAME = re.compile(r"\w[\w.-]{0,99}")
 
 
 def bank_path(part: str, banks: Path) -> Path:
-    """Return where a part's bank stands: ``part`` itself if it names a file, else ``banks/NAME.safetensors``.
+    """Return where a bank to be read stands: ``part`` itself if it names a file, else where ``new_bank_path`` says."""
+    return Path(part) if part.endswith(SUFFIX) else new_bank_path(part, banks)
+
+
+def new_bank_path(part: str, banks: Path) -> Path:
+    """Return where a part's bank belongs, ``banks/NAME.safetensors``.
 
     Raises OptionError for a name that could leave the folder or confuse a shell.
     """
-    if part.endswith(SUFFIX):
-        return Path(part)
     if not PART_NAME.fullmatch(part) or ".." in part:
         raise OptionError(f"--part {part!r}: a part's name becomes a file's; use letters, digits, '_', '-' and '.'")
     return banks / f"{part}{SUFFIX}"

@@ -44,12 +44,14 @@ class Threshold:
     """The lowest score called anomalous.
 
     ``value`` is a float32's value. ``guaranteed``: whether a good picture reaches it with probability ``rate`` at
-    most. ``rate`` is None where a person chose the value. ``note``: what a person should know of it, one line or empty.
+    most. ``rate`` is None where a person chose the value. ``margin``: what was added to the largest calibration score.
+    ``note``: what a person should know of it, one line or empty.
     """
 
     value: float
     rate: float | None = None
     guaranteed: bool = False
+    margin: float = 0.0
     note: str = ""
 
     def __post_init__(self) -> None:
@@ -143,19 +145,24 @@ def threshold_at(scores: NDArray[np.float32], rate: float, method: Method) -> Th
     ``SMALLEST_SPREAD`` of the largest score's magnitude. The margin shrinks to nothing as n gets large enough.
     It is a guess at a tail nobody has seen: not guaranteed.
     """
-    if not 0 < rate < 1:
-        raise OptionError(f"a false-alarm rate lies between 0 and 1, not {rate}; give one like {DEFAULT_RATE}")
+    check_rate(rate)
     n = len(scores)
     largest = float(scores.max())
     allowed = np.count_nonzero((1 + np.arange(n)) / (n + 1) <= rate)  # m + 1; divided as p_value does, to agree in ties
     if allowed == 0:
         deviation = float(np.std(scores.astype(np.float64), ddof=1)) if n > 1 else 0.0
         spread = max(deviation, SMALLEST_SPREAD * abs(largest))
-        value = largest + spread * math.log(1 / (rate * (n + 1)))
-        return Threshold(value, rate, guaranteed=False, note=_too_few(n, rate, method))
+        margin = spread * math.log(1 / (rate * (n + 1)))
+        return Threshold(largest + margin, rate, margin=margin, note=_too_few(n, rate, method))
     bound = np.sort(scores)[n - allowed]
     value = float(np.nextafter(bound, np.float32(np.inf)))
     return Threshold(value, rate, guaranteed=method == "held-out", note=_only_near(method))
+
+
+def check_rate(rate: float) -> None:
+    """Raise OptionError for a false-alarm rate outside (0, 1)."""
+    if not 0 < rate < 1:
+        raise OptionError(f"a false-alarm rate lies between 0 and 1, not {rate}; give one like {DEFAULT_RATE}")
 
 
 def needed_photos(rate: float) -> int:

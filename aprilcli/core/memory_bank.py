@@ -49,6 +49,11 @@ class Recipe:
     projector: str | None = None
     projector_fingerprint: str = ""
 
+    def __post_init__(self) -> None:
+        """Refuse what is no text. Raises TypeError."""
+        if not all(isinstance(one, str) for one in (self.model, self.projector or "", self.projector_fingerprint)):
+            raise TypeError("a recipe's model, projector and fingerprint must be text")
+
 
 @dataclass(frozen=True, eq=False)
 class ZeroShotResults:
@@ -100,13 +105,16 @@ class MemoryBank:
             raise ArtifactError(f"this bank does not say whose its rows are ({len(self.sources)} sources); enroll anew")
         if [sum(stage) for stage in counts] != [shape[0] for shape in shapes] or any(not shape[0] for shape in shapes):
             raise ArtifactError(f"this bank's stages {shapes} are not what its sources sum to; enroll the part anew")
-        results = self.zero_shot
-        if results is not None and {len(values) for values in (results.text_scores, *results.logits)} != {
-            len(self.sources)
-        }:
-            raise ArtifactError("this bank's zero-shot results are not one per source; enroll the part anew")
+        if self.zero_shot is not None:
+            self._check_zero_shot(self.zero_shot)
         if not self.created:
             object.__setattr__(self, "created", datetime.now(UTC).isoformat(timespec="seconds"))
+
+    def _check_zero_shot(self, results: ZeroShotResults) -> None:
+        counts = {len(values) for values in (results.text_scores, *results.logits)}
+        shaped = results.text_scores.ndim == 1 and all(logits.ndim == 3 for logits in results.logits)
+        if counts != {len(self.sources)} or not shaped or len(results.logits) not in (0, len(self.features)):
+            raise ArtifactError("this bank's zero-shot results are not one per source and stage; enroll the part anew")
 
     def check(self, spec: ModelSpec, projector_fingerprint: str, object_name: str) -> None:
         """Refuse what the bank was not made and calibrated with. Raises ArtifactError, naming both sides."""

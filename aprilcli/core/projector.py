@@ -15,6 +15,8 @@ from aprilcli.io.published import PUBLISHED, fetch_projector, read_authors_proje
 from aprilcli.types import ModelSpec
 
 KIND = "projector"
+# A trained projector's bytes follow from data and settings alone, so its file bears no time.
+UNDATED = "1970-01-01T00:00:00+00:00"
 FOLDER_PROJECTOR = "projector.safetensors"
 # What must agree between the backbone a projector was trained on and the one it is used with. Not the image size:
 # a linear layer maps tokens one by one.

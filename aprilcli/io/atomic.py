@@ -64,14 +64,14 @@ def written_aside(path: Path) -> Iterator[Path]:
             aside.unlink(missing_ok=True)
 
 
-def remove_leftovers(folder: Path) -> int:
-    """Delete, anywhere below ``folder``, what killed writers left aside, and return how many files that were.
+def remove_leftovers(folder: Path, *, below: bool = True) -> int:
+    """Delete what killed writers left aside in ``folder``, and in those below it; return how many files that were.
 
     Only for whoever is the folder's one writer: another one's unfinished file looks the same. Raises OutputError.
     """
     count = 0
     with output_errors(folder):
-        for leftover in folder.rglob(f"{_LEFTOVER_PREFIX}*"):
+        for leftover in (folder.rglob if below else folder.glob)(f"{_LEFTOVER_PREFIX}*"):
             leftover.unlink(missing_ok=True)
             count += 1
     return count

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from importlib import metadata
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import tifffile
@@ -52,30 +53,36 @@ def _text(value: object) -> str:
 class LineFile:
     """A text file open for appending, each line on its way to disk before the next begins."""
 
-    def __init__(self, path: Path, stream: TextIO) -> None:
-        """Write through ``stream``; ``path`` is for messages. Use ``open_lines``."""
+    def __init__(self, path: Path, stream: FileIO) -> None:
+        """Write through ``stream``, unbuffered; ``path`` is for messages. Use ``open_lines``."""
         self._path = path
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Append text. Raises OutputError (disk full, say); what was there stays whole."""
+        """Append text whole or not at all. Raises OutputError (disk full, say); what was there stays."""
+        end = self._stream.tell()
+        content = text.encode("utf-8", "surrogateescape")
         with output_errors(self._path):
-            written = self._stream.write(text)
-            self._stream.flush()
-        return written
+            try:
+                written = 0
+                while written < len(content):
+                    written += self._stream.write(content[written:])
+            except OSError:
+                self._stream.truncate(end)
+                raise
+        return len(text)
 
 
 @contextmanager
 def open_lines(path: Path, keep: int = 0) -> Iterator[LineFile]:
     """Open a text file for appending behind its first ``keep`` bytes; the rest is cut off."""
     with output_errors(path):
-        stream = path.open("a", encoding="utf-8", errors="surrogateescape", newline="")
+        path.touch()
+        stream = path.open("rb+", buffering=0)
         stream.truncate(keep)
-    try:
+        stream.seek(keep)
+    with stream:
         yield LineFile(path, stream)
-    finally:
-        with output_errors(path):
-            stream.close()
 
 
 class ScoresFile:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import heapq
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from aprilcli.errors import InputError
 
 EXTENSIONS = frozenset(
     {b".jpg", b".jpeg", b".jpe", b".jfif", b".png", b".tif", b".tiff", b".bmp"}
@@ -53,6 +56,17 @@ def find_images(folder: Path, *, follow: bool = False) -> Iterator[FoundImage]:
             yield FoundImage(folder / relative, relative)
         elif not (follow and _is_one_of(folder / relative, (folder / above for above, _ in pending))):
             pending.append((relative, _names(folder / relative, follow)))
+
+
+def require_folder(folder: Path) -> None:
+    """Raise InputError unless ``folder`` is one that can be looked into."""
+    try:
+        found = folder.stat()
+    except OSError as error:
+        reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+        raise InputError(f"{printable(folder)}: {reason}; give the folder that holds the pictures") from error
+    if not stat.S_ISDIR(found.st_mode):
+        raise InputError(f"{printable(folder)}: is not a folder; give the folder that holds the pictures")
 
 
 def printable(path: Path | str) -> str:

@@ -8,25 +8,29 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import filelock
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from aprilcli.core import calibration, maps, memory_bank
-from aprilcli.core.backbone import TINY
-from aprilcli.core.bank_file import bank_path, load_bank, save_bank
+from aprilcli.core.backbone import PAPER, TINY, is_there
+from aprilcli.core.bank_file import load_bank, new_bank_path, save_bank
 from aprilcli.core.calibration import Calibration
 from aprilcli.core.detector import Detector
 from aprilcli.core.memory_bank import MemoryBank, Recipe, Source, ZeroShotResults
 from aprilcli.errors import InputError, OptionError, OutputError
 from aprilcli.io.artifacts import sha256_of_file
+from aprilcli.io.atomic import output_errors
 from aprilcli.io.images import MAX_PIXELS
-from aprilcli.io.walk import FoundImage, find_images
+from aprilcli.io.published import PUBLISHED
+from aprilcli.io.walk import FoundImage, find_images, printable, require_folder
 from aprilcli.workflows.console import Console
-from aprilcli.workflows.pipeline import Picture, Reader, read_all
+from aprilcli.workflows.pipeline import Reader, read_all
 
 LISTED = 10  # files an error names before it counts the rest
 # Mild changes of one photo: what light and fixture do to a good part. Brightness factors and shifts in pixels.
@@ -72,13 +76,37 @@ class EnrollSummary:
 
 def run_enroll(options: EnrollOptions, console: Console) -> EnrollSummary:
     """Make or extend a part's bank. Raises the package's errors; the old bank stands until the new one is whole."""
-    path = bank_path(options.part, options.banks)
+    path = new_bank_path(options.part, options.banks)
+    if options.coreset is not None and not 0 < options.coreset <= 1:
+        raise OptionError(f"--coreset {options.coreset:g}: give a share of the rows, above 0 and up to 1")
+    with _claimed(path):
+        return _enroll(options, path, console)
+
+
+@contextmanager
+def _claimed(path: Path) -> Iterator[None]:
+    """Hold a part against a second `enroll`, from reading its bank to writing it. Raises OutputError."""
+    lock = filelock.FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
+    with output_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire()
+        except filelock.Timeout as error:
+            raise OutputError(f"{path}: this part is being enrolled already; wait for it to end") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _enroll(options: EnrollOptions, path: Path, console: Console) -> EnrollSummary:
     if path.exists() and not (options.append or options.overwrite):
         raise OutputError(f"{path}: this part is enrolled already; --append adds photos, --overwrite starts anew")
     old = load_bank(path) if options.append else None
     if old is not None and (old.coreset_fraction < 1 or old.zero_shot is None):
         raise OptionError(f"--append: {path} was thinned, its photos' other rows are gone; enrol all photos anew")
-    found, sources, known = _new_photos(options, options.folder, () if old is None else old.sources)
+    further = None if options.calibrate is None else _photos_in(options.calibrate, options.follow)
+    found, sources, known = _new_photos(_photos_in(options.folder, options.follow), () if old is None else old.sources)
     if not found:
         raise InputError(f"{options.folder}: no new photos; every one is in {path} already")
     detector = Detector.load(
@@ -94,29 +122,18 @@ def run_enroll(options: EnrollOptions, console: Console) -> EnrollSummary:
     )
     for note in detector.notes:
         console.note(note)
+    if old is not None and old.calibration is not None and old.calibration.method == "held-out" and further is None:
+        console.note("the bank was calibrated on further photos; without --calibrate it is now on its own references")
     half = options.coreset is not None or detector.backbone.precision != "fp32"
     whole = _remember(options, detector, console, found, sources, old, torch.float16 if half else torch.float32)
     bank = whole if options.coreset is None else memory_bank.thin(whole, options.coreset, options.seed)
-    bank = replace(bank, calibration=_calibrate(options, detector, console, bank, whole))
+    bank = replace(bank, calibration=_calibrate(options, detector, console, bank, whole, found, further))
     save_bank(bank, path)
     return EnrollSummary(path, bank, len(found), known)
 
 
-def _new_photos(
-    options: EnrollOptions, folder: Path, enrolled: tuple[Source, ...]
-) -> tuple[list[FoundImage], list[Source], tuple[str, ...]]:
-    """List the photos whose content is not in the bank, nor listed before; and the paths of those that are."""
-    photos = _photos_in(folder, options.follow)
-    candidates = [Source(photo.relative, sha256_of_file(photo.path)) for photo in photos]
-    is_new = memory_bank.new_sources(enrolled, candidates)
-    found = list(itertools.compress(photos, is_new))
-    known = tuple(source.path for source, new in zip(candidates, is_new, strict=True) if not new)
-    return found, list(itertools.compress(candidates, is_new)), known
-
-
 def _photos_in(folder: Path, follow: bool) -> list[FoundImage]:
-    if not folder.is_dir():
-        raise InputError(f"{folder}: not a folder; give the folder that holds the good photos")
+    require_folder(folder)
     photos = list(find_images(folder, follow=follow))
     _refuse_unreadable([photo.error for photo in photos if photo.error is not None])
     if not photos:
@@ -124,11 +141,28 @@ def _photos_in(folder: Path, follow: bool) -> list[FoundImage]:
     return photos
 
 
+def _new_photos(
+    photos: list[FoundImage], enrolled: tuple[Source, ...]
+) -> tuple[list[FoundImage], list[Source], tuple[str, ...]]:
+    """Choose the photos whose content is not enrolled, nor listed before; and name those that are."""
+    candidates, errors = [], []
+    for photo in photos:
+        try:
+            candidates.append(Source(photo.relative, sha256_of_file(photo.path)))
+        except InputError as error:
+            errors.append(str(error))
+    _refuse_unreadable(errors)
+    is_new = memory_bank.new_sources(enrolled, candidates)
+    found = list(itertools.compress(photos, is_new))
+    known = tuple(source.path for source, new in zip(candidates, is_new, strict=True) if not new)
+    return found, list(itertools.compress(candidates, is_new)), known
+
+
 def _refuse_unreadable(errors: list[str]) -> None:
     if errors:
         more = f"; and {len(errors) - LISTED} more" if len(errors) > LISTED else ""
         listed = "; ".join(errors[:LISTED])
-        raise InputError(f"{len(errors)} photos cannot be read, nothing was written: {listed}{more}")
+        raise InputError(f"nothing was written, photos that cannot be read: {len(errors)}: {listed}{more}")
 
 
 def _remember(
@@ -157,7 +191,8 @@ def _remember(
     together = results[0]
     for following in results[1:]:
         together = together.followed_by(following)
-    recipe = Recipe(options.model or TINY, options.projector, detector.projector_fingerprint)
+    projector = None if options.projector is None else _lasting(options.projector)
+    recipe = Recipe(_lasting(options.model or TINY), projector, detector.projector_fingerprint)
     return replace(bank, zero_shot=together, recipe=recipe if old is None else old.recipe)
 
 
@@ -172,7 +207,8 @@ def _read_batches(
         reader = Reader(detector.prepare, options.value_range, options.max_pixels)
         pictures = read_all(pool, found, reader, 2 * (options.workers + options.batch_size))
         while batch := list(itertools.islice(pictures, options.batch_size)):
-            _refuse_unreadable_now_or_later(batch, pictures)
+            if any(picture.error is not None for picture in batch):  # read the rest too: all faults at once
+                _refuse_unreadable([one.error for one in (*batch, *pictures) if one.error is not None])
             for picture in batch:
                 for note in picture.notes:
                     console.note_once(note)
@@ -180,22 +216,32 @@ def _read_batches(
             yield np.stack([picture.pixels for picture in batch if picture.pixels is not None])
 
 
-def _refuse_unreadable_now_or_later(batch: list[Picture], rest: Iterator[Picture]) -> None:
-    if any(picture.error is not None for picture in batch):
-        _refuse_unreadable([picture.error for picture in (*batch, *rest) if picture.error is not None])
-
-
 def _calibrate(
-    options: EnrollOptions, detector: Detector, console: Console, bank: MemoryBank, whole: MemoryBank
+    options: EnrollOptions,
+    detector: Detector,
+    console: Console,
+    bank: MemoryBank,
+    whole: MemoryBank,
+    found: list[FoundImage],
+    further: list[FoundImage] | None,
 ) -> Calibration:
     """Score good photos as scan will: further ones, or each reference without itself, or changes of the only one."""
-    if options.calibrate is not None:
-        return _calibrate_on_further(options, detector, console, bank, options.calibrate)
+    scanner = Detector(detector.backbone, detector.projector, bank, detector.object_name)
+    if further is not None:
+        photos, _, known = _new_photos(further, bank.sources)
+        if known:
+            console.note(f"--calibrate: {len(known)} photos are references themselves, or twice there: left out")
+        if not photos:
+            raise InputError(
+                f"{options.calibrate}: every photo is a reference already; calibrate on further good photos"
+            )
+        return _score_pictures(scanner, _read_batches(options, detector, console, photos, "calibrating"), "held-out")
     if len(bank.sources) > 1:
         distances = memory_bank.leave_one_out(bank, whole)
         scores, maxima = _score_references(detector, whole, distances, console)
         return Calibration(scores, maxima, "leave-one-out")
-    return _calibrate_on_changes(options, detector, bank, console)
+    (pixels,) = _read_batches(options, detector, console, found, "calibrating")
+    return _score_pictures(scanner, _mild_changes(pixels, detector), "augmentations")
 
 
 def _score_references(
@@ -224,28 +270,6 @@ def _as_grid(distances: torch.Tensor) -> torch.Tensor:
     return distances.reshape(1, side, side)
 
 
-def _calibrate_on_further(
-    options: EnrollOptions, detector: Detector, console: Console, bank: MemoryBank, folder: Path
-) -> Calibration:
-    photos, _, known = _new_photos(options, folder, bank.sources)
-    if known:
-        console.note(f"--calibrate: {len(known)} photos are references themselves, or twice there, and are left out")
-    if not photos:
-        raise InputError(f"{folder}: every photo is a reference already; calibrate on further good photos")
-    scanner = Detector(detector.backbone, detector.projector, bank, detector.object_name)
-    batches = _read_batches(options, detector, console, photos, "calibrating")
-    return _score_pictures(scanner, batches, "held-out")
-
-
-def _calibrate_on_changes(
-    options: EnrollOptions, detector: Detector, bank: MemoryBank, console: Console
-) -> Calibration:
-    (photo,) = [found for found in _photos_in(options.folder, options.follow) if found.relative == bank.sources[0].path]
-    (pixels,) = _read_batches(options, detector, console, [photo], "calibrating")
-    scanner = Detector(detector.backbone, detector.projector, bank, detector.object_name)
-    return _score_pictures(scanner, _mild_changes(pixels, detector), "augmentations")
-
-
 def _mild_changes(pixels: NDArray[np.float32], detector: Detector) -> Iterator[NDArray[np.float32]]:
     """Change one prepared photo [1, 3, S, S] a little, in brightness and position."""
     spec = detector.backbone.spec
@@ -269,6 +293,12 @@ def _score_pictures(
     )
 
 
+def _lasting(name: str) -> str:
+    """Return a model's or projector's name so that it means the same from any folder: a path becomes absolute."""
+    is_path = name not in (TINY, PAPER, *PUBLISHED) and is_there(name)
+    return str(Path(name).resolve()) if is_path else name
+
+
 def summarise(summary: EnrollSummary) -> str:
     """Say in a few lines what was remembered, and what it promises."""
     bank, scored = summary.bank, summary.bank.calibration
@@ -276,7 +306,8 @@ def summarise(summary: EnrollSummary) -> str:
         f"{summary.path}: {len(bank.sources)} reference photos of {bank.object_name!r}, {summary.added} of them new"
     ]
     if summary.known:
-        lines.append(f"{len(summary.known)} photos were there already, by content: {', '.join(summary.known[:LISTED])}")
+        named = ", ".join(map(printable, summary.known[:LISTED]))
+        lines.append(f"{len(summary.known)} photos were there already, by content: {named}")
     if scored is not None:
         lines.append(f"calibrated on {len(scored)} scores of good photos ({scored.method})")
     return "\n".join(lines)

@@ -13,8 +13,11 @@ from rich.table import Table
 
 from aprilcli.core import memory_bank
 from aprilcli.core.bank_file import load_bank
+from aprilcli.core.projector import UNDATED
 from aprilcli.errors import ArtifactError
 from aprilcli.io.artifacts import read_header
+from aprilcli.io.images import UNREADABLE
+from aprilcli.io.walk import printable
 
 TIFF_SUFFIXES = (".tif", ".tiff")
 
@@ -34,8 +37,10 @@ def _describe_map(path: Path) -> dict[str, Any]:
     try:
         with tifffile.TiffFile(path) as tiff:
             values = tiff.pages[0].asarray()
-            made = json.loads(tiff.pages[0].description)
-    except (OSError, tifffile.TiffFileError, ValueError) as error:
+            made = dict(json.loads(tiff.pages[0].description))
+            if values.ndim != 2:
+                raise ValueError(f"it has {values.ndim} dimensions")
+    except UNREADABLE as error:
         raise ArtifactError(f"{path}: not a heatmap of this tool ({error}); name one of maps/") from error
     rows = {"holds": "heatmap", "size": f"{values.shape[1]} x {values.shape[0]}", "type": values.dtype}
     rows["peak"] = "x {1}, y {0}".format(*np.unravel_index(values.argmax(), values.shape))
@@ -44,7 +49,8 @@ def _describe_map(path: Path) -> dict[str, Any]:
 
 def _describe_artifact(path: Path) -> dict[str, Any]:
     header = read_header(path)
-    rows: dict[str, Any] = {"holds": header.kind, "created": header.created, "by": f"aprilcli {header.version}"}
+    created = header.created if header.created != UNDATED else "not recorded"
+    rows: dict[str, Any] = {"holds": header.kind, "created": created, "by": f"aprilcli {header.version}"}
     if header.kind == memory_bank.KIND:
         return rows | _describe_bank(path)
     for name, value in header.fields.items():
@@ -67,7 +73,7 @@ def _describe_bank(path: Path) -> dict[str, Any]:
         rows["good scores"] = f"{scored.scores.min():.4f} to {scored.scores.max():.4f}"
         rows["good map maxima"] = f"{scored.map_maxima.min():.4f} to {scored.map_maxima.max():.4f}"
     rows["references"] = len(bank.sources)
-    return rows | {source.path: f"sha256 {source.sha256}" for source in bank.sources}
+    return rows | {printable(source.path): f"sha256 {source.sha256}" for source in bank.sources}
 
 
 def _flat(name: str, value: Any) -> dict[str, Any]:

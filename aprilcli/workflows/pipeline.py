@@ -27,7 +27,8 @@ Result = TypeVar("Result")
 class Picture:
     """A found file, decoded and prepared.
 
-    ``pixels`` [3, S, S] float32, None where ``error`` says why; ``size_hw`` of the source.
+    ``pixels`` [3, S, S] float32, None where ``error`` says why; ``size_hw`` of the source; ``stamp`` of the file as it
+    was read.
     """
 
     found: FoundImage
@@ -35,6 +36,7 @@ class Picture:
     size_hw: tuple[int, int] = (0, 0)
     notes: tuple[str, ...] = ()
     error: str | None = None
+    stamp: str = ""
 
 
 def map_ahead(
@@ -61,13 +63,26 @@ class Reader:
 
     def __call__(self, found: FoundImage) -> Picture:
         """Read and prepare one file; what goes wrong stands in ``error``."""
+        before = stamp(found)  # a change while it is read shows as one afterwards
         if found.error is not None:
-            return Picture(found, error=found.error)
+            return Picture(found, error=found.error, stamp=before)
         try:
             source = read_image(found.path, value_range=self.value_range, max_pixels=self.max_pixels)
+            pixels = self.prepare(source)
         except InputError as error:
-            return Picture(found, error=str(error))
-        return Picture(found, self.prepare(source), source.size_hw, source.notes)
+            return Picture(found, error=str(error), stamp=before)
+        except MemoryError:
+            return Picture(found, error=f"{found.path}: not enough memory to decode it", stamp=before)
+        return Picture(found, pixels, source.size_hw, source.notes, stamp=before)
+
+
+def stamp(found: FoundImage) -> str:
+    """Tell a file from a changed one: size in bytes and time of change in nanoseconds."""
+    try:
+        status = found.path.stat()
+    except OSError:
+        return "gone"
+    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 def read_all(pool: ThreadPoolExecutor, found: Iterable[FoundImage], reader: Reader, ahead: int) -> Iterator[Picture]:

@@ -20,14 +20,14 @@ from numpy.typing import NDArray
 
 from aprilcli.core import maps
 from aprilcli.core.bank_file import bank_path, load_bank
-from aprilcli.core.calibration import DEFAULT_RATE, Calibration, Threshold
+from aprilcli.core.calibration import DEFAULT_RATE, Calibration, Threshold, check_rate
 from aprilcli.core.detector import Detector
 from aprilcli.core.memory_bank import MemoryBank
-from aprilcli.errors import InputError
+from aprilcli.errors import ArtifactError, BackboneError, InputError, OptionError
 from aprilcli.io import reports
 from aprilcli.io.artifacts import sha256_of_file
 from aprilcli.io.images import MAX_PIXELS
-from aprilcli.io.walk import FoundImage, find_images
+from aprilcli.io.walk import FoundImage, find_images, printable, require_folder
 from aprilcli.types import Detection
 from aprilcli.workflows import scan_output as output
 from aprilcli.workflows.console import Console
@@ -83,20 +83,13 @@ def run_scan(options: ScanOptions, console: Console) -> ScanSummary:
     """Score every picture below ``options.folder``. Raises the package's errors; unreadable pictures get their row."""
     started, began = reports.timestamp(), time.monotonic()
     total = _count_pictures(options)
+    check_rate(options.false_alarm_rate)
+    if options.resume and options.overwrite:
+        raise OptionError("--resume goes on with results, --overwrite replaces them; choose one")
     if not (options.resume or options.overwrite):
         output.refuse_results(options.out)  # now, before a model is loaded; and again once the folder is ours
     bank = load_bank(bank_path(options.part, options.banks)) if options.part is not None else None
-    detector = Detector.load(
-        options.model,
-        projector=options.projector,
-        bank=bank,
-        object_name=options.object_name,
-        image_size=options.image_size,
-        stages=options.stages,
-        device=options.device,
-        precision=options.precision,
-        progress=console.is_interactive,
-    )
+    detector = _load_detector(options, bank, console)
     judge = Judge.for_bank(bank, options.threshold, options.false_alarm_rate)
     for note in (*detector.notes, *judge.notes):
         console.note(note)
@@ -113,7 +106,7 @@ def run_scan(options: ScanOptions, console: Console) -> ScanSummary:
         found = itertools.islice(_pictures_to_scan(options), kept.rows, None)
         with output.open_writer(options.out, kept) as writer:
             for picture, row in _score_all(options, detector, judge, pool, found):
-                writer.write(picture.found, row)
+                writer.write(picture.stamp, row)
                 tally.count(row)
                 for note in picture.notes:
                     console.note_once(note)
@@ -130,6 +123,25 @@ def run_scan(options: ScanOptions, console: Console) -> ScanSummary:
         highest=tuple(tally.highest),
         out=options.out,
     )
+
+
+def _load_detector(options: ScanOptions, bank: MemoryBank | None, console: Console) -> Detector:
+    try:
+        return Detector.load(
+            options.model,
+            projector=options.projector,
+            bank=bank,
+            object_name=options.object_name,
+            image_size=options.image_size,
+            stages=options.stages,
+            device=options.device,
+            precision=options.precision,
+            progress=console.is_interactive,
+        )
+    except (ArtifactError, BackboneError) as error:
+        if bank is None or options.model is not None:
+            raise
+        raise type(error)(f"part {options.part}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -189,9 +201,8 @@ class _Tally:
 
 def _pictures_to_scan(options: ScanOptions) -> Iterator[FoundImage]:
     """Find pictures, leaving out this tool's own maps where results go into the scanned folder."""
-    out = options.out.resolve()
-    folder = options.folder.resolve()
-    own = out.relative_to(folder).as_posix() + "/" if out.is_relative_to(folder) and out != folder else None
+    heatmaps, folder = (options.out / MAPS).resolve(), options.folder.resolve()
+    own = heatmaps.relative_to(folder).as_posix() + "/" if heatmaps.is_relative_to(folder) else None
     return (
         found
         for found in find_images(options.folder, follow=options.follow)
@@ -201,9 +212,9 @@ def _pictures_to_scan(options: ScanOptions) -> Iterator[FoundImage]:
 
 def _count_pictures(options: ScanOptions) -> int:
     folder = options.folder
-    if not folder.is_dir():
-        what = "is not a folder" if folder.exists() else "does not exist"
-        raise InputError(f"{folder}: {what}; give the folder that holds the pictures")
+    require_folder(folder)
+    if folder.resolve().is_relative_to((options.out / MAPS).resolve()):
+        raise InputError(f"{folder}: these are the heatmaps of --out; give the folder that holds the pictures")
     total = sum(1 for _ in _pictures_to_scan(options))
     if total == 0:
         raise InputError(f"{folder}: no pictures below it (JPEG, PNG, TIFF, BMP, WebP, PGM, PPM); check the path")
@@ -321,6 +332,7 @@ def summarise(summary: ScanSummary) -> str:
         lines.append(f"{summary.unreadable} could not be read: their rows in {SCORES} say why")
     if summary.highest:
         lines.append("highest scores:")
-        lines.extend(f"  {score:.4f}  {path}" for path, score in summary.highest)
-    lines.append(f"results: {summary.out / SCORES}, {summary.out / MAPS}{os.sep}")
+        lines.extend(f"  {score:.4f}  {printable(path)}" for path, score in summary.highest)
+    heatmaps = f", {summary.out / MAPS}{os.sep}" if (summary.out / MAPS).exists() else ""
+    lines.append(f"results: {summary.out / SCORES}{heatmaps}")
     return "\n".join(lines)

@@ -1,14 +1,13 @@
 """What a scan writes, so that nothing is lost: one writer at a time, rows in order, and a way to go on after a kill.
 
-``scores.csv`` grows by a row as soon as that row's map stands under its name. ``.journal`` holds, line by line, the
-size and time of each row's picture. Whatever happens, the rows that are whole, in order, with their maps whole and
-their pictures unchanged are a prefix of an undisturbed run: ``--resume`` keeps it and goes on behind it.
+``scores.csv`` grows by a row as soon as that row's map stands under its name, and on the disk. ``.journal`` holds, line
+by line, the size and time of each row's picture. Whatever happens, the rows that are whole, in order, with their maps
+whole and their pictures unchanged are a prefix of an undisturbed run: ``--resume`` keeps it and goes on behind it.
 """
 
 from __future__ import annotations
 
 import csv
-import itertools
 import json
 import os
 import shutil
@@ -19,17 +18,20 @@ from pathlib import Path
 from typing import Any
 
 import filelock
+import numpy as np
 import tifffile
 
 from aprilcli.errors import OutputError
 from aprilcli.io import reports
 from aprilcli.io.atomic import output_errors, remove_leftovers
 from aprilcli.io.images import UNREADABLE
-from aprilcli.io.walk import FoundImage
+from aprilcli.io.walk import FoundImage, find_images
+from aprilcli.workflows.pipeline import stamp
 
 SCORES, MAPS, RUN = "scores.csv", "maps", "run.json"
 JOURNAL, LOCK = ".journal", ".lock"
-CHANGING = ("started", "finished", "counts", "versions")  # what may differ between a run and its resumption
+TIFF = ".tiff"
+CHANGING = ("started", "finished", "counts")  # what may differ between a run and its resumption
 
 
 @dataclass(frozen=True)
@@ -44,19 +46,25 @@ class Kept:
 @contextmanager
 def claimed(out: Path) -> Iterator[None]:
     """Hold the output folder, made if need be, against a second scan. Raises OutputError while the first one lives."""
+    lock = filelock.FileLock(out / LOCK, timeout=0)
     with output_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         try:
-            with filelock.FileLock(out / LOCK, timeout=0):
-                remove_leftovers(out)
-                yield
+            lock.acquire()
         except filelock.Timeout as error:
             raise OutputError(f"{out}: another scan is writing there; wait for it, or choose another --out") from error
+    try:
+        for folder in (out, out / MAPS):
+            remove_leftovers(folder, below=folder != out)
+        yield
+    finally:
+        lock.release()
 
 
 def has_results(out: Path) -> bool:
-    """Say whether results of a scan stand in ``out``."""
-    return any((out / name).exists() for name in (SCORES, RUN, MAPS))
+    """Say whether results of a scan stand in ``out``. Raises OutputError where that cannot be."""
+    with output_errors(out):
+        return any((out / name).exists() for name in (SCORES, RUN, MAPS))
 
 
 def refuse_results(out: Path) -> None:
@@ -68,7 +76,9 @@ def refuse_results(out: Path) -> None:
 
 
 def remove_results(out: Path) -> None:
-    """Take away the results of an earlier scan, and nothing else."""
+    """Take away the results of an earlier scan, and nothing else. Raises OutputError where ``maps`` is not a scan's."""
+    if (out / MAPS).exists() and not (out / RUN).exists():
+        raise OutputError(f"{out / MAPS}: stands there without a scan's {RUN}; move it, or choose another --out")
     with output_errors(out):
         for name in (SCORES, RUN, JOURNAL):
             (out / name).unlink(missing_ok=True)
@@ -104,29 +114,32 @@ def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 def keep_whole(
     out: Path, found: Iterator[FoundImage], maps: bool, batch_size: int, on_row: Callable[[reports.ScoreRow], None]
 ) -> Kept:
-    """Find how much of an interrupted run is whole, take away what is behind it, and tell ``on_row`` of what is kept.
+    """Find how much of an interrupted run is whole, take away the maps behind it, and tell ``on_row`` of what is kept.
 
     Stops at the first row that is torn, whose picture is another or has changed, or whose map is missing or damaged;
     and at a whole number of batches, so that the rest is encoded in the very batches of an undisturbed run.
     """
-    old = _old_rows(out)
-    kept = Kept()
+    kept, last = Kept(), ""
     batch: list[reports.ScoreRow] = []
-    behind: list[reports.ScoreRow] = []
-    for picture, (row, stamp, scores_end, journal_end) in zip(found, old, strict=False):
-        if row.path != picture.relative or stamp != _stamp(picture) or not _map_is_whole(out, row, maps):
-            behind.append(row)
+    for picture, (row, written, scores_end, journal_end) in zip(found, _old_rows(out), strict=False):
+        if row.path != picture.relative or written != stamp(picture) or not _map_is_whole(out, row, maps):
             break
         batch.append(row)
         if len(batch) == batch_size:
             for one in batch:
                 on_row(one)
-            kept = Kept(kept.rows + batch_size, scores_end, journal_end)
+            kept, last = Kept(kept.rows + batch_size, scores_end, journal_end), row.path
             batch = []
-    with output_errors(out):
-        for row in itertools.chain(batch, behind, (row for row, *_ in old)):
-            map_path(out, row.path).unlink(missing_ok=True)
+    _remove_maps_behind(out, last)
     return kept
+
+
+def _remove_maps_behind(out: Path, last: str) -> None:
+    """Delete every map whose picture comes after ``last`` in the order of the walk: it has no row, or will anew."""
+    with output_errors(out):
+        for found in find_images(out / MAPS):
+            if found.error is None and os.fsencode(found.relative.removesuffix(TIFF)) > os.fsencode(last):
+                found.path.unlink()
 
 
 def _old_rows(out: Path) -> Iterator[tuple[reports.ScoreRow, str, int, int]]:
@@ -135,13 +148,17 @@ def _old_rows(out: Path) -> Iterator[tuple[reports.ScoreRow, str, int, int]]:
     try:
         with (out / SCORES).open("rb") as scores, (out / JOURNAL).open("rb") as journal:
             for row, scores_end in reports.read_rows(scores):
-                stamp = journal.readline()
-                if not stamp.endswith(b"\n"):
+                written = journal.readline()
+                if not written.endswith(b"\n") or not _stays_inside(row.path):
                     return
-                journal_end += len(stamp)
-                yield row, stamp.decode("ascii", "replace").strip(), scores_end, journal_end
+                journal_end += len(written)
+                yield row, written.decode("ascii", "replace").strip(), scores_end, journal_end
     except (FileNotFoundError, UnicodeError, csv.Error):
         return
+
+
+def _stays_inside(relative: str) -> bool:
+    return not Path(relative).is_absolute() and ".." not in Path(relative).parts
 
 
 def _map_is_whole(out: Path, row: reports.ScoreRow, maps: bool) -> bool:
@@ -149,23 +166,14 @@ def _map_is_whole(out: Path, row: reports.ScoreRow, maps: bool) -> bool:
         return True
     try:
         with tifffile.TiffFile(map_path(out, row.path)) as tiff:
-            return bool(tiff.pages[0].asarray().size)
+            return bool(tiff.pages[0].asarray().dtype == np.float32)
     except UNREADABLE:
         return False
 
 
 def map_path(out: Path, relative: str) -> Path:
     """Return where a picture's map stands: its whole name and ``.tiff``, so no two pictures share one."""
-    return out / MAPS / f"{relative}.tiff"
-
-
-def _stamp(picture: FoundImage) -> str:
-    """Tell a picture from a changed one: size in bytes and time of change in nanoseconds."""
-    try:
-        status = picture.path.stat()
-    except OSError:
-        return "gone"
-    return f"{status.st_size} {status.st_mtime_ns}"
+    return out / MAPS / f"{relative}{TIFF}"
 
 
 class ScanWriter:
@@ -176,9 +184,9 @@ class ScanWriter:
         self._scores = scores
         self._journal = journal
 
-    def write(self, picture: FoundImage, row: reports.ScoreRow) -> None:
-        """Append a row; its map must stand already. Raises OutputError; what was written stays whole."""
-        self._journal.write(_stamp(picture) + "\n")
+    def write(self, written: str, row: reports.ScoreRow) -> None:
+        """Append a row and its picture's ``stamp``; its map must stand already. Raises OutputError; the rest stays."""
+        self._journal.write(written + "\n")
         self._scores.write(row)
 
 

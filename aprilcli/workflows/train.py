@@ -21,7 +21,7 @@ import torch
 
 from aprilcli.core.backbone import TINY, Backbone, load_backbone
 from aprilcli.core.metrics import average_precision
-from aprilcli.core.projector import KIND, save_projector
+from aprilcli.core.projector import KIND, UNDATED, save_projector
 from aprilcli.core.prompts import encode_prompts
 from aprilcli.core.training import BETAS, LEARNING_RATE, Batch, ProjectorTrainer, new_projector
 from aprilcli.core.training_set import (
@@ -44,8 +44,6 @@ from aprilcli.workflows.pipeline import map_ahead
 
 CHECKPOINT = "training-checkpoint"  # the kind of artefact
 SUFFIX = ".safetensors"
-# A projector's bytes follow from data and settings alone, so its file bears no time; FILE.json does.
-UNDATED = "1970-01-01T00:00:00+00:00"
 
 Input = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # pixels [3, S, S], text features [2, C], mask [S, S]
 Record = dict[str, Any]  # of an epoch: epoch (from 1), loss; with validation val_loss and val_pixel_ap

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import QUERIES, GoldenCase
+from safetensors.torch import load_file, save_file
 
 from aprilcli.core.backbone import load_backbone
 from aprilcli.core.prompts import encode_prompts
@@ -132,3 +135,39 @@ def test_broken_folders_are_refused_in_one_line(golden_vit: GoldenCase, tmp_path
             load_backbone(str(folder), device="cpu")
         assert folder.name in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+def test_weights_that_are_not_numbers_are_refused(golden_vit: GoldenCase, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(golden_vit.folder, tmp_path / "nan"))
+    weights = load_file(folder / "open_clip_model.safetensors")
+    weights["visual.conv1.weight"][0] = torch.nan
+    save_file(weights, folder / "open_clip_model.safetensors")
+    with pytest.raises(ArtifactError, match="NaN"):
+        load_backbone(str(folder), device="cpu")
+
+
+def test_a_pickle_under_a_safetensors_name_runs_nothing(golden_vit: GoldenCase, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(golden_vit.folder, tmp_path / "pickled"))
+    witness = tmp_path / "ran"
+
+    class Payload:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.mkdir, (str(witness),)
+
+    (folder / "open_clip_model.safetensors").write_bytes(pickle.dumps(Payload()))
+    with pytest.raises(ArtifactError):
+        load_backbone(str(folder), device="cpu")
+    assert not witness.exists()
+
+
+def test_a_folder_that_happens_to_be_called_tiny_is_not_the_embedded_model(
+    golden_vit: GoldenCase, tmp_path: Path
+) -> None:
+    assert load_backbone("tiny", device="cpu").notes
+    folder = Path(shutil.copytree(golden_vit.folder, tmp_path / "tiny"))
+    assert load_backbone(str(folder), device="cpu").notes == ()
+
+
+def test_a_name_longer_than_any_path_is_unknown() -> None:
+    with pytest.raises(BackboneError, match="unknown model"):
+        load_backbone("y" * 300)

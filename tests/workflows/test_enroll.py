@@ -5,8 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import filelock
 import numpy as np
 import pytest
 import tifffile
@@ -18,6 +22,7 @@ from aprilcli.cli import app
 from aprilcli.core.bank_file import load_bank
 from aprilcli.core.detector import Detector
 from aprilcli.core.memory_bank import build
+from aprilcli.io.artifacts import read_artifact, write_artifact
 
 
 def run(*arguments: object) -> Result:
@@ -206,10 +211,10 @@ def test_unreadable_references_stop_enrolling_with_their_list(model: list[object
     result = run("enroll", good, "--part", "p", "--banks", banks, *model)
     assert result.exit_code == 1
     line = line_of(result)
-    assert "2 photos cannot be read" in line
+    assert "photos that cannot be read: 2" in line
     assert "bad1.png" in line
     assert "zz2.jpg" in line
-    assert not banks.exists()
+    assert not (banks / "p.safetensors").exists()
 
 
 def test_coreset_keeps_its_share_and_refuses_to_grow(model: list[object], banks: Path, tmp_path: Path) -> None:
@@ -225,7 +230,9 @@ def test_coreset_keeps_its_share_and_refuses_to_grow(model: list[object], banks:
     assert "thinned" in line_of(run("enroll", good, "--part", "a", "--banks", banks, "--append"))
 
 
-@pytest.mark.parametrize("name", ["a/b", "a b", "..", "a..b", "-x", ".hidden", "", "a\nb", "C:\\x"])
+@pytest.mark.parametrize(
+    "name", ["../a.safetensors", "a.safetensors/..", "a/b", "a b", "..", "a..b", "-x", ".hidden", "", "a\nb", "C:\\x"]
+)
 def test_a_part_is_named_like_a_file(name: str, banks: Path, tmp_path: Path) -> None:
     result = run("enroll", draw_good(tmp_path / "good", 1), f"--part={name}", "--banks", banks)
     assert result.exit_code == 2
@@ -316,3 +323,124 @@ def test_false_alarms_keep_to_the_rate_on_a_real_model(golden_vit: GoldenCase) -
         alarms += calibration.threshold(rate).verdict(float(scores[chosen[size]])) == "anomalous"
     deviation = (rate * (1 - rate) / draws) ** 0.5
     assert abs(alarms / draws - rate) < 3.5 * deviation
+
+
+def test_a_broken_link_among_the_references_is_listed(model: list[object], banks: Path, tmp_path: Path) -> None:
+    good = draw_good(tmp_path / "good", 2)
+    for name in ("lost1.png", "lost2.png"):
+        (good / name).symlink_to(tmp_path / "nowhere.png")
+    line = line_of(run("enroll", good, "--part", "p", "--banks", banks, *model))
+    assert "lost1.png" in line
+    assert "lost2.png" in line
+
+
+def test_a_bank_of_a_model_folder_serves_from_any_folder(
+    golden_vit: GoldenCase, banks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = draw_good(tmp_path / "good", 2)
+    monkeypatch.chdir(golden_vit.folder.parent)
+    arguments = [
+        "--image-size",
+        70,
+        "--device",
+        "cpu",
+        "--projector",
+        f"{golden_vit.folder.name}/projector.safetensors",
+    ]
+    enrolled = run("enroll", good, "--part", "p", "--banks", banks, "--model", golden_vit.folder.name, *arguments)
+    assert enrolled.exit_code == 0, enrolled.output
+    monkeypatch.chdir(tmp_path)
+    scanned = run("scan", good, "--part", "p", "--banks", banks, "--out", tmp_path / "out")
+    assert scanned.exit_code == 0, scanned.output
+
+
+def test_options_are_checked_before_any_work(model: list[object], banks: Path, tmp_path: Path) -> None:
+    good = draw_good(tmp_path / "good", 2)
+    assert run("enroll", good, "--part", "p", "--banks", banks, "--coreset", 2, *model).exit_code == 2
+    missing = run("enroll", good, "--part", "p", "--banks", banks, "--calibrate", tmp_path / "no", *model)
+    assert "does not exist" in line_of(missing)
+    rate = run("scan", good, *model, "--false-alarm-rate", 5, "--out", tmp_path / "out")
+    assert rate.exit_code == 2
+
+
+def test_a_second_enrolment_of_the_part_is_refused_while_the_first_lives(
+    model: list[object], banks: Path, tmp_path: Path
+) -> None:
+    good = draw_good(tmp_path / "good", 2)
+    banks.mkdir()
+    with filelock.FileLock(banks / ".p.safetensors.lock"):
+        refused = run("enroll", good, "--part", "p", "--banks", banks, *model)
+    assert "being enrolled already" in line_of(refused)
+    assert run("enroll", good, "--part", "p", "--banks", banks, *model).exit_code == 0
+
+
+def test_appending_without_further_photos_says_that_the_guarantee_goes(
+    model: list[object], banks: Path, tmp_path: Path
+) -> None:
+    good, further = draw_good(tmp_path / "good", 2), draw_good(tmp_path / "further", 3, 50)
+    run("enroll", good, "--part", "p", "--banks", banks, "--calibrate", further, *model)
+    draw_photo(good / "new.png", 99)
+    grown = run("enroll", good, "--part", "p", "--banks", banks, "--append")
+    assert "without --calibrate" in grown.stderr
+
+
+def test_a_killed_enrolment_leaves_the_old_bank_whole(model: list[object], banks: Path, tmp_path: Path) -> None:
+    good = draw_good(tmp_path / "good", 2)
+    run("enroll", good, "--part", "p", "--banks", banks, *model)
+    before = (banks / "p.safetensors").read_bytes()
+    draw_good(tmp_path / "good", 60)
+    command = [sys.executable, "-m", "aprilcli", "enroll", good, "--part", "p", "--banks", banks, "--overwrite", *model]
+    for delay in (2.0, 2.5, 3.0):
+        process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(delay)
+        process.kill()
+        process.wait()
+        now = (banks / "p.safetensors").read_bytes()
+        assert now == before or len(load_bank(banks / "p.safetensors").sources) == 60
+
+
+@pytest.mark.parametrize(
+    ("file", "field", "value"),
+    [
+        ("p.safetensors", ("recipe", "model"), 5),
+        ("p.safetensors", ("recipe", "projector"), ["x"]),
+        ("p.safetensors", ("spec", "stages"), ["a", 4, 6, 8]),
+        ("p.safetensors", ("spec", "image_size"), "70"),
+        ("p.safetensors", ("spec", "mean"), [0.5]),
+        ("p.safetensors", ("sources",), 7),
+    ],
+)
+def test_hostile_banks_are_one_line(
+    model: list[object], banks: Path, tmp_path: Path, file: str, field: tuple[str, ...], value: object
+) -> None:
+    good = draw_good(tmp_path / "good", 2)
+    run("enroll", good, "--part", "p", "--banks", banks, *model)
+    artifact = read_artifact(banks / file, "bank")
+    place = artifact.fields
+    for name in field[:-1]:
+        place = place[name]
+    place[field[-1]] = value
+    write_artifact(banks / file, "bank", artifact.tensors, artifact.fields)
+    for command in (["scan", good, "--part", "p"], ["enroll", good, "--part", "p", "--append"]):
+        assert "p.safetensors" in line_of(run(*command, "--banks", banks))
+
+
+@pytest.mark.parametrize("harm", ["strip", "description", "shape"])
+def test_inspect_takes_no_harm_from_a_foreign_tiff(tmp_path: Path, harm: str) -> None:
+    path = tmp_path / "map.tiff"
+    values = np.zeros((64, 64, 3) if harm == "shape" else (64, 64), np.float32)
+    tifffile.imwrite(
+        path,
+        values,
+        compression="zlib",
+        photometric="rgb" if harm == "shape" else "minisblack",
+        description="[1]" if harm == "description" else "{}",
+        metadata=None,
+    )
+    if harm == "strip":
+        content = bytearray(path.read_bytes())
+        with tifffile.TiffFile(path) as tiff:
+            start = tiff.pages[0].dataoffsets[0]
+        content[start : start + 8] = b"\xff" * 8
+        path.write_bytes(content)
+    assert "map.tiff" in line_of(run("inspect", path))

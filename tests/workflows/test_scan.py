@@ -268,3 +268,13 @@ def test_an_output_folder_that_cannot_be_written(photos: Path, model: list[str],
     result = scan(photos, *model, "--out", tmp_path / "locked" / "out")
     assert result.exit_code == 1
     assert "locked" in line_of(result)
+
+
+@pytest.mark.parametrize("arguments", [["x" * 300], ["photos", "--out", "y" * 300], ["photos", "--model", "z" * 300]])
+def test_names_longer_than_any_path_are_one_line(
+    photos: Path, model: list[str], monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    monkeypatch.chdir(photos.parent)
+    result = scan(arguments[0], *model, *arguments[1:])
+    assert result.exit_code == 1
+    line_of(result)

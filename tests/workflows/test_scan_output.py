@@ -16,9 +16,12 @@ from pathlib import Path
 
 import pytest
 from conftest import GoldenCase, draw_photo
+from PIL import Image
 from typer.testing import CliRunner, Result
 
 from aprilcli.cli import app
+from aprilcli.errors import OutputError
+from aprilcli.io.reports import open_lines
 
 COUNT = 12
 
@@ -211,12 +214,20 @@ def test_a_second_scan_is_refused_while_the_first_lives(arguments: list[str], ph
     assert third.exit_code == 3, third.output
 
 
-def test_a_full_disk_is_one_line_and_resume_goes_on(
-    arguments: list[str], undisturbed: dict[str, bytes], tmp_path: Path
-) -> None:
+def contents_of_new_run(arguments: list[str], tmp_path: Path) -> dict[str, bytes]:
+    assert run(arguments, tmp_path / "whole").exit_code == 3
+    return contents(tmp_path / "whole")
+
+
+def test_a_full_disk_is_one_line_and_resume_goes_on(arguments: list[str], photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = [sys.executable, "-m", "aprilcli", *arguments, "--out", str(out)]
-    limit = 700  # bytes a file may have: scores.csv outgrows it, as it would a full disk
+    limit = (
+        3000  # bytes a file may have: a map outgrows it, as it would a full disk; run.json and the first rows do not
+    )
+    for seed, photo in enumerate(sorted(photos.glob("0[0-3].png"))):
+        Image.new("RGB", (16, 16), (seed * 40, 90, 30)).save(photo)  # their maps are small
+    undisturbed = contents_of_new_run(arguments, tmp_path)
 
     def few_bytes() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -226,6 +237,9 @@ def test_a_full_disk_is_one_line_and_resume_goes_on(
     assert result.returncode == 1, result.stderr
     assert result.stderr.count("\n") == 1
     assert "cannot be written" in result.stderr
+    written = (out / "scores.csv").read_bytes()
+    assert written.count(b"\r\n") > 2
+    assert written.endswith(b"\r\n")
     assert run(arguments, out, "--resume").exit_code == 3
     assert contents(out) == undisturbed
 
@@ -252,3 +266,115 @@ def test_odd_names_round_trip_and_keep_their_own_maps(arguments: list[str], phot
     (out / "maps" / "ü ö.png.tiff").unlink()
     assert run(arguments, out, "--resume").exit_code == 0
     assert contents(out) == before
+
+
+def test_a_row_that_does_not_fit_is_not_left_torn(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    path = tmp_path / "lines"
+    try:
+        with open_lines(path) as lines:
+            lines.write("whole\n")
+            resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
+            with pytest.raises(OutputError, match="File too large"):
+                lines.write("too long a line\n")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert path.read_text() == "whole\n"
+
+
+def test_paths_in_a_foreign_scores_file_never_leave_the_output_folder(
+    arguments: list[str], undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    out = tmp_path / "undisturbed"
+    victims = [tmp_path / "victim.tiff", out / "victim.tiff"]
+    for victim in victims:
+        victim.write_bytes(b"precious")
+    lines = undisturbed["scores.csv"].splitlines(keepends=True)
+    hostile = [
+        b"../../victim,ok" + b",1" * 3 + b"," * 6 + b"\r\n",
+        str(victims[0])[:-5].encode() + b",ok" + b"," * 9 + b"\r\n",
+    ]
+    (out / "scores.csv").write_bytes(b"".join([*lines[:3], *hostile, *lines[3:]]))
+    assert run(arguments, out, "--resume").exit_code == 3
+    assert all(victim.read_bytes() == b"precious" for victim in victims)
+    victims[1].unlink()
+    assert contents(out) == undisturbed
+
+
+def test_scanning_into_the_scanned_folder_leaves_its_maps_alone(arguments: list[str], photos: Path) -> None:
+    assert run(arguments, photos).exit_code == 3
+    before = contents(photos)
+    assert run(arguments, photos, "--resume").exit_code == 3
+    assert run(arguments, photos, "--overwrite").exit_code == 3
+    assert contents(photos) == before
+
+
+def test_a_folder_called_maps_that_is_no_scans_is_not_removed(arguments: list[str], tmp_path: Path) -> None:
+    draw_photo(tmp_path / "out" / "maps" / "mine.png")
+    result = run(arguments, tmp_path / "out", "--overwrite")
+    assert result.exit_code == 1
+    assert (tmp_path / "out" / "maps" / "mine.png").exists()
+
+
+def test_resume_and_overwrite_exclude_each_other(arguments: list[str], tmp_path: Path) -> None:
+    assert run(arguments, tmp_path / "out", "--resume", "--overwrite").exit_code == 2
+
+
+def test_maps_without_rows_go(
+    arguments: list[str], photos: Path, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    out = tmp_path / "undisturbed"
+    lines = undisturbed["scores.csv"].splitlines(keepends=True)
+    (out / "scores.csv").write_bytes(b"".join(lines[:4]))  # maps ran ahead of rows
+    (photos / "09.png").unlink()
+    assert run(arguments, out, "--resume").exit_code == 3
+    assert contents(out) == contents_of_new_run(arguments, tmp_path)
+
+
+def test_names_that_no_terminal_takes_do_not_end_a_scan(arguments: list[str], photos: Path, tmp_path: Path) -> None:
+    shutil.rmtree(photos)
+    draw_photo(photos / "new\nline.png")
+    shutil.copy(photos / "new\nline.png", os.fsdecode(os.fsencode(photos) + b"/\xff.png"))
+    command = [sys.executable, "-m", "aprilcli", *arguments, "--out", str(tmp_path / "out")]
+    strict = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=strict)
+    assert result.returncode == 0, result.stderr
+    assert "\\xff.png" in result.stdout
+    assert "new\\nline.png" in result.stdout
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+def test_a_small_disk_that_fills_up(arguments: list[str], undisturbed: dict[str, bytes], tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], check=False).returncode:
+        pytest.skip("this machine mounts nothing")
+    try:
+        full = run(arguments, disk / "out")
+        assert full.exit_code == 1
+        assert "No space left on device" in full.stderr
+        rows = (disk / "out" / "scores.csv").read_bytes()
+        assert rows.endswith(b"\r\n")
+        subprocess.run(["mount", "-o", "remount,size=8m", disk], check=True)
+        assert run(arguments, disk / "out", "--resume").exit_code == 3
+        assert contents(disk / "out") == undisturbed
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_little_memory_is_a_row_or_a_line_never_a_crash(arguments: list[str], photos: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (9000, 9000)).save(photos / "large.png")  # 243 MB decoded
+    out = tmp_path / "out"
+    program = "import resource, sys, torch, open_clip, numpy\n"
+    program += "import aprilcli.cli, aprilcli.workflows.scan, aprilcli.io.images\n"
+    program += "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+    program += "resource.setrlimit(resource.RLIMIT_AS, (used + 400 * 2**20,) * 2)\n"
+    program += "aprilcli.cli.main()\n"
+    command = [sys.executable, "-c", program, *arguments, "--out", str(out), "--workers", "1"]
+    result = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    assert result.returncode in (1, 3), result.stderr
+    assert "Traceback" not in result.stderr
