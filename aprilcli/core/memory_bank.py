@@ -24,7 +24,7 @@ from aprilcli.types import ModelSpec
 KIND = "bank"
 # All of the model that patch tokens depend on. Not its name: a folder may move, and the fingerprint speaks for it.
 MUST_MATCH = ("fingerprint", "activation", "image_size", "stages", "stage_widths", "mean", "std")
-SIMILARITIES = 32 * 1024**2  # bytes of cosines held at a time, and of the rows they are taken with
+SIMILARITIES = 8 * 1024**2  # bytes of cosines held at a time: they stay in a processor's cache
 CORESET_WIDTH = 128  # PatchCore's: random projections of this width stand for the rows while choosing
 _CANDIDATES = 2048  # farthest rows among which the next centres are sought before all rows are looked at again
 _CENTRES = 256  # centres chosen between two looks at all rows, at most

@@ -198,7 +198,7 @@ def test_ctrl_c_finishes_the_picture_in_hand_and_exits_130(
 
 
 def test_a_second_scan_is_refused_while_the_first_lives(arguments: list[str], photos: Path, tmp_path: Path) -> None:
-    for seed in range(COUNT, 200):
+    for seed in range(COUNT, 60):
         draw_photo(photos / f"{seed}.png", seed)
     out = tmp_path / "out"
     first = start(arguments, out)
