@@ -31,6 +31,7 @@ from torch.utils.data import DataLoader
 
 SCALE = 100.0  # of the cosine, as the method fixes it
 STAGES = 4
+TOGETHER = 16  # steps after which the processes average their weights
 PROCESSES = 2  # one thread each: cores that others use too are shared best so
 
 
@@ -178,7 +179,7 @@ def losses(model: Model, batch: Batch, references: int) -> dict[str, torch.Tenso
 
 
 WEIGHTS = {
-    "state": 1.0, "state rank": 0.5, "contrast": 0.2, "dense": 0.4, "episode": 0.5, "sum": 1.0, "peak": 0.4,
+    "state": 1.5, "state rank": 0.8, "contrast": 0.1, "dense": 0.4, "episode": 0.5, "sum": 1.0, "peak": 0.4,
     "sum peak": 0.6,
 }  # fmt: skip
 
@@ -219,13 +220,21 @@ def nearest(features: torch.Tensor, count: int, references: int) -> torch.Tensor
     return (1 - along / rows.float().norm(dim=-1).clamp(min=1e-6)).view(-1, *queries.shape[2:4])
 
 
-def average_gradients(parameters: list[nn.Parameter]) -> None:
-    """Average the gradients of all processes, in one message."""
-    flat = torch.cat([p.grad.flatten() for p in parameters])
+@torch.no_grad()
+def average(model: Model, seconds: float) -> float:
+    """Make all processes go on from the mean of their weights (local SGD); returns the mean of their running times."""
+    tensors = [t for t in model.state_dict().values() if t.is_floating_point()]
+    flat = torch.cat([*(t.flatten() for t in tensors), torch.tensor([seconds])])
     dist.all_reduce(flat)
     flat /= dist.get_world_size()
-    for parameter, grad in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-        parameter.grad.copy_(grad.view_as(parameter))
+    for tensor, mean in zip(tensors, flat[:-1].split([t.numel() for t in tensors]), strict=True):
+        tensor.copy_(mean.view_as(tensor))
+    return float(flat[-1])
+
+
+def save(path: Path, model: Model, config: dict, step: int, pictures: int) -> None:
+    """Write a checkpoint."""
+    torch.save({"model": model.state_dict(), "config": config, "steps": step, "pictures": pictures}, path)
 
 
 def train(rank: int, options: argparse.Namespace) -> None:
@@ -246,28 +255,38 @@ def train(rank: int, options: argparse.Namespace) -> None:
     optimiser = torch.optim.AdamW(groups, lr=options.rate, betas=(0.9, 0.98), fused=True)
     began, step, pictures, log = time.monotonic(), 0, 0, {}
     total = sum(steps for steps, _, _ in options.phases)
+    done, seconds, ends = 0.0, 0.0, 0.0  # shares of the whole training
     for phase, (steps, side, products) in enumerate(options.phases):
         seed = options.seed * 1000 + phase * 10 + rank
-        for batch in DataLoader(Batches(options.folder, products, side, seed, steps), batch_size=None, num_workers=1):
-            rate = options.rate * min(1, (step + 1) / options.warm_up) * (0.5 + 0.5 * math.cos(math.pi * step / total))
+        ends += steps / total
+        count = 10**9 if options.minutes else steps
+        for batch in DataLoader(Batches(options.folder, products, side, seed, count), batch_size=None, num_workers=1):
+            done = seconds / 60 / options.minutes if options.minutes else step / total
+            if done >= ends:
+                break
+            rate = options.rate * min(1, (step + 1) / options.warm_up) * (0.5 + 0.5 * math.cos(math.pi * done))
             for group in optimiser.param_groups:
                 group["lr"] = rate
             parts = losses(model, batch, 1 if torch.rand(()) < 0.7 else GOOD - 1)
             optimiser.zero_grad()
             sum(WEIGHTS[name] * parts[name] for name in WEIGHTS).backward()
-            average_gradients(trained)
             norm = nn.utils.clip_grad_norm_(trained, 2.0)
             optimiser.step()
+            if step % TOGETHER == TOGETHER - 1:
+                seconds = average(model, time.monotonic() - began)
             step, pictures = step + 1, pictures + PROCESSES * len(batch.pixels)
             for name, value in parts.items():
                 log[name] = 0.97 * log.get(name, value.item()) + 0.03 * value.item()
             if rank == 0 and (step % 50 == 0 or step == 5):
                 shown = " ".join(f"{name} {value:.3f}" for name, value in log.items())
-                seconds = time.monotonic() - began
-                print(f"{step}/{total} {pictures} pictures {seconds:.0f} s |g| {norm:.1f} {shown}", flush=True)
-            if rank == 0 and (step % 500 == 0 or step == total):
-                facts = {"seconds": time.monotonic() - began, "steps": step, "pictures": pictures, "losses": log}
-                torch.save({"model": model.state_dict(), "config": config, "facts": facts}, options.out)
+                print(f"{step} {done:.1%} {pictures} pictures {seconds:.0f} s |g| {norm:.1f} {shown}", flush=True)
+            if rank == 0 and step % 200 == 0:
+                save(options.out, model, config, step, pictures)
+        if rank == 0:
+            print(f"phase {phase} ends after step {step}", flush=True)
+    average(model, seconds)
+    if rank == 0:
+        save(options.out, model, config, step, pictures)
     dist.destroy_process_group()
 
 
@@ -276,6 +295,7 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--phases", type=json.loads, default=[[1000, 96, 20], [600, 128, 16], [200, 192, 8]])
+    parser.add_argument("--minutes", type=float, help="train so long; the phases' steps are then their shares")
     parser.add_argument("--start", type=Path, help="continue from this file's weights")
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--layers", type=int, nargs=4, default=[2, 2, 2, 2])
