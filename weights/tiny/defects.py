@@ -81,9 +81,9 @@ def _edge(coverage: np.ndarray) -> np.ndarray:
     return cv2.morphologyEx(solid, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0
 
 
-def _reshape(rng: Generator, picture: Picture, coverage: np.ndarray, defect: str) -> np.ndarray:
+def _reshape(rng: Generator, picture: Picture, coverage: np.ndarray, defect: str, grow: float) -> np.ndarray:
     """A structural defect: the composed picture with another coverage."""
-    radius = float(np.clip(np.exp(rng.normal(1.9, 0.5)), 2.5, 24))
+    radius = grow * float(np.clip(np.exp(rng.normal(1.9, 0.5)), 2.5, 24))
     if defect == "missing":
         return picture.without(int(rng.integers(len(picture.strokes)))).compose()
     if defect == "shifted":
@@ -109,9 +109,9 @@ def _reshape(rng: Generator, picture: Picture, coverage: np.ndarray, defect: str
     return picture.compose(coverage * (1 - cut) if defect == "gap" else np.maximum(coverage, cut))
 
 
-def _mark(rng: Generator, image: np.ndarray, other: np.ndarray, at: np.ndarray, defect: str) -> np.ndarray:
+def _mark(rng: Generator, image: np.ndarray, other: np.ndarray, at: np.ndarray, defect: str, grow: float) -> np.ndarray:
     """A surface defect at pixel `at`."""
-    size = float(np.clip(np.exp(rng.normal(2.3, 0.6)), 3, 42))
+    size = grow * float(np.clip(np.exp(rng.normal(2.3, 0.6)), 3, 42))
     x, y = (int(v) for v in np.clip(at, 0, SIDE - 1))
     local = image[max(y - 12, 0) : y + 13, max(x - 12, 0) : x + 13].mean((0, 1))
     strength = float(np.exp(rng.uniform(np.log(0.1), np.log(0.7)))) * (-1 if rng.random() < 0.65 else 1)
@@ -184,22 +184,24 @@ def _mark(rng: Generator, image: np.ndarray, other: np.ndarray, at: np.ndarray, 
 
 
 def add_defect(
-    rng: Generator, picture: Picture, image: np.ndarray, wanted: str | None = None, clear: bool = True
+    rng: Generator, picture: Picture, image: np.ndarray, wanted: str | None = None, choice: str = "clear"
 ) -> tuple[np.ndarray, np.ndarray, str] | None:
     """Draw one visible defect, the wanted one or any: the picture in 0..1, its mask uint8 [SIDE, SIDE], its name.
 
-    A clear one also stands out from the texture around it, not only from the grain.
+    The choice is "subtle" (it stands out from the grain), "clear" (also from the texture around it) or "varied" (clear,
+    and three in ten are large).
 
     A defect counts only if the eye can tell it from the grain around it; after eight failures the answer is None.
     """
     coverage = None if picture.figure is None else picture.coverage()
     for _ in range(8):
+        grow = float(rng.uniform(1.5, 3.5)) if choice == "varied" and rng.random() < 0.3 else 1.0
         shaped = coverage is not None and (wanted in SHAPED if wanted else rng.random() < 0.45)
         defect = wanted or str(rng.choice(SHAPED if shaped else SURFACE))
         if shaped and defect == "missing" and len(picture.strokes) < 2:
             continue
         if shaped:
-            changed = _reshape(rng, picture, coverage, defect)
+            changed = _reshape(rng, picture, coverage, defect, grow)
         else:
             on_part = coverage is not None and rng.random() < 0.9
             at = _somewhere(rng, coverage > 0.9 if on_part else np.zeros((2, 2)))
@@ -207,7 +209,7 @@ def add_defect(
             if rng.random() < 0.5:
                 base = rng.uniform(0, 1, 3) if rng.random() < 0.5 else rng.uniform(0, 1)
                 other = np.clip(base + 0.12 * noise(rng, rng.choice([0.5, 1.1, 2.0]))[..., None], 0, 1)
-            changed = np.clip(_mark(rng, image, other.astype(np.float32), at, defect), 0, 1).astype(np.float32)
+            changed = np.clip(_mark(rng, image, other.astype(np.float32), at, defect, grow), 0, 1).astype(np.float32)
         change = cv2.GaussianBlur(np.abs(changed - image).max(2), (3, 3), 0)
         mask = change > VISIBLE
         # Close the shape of mottled changes, as a person marking the defect would.
@@ -219,7 +221,7 @@ def add_defect(
         grain = float((image - cv2.blur(image, (7, 7)))[around].std()) if around.any() else 0.0
         if change[mask > 0].mean() <= max(1.6 * VISIBLE, 1.5 * grain):
             continue
-        if clear:
+        if choice != "subtle":
             texture = np.abs(image - cv2.blur(image, (31, 31))).max(2)
             surroundings = cv2.dilate(mask, np.ones((25, 25), np.uint8)) > mask
             if change[mask > 0].mean() <= 2 * float(np.median(texture[surroundings])) + VISIBLE:

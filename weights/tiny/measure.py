@@ -22,6 +22,7 @@ from sklearn.metrics import roc_auc_score
 
 from aprilcli.core import maps
 from aprilcli.core.backbone import Backbone, load_backbone
+from aprilcli.core.memory_bank import nearest_distance
 from aprilcli.core.prompts import encode_prompts
 
 METHODS = ("zero-shot", "sum", "bank")
@@ -86,14 +87,17 @@ class Judge:
         """Score one picture."""
         image, mask = sample
         features = self.backbone.encode(self.pixels(image))
-        grids, size = features.grids, self.size
-        projected = [F.linear(t, *layer) for t, layer in zip(features.patch_tokens, self.projector, strict=True)]
-        zero_shot = maps.zero_shot_map(projected, text, grids, size)[0]
-        distances = [
-            1 - (F.normalize(tokens, dim=-1) @ rows.T).amax(-1)
-            for tokens, rows in zip(features.patch_tokens, bank, strict=True)
-        ]
-        few_shot = maps.few_shot_map(distances, grids, size)[0]
+        size = self.size
+        logits = (
+            maps.anomaly_logits(F.linear(tokens, *layer), text, grid)
+            for tokens, layer, grid in zip(features.patch_tokens, self.projector, features.grids, strict=True)
+        )
+        distances = (
+            nearest_distance(tokens, rows).reshape(1, *grid)
+            for tokens, rows, grid in zip(features.patch_tokens, bank, features.grids, strict=True)
+        )
+        zero_shot = maps.zero_shot_map(logits, self.size)[0]
+        few_shot = maps.few_shot_map(distances, self.size)[0]
         score = float(maps.text_score(features.image, text))
         total = zero_shot + few_shot
         for method, value, anomaly_map in (

@@ -194,6 +194,8 @@ def contrast(model: Model, batch: Batch, image: torch.Tensor, text: torch.Tensor
     image = image.view(-1, PICTURES, image.shape[-1])[:, last].flatten(0, 1)
     kinds = batch.kinds.repeat_interleave(CAPTIONED)
     used = (kinds >= 0) & (labels >= 0)
+    if not used.any():
+        return image.sum() * 0
     image, text = image[used], text[used]
     group = kinds[used] * 2 + labels[used]
     fits = (group[:, None] == group[None]).float()
@@ -262,7 +264,7 @@ def train(rank: int, options: argparse.Namespace) -> None:
         count = 10**9 if options.minutes else steps
         for batch in DataLoader(Batches(options.folder, products, side, seed, count), batch_size=None, num_workers=1):
             done = seconds / 60 / options.minutes if options.minutes else step / total
-            if done >= ends:
+            if done >= ends or step == options.stop:
                 break
             rate = options.rate * min(1, (step + 1) / options.warm_up) * (0.5 + 0.5 * math.cos(math.pi * done))
             for group in optimiser.param_groups:
@@ -296,6 +298,7 @@ if __name__ == "__main__":
     parser.add_argument("out", type=Path)
     parser.add_argument("--phases", type=json.loads, default=[[1000, 96, 20], [600, 128, 16], [200, 192, 8]])
     parser.add_argument("--minutes", type=float, help="train so long; the phases' steps are then their shares")
+    parser.add_argument("--stop", type=int, help="stop after this step of the schedule")
     parser.add_argument("--start", type=Path, help="continue from this file's weights")
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--layers", type=int, nargs=4, default=[2, 2, 2, 2])
