@@ -74,6 +74,7 @@ class ScanSummary:
     scored: int
     unreadable: int
     anomalous: int
+    threshold: float | None
     seconds: float
     highest: tuple[tuple[str, float], ...]
     out: Path
@@ -119,6 +120,7 @@ def run_scan(options: ScanOptions, console: Console) -> ScanSummary:
         scored=tally.scored,
         unreadable=tally.unreadable,
         anomalous=tally.anomalous,
+        threshold=None if judge.threshold is None else judge.threshold.value,
         seconds=time.monotonic() - began,
         highest=tuple(tally.highest),
         out=options.out,
@@ -328,6 +330,8 @@ def summarise(summary: ScanSummary) -> str:
     """Say in a few lines how a scan ended."""
     rate = (summary.scored + summary.unreadable) / summary.seconds
     lines = [f"{summary.scored} pictures scored in {summary.seconds:.1f} s ({rate:.1f} images/s)"]
+    if summary.threshold is not None:
+        lines.append(f"{summary.anomalous} anomalous, scoring {summary.threshold:.4f} or more")
     if summary.unreadable:
         lines.append(f"{summary.unreadable} could not be read: their rows in {SCORES} say why")
     if summary.highest:

@@ -141,7 +141,9 @@ def test_threshold_gives_verdicts_and_fail_on_anomaly_exit_4(photos: Path, model
     scan(photos, *model, "--out", tmp_path / "first")
     highest = max(rows(tmp_path / "first"), key=lambda row: float(row["score"]))
     arguments = [photos, *model, "--threshold", highest["score"], "--fail-on-anomaly"]
-    assert scan(*arguments, "--out", tmp_path / "second").exit_code == 4
+    second = scan(*arguments, "--out", tmp_path / "second")
+    assert second.exit_code == 4
+    assert f"1 anomalous, scoring {float(highest['score']):.4f} or more" in second.stdout
     verdicts = {row["path"]: row["verdict"] for row in rows(tmp_path / "second")}
     assert verdicts == {path: "anomalous" if path == highest["path"] else "normal" for path in verdicts}
     assert scan(photos, *model, "--threshold", 2, "--fail-on-anomaly", "--out", tmp_path / "third").exit_code == 0
