@@ -103,6 +103,8 @@ def _enroll(options: EnrollOptions, path: Path, console: Console) -> EnrollSumma
     if path.exists() and not (options.append or options.overwrite):
         raise OutputError(f"{path}: this part is enrolled already; --append adds photos, --overwrite starts anew")
     old = load_bank(path) if options.append else None
+    if old is not None:
+        options = replace(options, value_range=range_for(old, options.value_range))
     if old is not None and (old.coreset_fraction < 1 or old.zero_shot is None):
         raise OptionError(f"--append: {path} was thinned, its photos' other rows are gone; enrol all photos anew")
     further = None if options.calibrate is None else _photos_in(options.calibrate, options.follow)
@@ -192,7 +194,7 @@ def _remember(
     for following in results[1:]:
         together = together.followed_by(following)
     projector = None if options.projector is None else _lasting(options.projector)
-    recipe = Recipe(_lasting(options.model or TINY), projector, detector.projector_fingerprint)
+    recipe = Recipe(_lasting(options.model or TINY), projector, detector.projector_fingerprint, options.value_range)
     return replace(bank, zero_shot=together, recipe=recipe if old is None else old.recipe)
 
 
@@ -297,6 +299,14 @@ def _lasting(name: str) -> str:
     """Return a model's or projector's name so that it means the same from any folder: a path becomes absolute."""
     is_path = name not in (TINY, PAPER, *PUBLISHED) and is_there(name)
     return str(Path(name).resolve()) if is_path else name
+
+
+def range_for(bank: MemoryBank, value_range: tuple[float, float] | None) -> tuple[float, float] | None:
+    """Return the range a bank's photos were read with; pictures must be read alike. Raises OptionError for another."""
+    if value_range not in (None, bank.recipe.value_range):
+        enrolled = "none" if bank.recipe.value_range is None else "{:g},{:g}".format(*bank.recipe.value_range)
+        raise OptionError(f"--range: the photos of this part were enrolled with {enrolled}; leave it out")
+    return bank.recipe.value_range
 
 
 def summarise(summary: EnrollSummary) -> str:

@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from aprilcli.io.walk import FoundImage, find_images, printable, require_folder
 from aprilcli.types import Detection
 from aprilcli.workflows import scan_output as output
 from aprilcli.workflows.console import Console
+from aprilcli.workflows.enroll import range_for
 from aprilcli.workflows.pipeline import Picture, Reader, interruptible, map_ahead, read_all
 from aprilcli.workflows.scan_output import MAPS, RUN, SCORES
 
@@ -90,6 +91,8 @@ def run_scan(options: ScanOptions, console: Console) -> ScanSummary:
     if not (options.resume or options.overwrite):
         output.refuse_results(options.out)  # now, before a model is loaded; and again once the folder is ours
     bank = load_bank(bank_path(options.part, options.banks)) if options.part is not None else None
+    if bank is not None:
+        options = replace(options, value_range=range_for(bank, options.value_range))
     detector = _load_detector(options, bank, console)
     judge = Judge.for_bank(bank, options.threshold, options.false_alarm_rate)
     for note in (*detector.notes, *judge.notes):

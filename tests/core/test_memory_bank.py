@@ -10,6 +10,7 @@ from scipy import stats
 
 from aprilcli.core import maps, memory_bank
 from aprilcli.core.calibration import Calibration
+from aprilcli.core.coreset import coreset
 from aprilcli.core.memory_bank import (
     MemoryBank,
     Recipe,
@@ -17,14 +18,13 @@ from aprilcli.core.memory_bank import (
     ZeroShotResults,
     append,
     build,
-    coreset,
     leave_one_out,
     nearest_distance,
     new_sources,
     thin,
     unit_rows,
 )
-from aprilcli.errors import ArtifactError, InputError, OptionError
+from aprilcli.errors import ArtifactError, InputError
 from aprilcli.types import ModelSpec
 
 QUERIES = ("query0", "query1", "query2")
@@ -415,76 +415,6 @@ def test_held_out_calibration_of_a_bank_keeps_the_false_alarm_rate(rate):
         called += calibration.threshold(rate).verdict(scores[39]) == "anomalous"
     low, high = stats.binom.interval(0.999, 200, rate)
     assert low <= called <= high
-
-
-# Coresets -----------------------------------------------------------------------------------------------------------
-
-
-def draw_rows(count, width, seed=0):
-    """Draw unit rows near a surface of six dimensions, some of them equal."""
-    generator = torch.Generator().manual_seed(seed)
-    plane, noise = torch.randn(6, width, generator=generator), torch.randn(count, width, generator=generator)
-    rows = torch.tanh(torch.randn(count, 6, generator=generator) @ plane) + 0.2 * noise
-    rows[count // 2 : count // 2 + 5] = rows[0]
-    return unit_rows(rows)
-
-
-def slow_coreset(rows, count, first):
-    """Greedy k-center, one row at a time, in float64."""
-    rows = rows.double().numpy()
-    centres, nearest = [first], np.full(len(rows), np.inf)
-    while True:
-        nearest = np.minimum(nearest, np.linalg.norm(rows - rows[centres[-1]], axis=1))
-        if len(centres) == count:
-            return sorted(centres)
-        centres.append(int(nearest.argmax()))
-
-
-def covering_radius(rows, kept):
-    return float(torch.cdist(rows.float(), rows[kept].float()).amin(dim=1).max())
-
-
-@pytest.mark.parametrize("candidates", [5, 40, 10**6])
-@pytest.mark.parametrize("seed", [0, 1])
-def test_coreset_is_greedy_k_center(monkeypatch, candidates, seed):
-    monkeypatch.setattr(memory_bank, "_CANDIDATES", candidates)
-    monkeypatch.setattr(memory_bank, "_CENTRES", 7)
-    monkeypatch.setattr(memory_bank, "SIMILARITIES", 4 * 7 * 100)
-    rows = draw_rows(900, 32)
-    first = int(torch.randint(900, (1,), generator=torch.Generator().manual_seed(seed)))
-    kept = coreset(rows, 0.1, seed)
-    assert kept.tolist() == slow_coreset(rows, 90, first)
-
-
-def test_coreset_of_wide_rows_covers_nearly_as_closely(monkeypatch):
-    rows = draw_rows(1500, 600)
-    kept = coreset(rows.half(), 0.1, seed=0)
-    greedy = covering_radius(rows, torch.tensor(slow_coreset(rows, 150, 0)))
-    assert covering_radius(rows, kept) < 1.15 * greedy
-    drawn = torch.randperm(1500, generator=torch.Generator().manual_seed(0))[:150]
-    assert covering_radius(rows, kept) < covering_radius(rows, drawn)
-
-
-@pytest.mark.parametrize("width", [16, 200])
-def test_coreset_follows_from_the_seed(width):
-    rows = draw_rows(400, width)
-    kept = coreset(rows, 0.05, seed=1)
-    assert torch.equal(kept, coreset(rows, 0.05, seed=1))
-    assert not torch.equal(kept, coreset(rows, 0.05, seed=2))
-
-
-@pytest.mark.parametrize(("fraction", "count"), [(1.0, 30), (0.5, 15), (1e-6, 1)])
-def test_coreset_keeps_the_fraction_each_row_once_in_order(fraction, count):
-    rows = unit_rows(torch.ones(30, 4))  # all equal: what is chosen is at distance 0 from the rest
-    kept = coreset(rows, fraction)
-    assert kept.tolist() == sorted(set(kept.tolist()))
-    assert len(kept) == count
-
-
-@pytest.mark.parametrize("fraction", [0, -0.5, 1.01, float("nan")])
-def test_a_fraction_that_is_none_is_refused(fraction):
-    with pytest.raises(OptionError, match="fraction"):
-        coreset(draw_rows(20, 4), fraction)
 
 
 def test_thin_keeps_rows_of_the_bank_with_their_sources_and_drops_the_calibration():

@@ -16,6 +16,7 @@ import pytest
 import tifffile
 import torch
 from conftest import GOLDEN, QUERIES, GoldenCase, draw_photo
+from PIL import Image
 from typer.testing import CliRunner, Result
 
 from aprilcli.cli import app
@@ -408,6 +409,7 @@ def test_a_killed_enrolment_leaves_the_old_bank_whole(model: list[object], banks
         ("p.safetensors", ("spec", "image_size"), "70"),
         ("p.safetensors", ("spec", "mean"), [0.5]),
         ("p.safetensors", ("sources",), 7),
+        ("p.safetensors", ("recipe", "value_range"), ["a", 1]),
     ],
 )
 def test_hostile_banks_are_one_line(
@@ -444,3 +446,17 @@ def test_inspect_takes_no_harm_from_a_foreign_tiff(tmp_path: Path, harm: str) ->
         content[start : start + 8] = b"\xff" * 8
         path.write_bytes(content)
     assert "map.tiff" in line_of(run("inspect", path))
+
+
+def test_a_bank_remembers_how_its_photos_were_read(model: list[object], banks: Path, tmp_path: Path) -> None:
+    twelve_bit = np.random.default_rng(0).integers(0, 4096, (40, 60), dtype=np.uint16)
+    (tmp_path / "good").mkdir()
+    Image.fromarray(twelve_bit).save(tmp_path / "good" / "a.png")
+    run("enroll", tmp_path / "good", "--part", "p", "--banks", banks, "--range", "0,4095", *model)
+    scan = ["scan", tmp_path / "good", "--part", "p", "--banks", banks, "--map-size", "model"]
+    assert run(*scan, "--out", tmp_path / "out").exit_code == 0
+    assert run(*scan, "--out", tmp_path / "same", "--range", "0,4095").exit_code == 0
+    assert rows(tmp_path / "out") == rows(tmp_path / "same")
+    other = run(*scan, "--out", tmp_path / "other", "--range", "0,1023")
+    assert other.exit_code == 2
+    assert "0,4095" in line_of(other)
