@@ -129,14 +129,14 @@ def parse_range(text: str | None) -> tuple[float, float] | None:
     return low, high
 
 
-def parse_stages(text: str | None) -> tuple[int, ...] | None:
-    """Read ``6,12,18,24``. Raises OptionError."""
+def parse_numbers(option: str, text: str | None, example: str) -> tuple[int, ...] | None:
+    """Read whole numbers with commas, such as ``example``. Raises OptionError naming the option."""
     if text is None:
         return None
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise OptionError(f"--stages {text}: give whole numbers with commas, such as 6,12,18,24") from None
+        raise OptionError(f"{option} {text}: give whole numbers with commas, such as {example}") from None
 
 
 def _show_version(wanted: bool) -> None:
@@ -198,7 +198,7 @@ def scan(
         part=part,
         banks=banks,
         image_size=image_size,
-        stages=parse_stages(stages),
+        stages=parse_numbers("--stages", stages, "6,12,18,24"),
         device=device.value,
         precision=precision.value,
         batch_size=batch_size,
@@ -262,7 +262,7 @@ def enroll(
         projector=projector,
         object_name=object_name,
         image_size=image_size,
-        stages=parse_stages(stages),
+        stages=parse_numbers("--stages", stages, "6,12,18,24"),
         device=device.value,
         precision=precision.value,
         batch_size=batch_size,
@@ -325,7 +325,7 @@ def train(
         layout=layout,
         model=model,
         image_size=image_size,
-        stages=parse_stages(stages),
+        stages=parse_numbers("--stages", stages, "6,12,18,24"),
         device=device.value,
         precision=precision.value,
         epochs=epochs,
@@ -338,16 +338,6 @@ def train(
         resume=resume,
     )
     console.result(summarise(run_train(options, console)))
-
-
-def parse_shots(text: str | None) -> tuple[int, ...] | None:
-    """Read ``0,1,2,4``. Raises OptionError."""
-    if text is None:
-        return None
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise OptionError(f"--shots {text}: give whole numbers with commas, such as 0,1,2,4") from None
 
 
 @_command
@@ -385,7 +375,7 @@ def eval(  # the name of the command; nothing here needs the built-in
         dataset=dataset,
         out=out,
         layout=layout,
-        shots=parse_shots(shots),
+        shots=parse_numbers("--shots", shots, "0,1,2,4"),
         seeds=seeds,
         fusion=fusion.value,
         maps=maps,
@@ -394,7 +384,7 @@ def eval(  # the name of the command; nothing here needs the built-in
         model=model or "tiny",
         projector=projector,
         image_size=image_size,
-        stages=parse_stages(stages),
+        stages=parse_numbers("--stages", stages, "6,12,18,24"),
         device=device.value,
         precision=precision.value,
         batch_size=batch_size,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from pathlib import Path
 
@@ -76,6 +77,14 @@ class Detector:
         backbone = load_backbone(model, image_size=image_size, stages=stages, device=device, precision=precision)
         layers = load_projector(projector, model, backbone.spec, progress=progress)
         return cls(backbone, layers, bank, object_name or DEFAULT_OBJECT)
+
+    def with_bank(self, bank: MemoryBank) -> Detector:
+        """Return this detector with ``bank`` in it; the prompts are not encoded again. Raises ArtifactError."""
+        bank.check(self.backbone.spec, self.projector_fingerprint, self.object_name)
+        other = copy.copy(self)
+        other.bank = bank
+        other._bank_features = tuple(rows.to(self.backbone.device) for rows in bank.features)
+        return other
 
     @property
     def has_maps(self) -> bool:

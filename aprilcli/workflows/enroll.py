@@ -228,7 +228,6 @@ def _calibrate(
     further: list[FoundImage] | None,
 ) -> Calibration:
     """Score good photos as scan will: further ones, or each reference without itself, or changes of the only one."""
-    scanner = Detector(detector.backbone, detector.projector, bank, detector.object_name)
     if further is not None:
         photos, _, known = _new_photos(further, bank.sources)
         if known:
@@ -237,13 +236,15 @@ def _calibrate(
             raise InputError(
                 f"{options.calibrate}: every photo is a reference already; calibrate on further good photos"
             )
-        return _score_pictures(scanner, _read_batches(options, detector, console, photos, "calibrating"), "held-out")
+        return _score_pictures(
+            detector.with_bank(bank), _read_batches(options, detector, console, photos, "calibrating"), "held-out"
+        )
     if len(bank.sources) > 1:
         distances = memory_bank.leave_one_out(bank, whole)
         scores, maxima = _score_references(detector, whole, distances, console)
         return Calibration(scores, maxima, "leave-one-out")
     (pixels,) = _read_batches(options, detector, console, found, "calibrating")
-    return _score_pictures(scanner, _mild_changes(pixels, detector), "augmentations")
+    return _score_pictures(detector.with_bank(bank), _mild_changes(pixels, detector), "augmentations")
 
 
 def _score_references(
