@@ -1,10 +1,13 @@
-"""Memory and time of listing and decoding folders of many tiny pictures; each size runs in a process of its own.
+"""Memory and time of listing, decoding and scanning many tiny pictures; each size runs in a process of its own.
+
+The scan is a whole one with the smallest of models, without maps.
 
 Run as ``python tests/benchmarks/bench_walk.py [SMALL LARGE]``; 1,000 and 200,000 files unless said otherwise.
 """
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import tempfile
@@ -32,22 +35,56 @@ def make(folder: Path, count: int, per_folder: int) -> None:
         (place / f"photo of part {index:07}.pgm").write_bytes(stream.getvalue())
 
 
+def make_model(folder: Path) -> None:
+    """Write a CLIP that costs next to nothing to run: 4 patches, 4 layers of width 32, random weights."""
+    import open_clip
+    import torch
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    vision = {"image_size": 32, "layers": 4, "width": 32, "head_width": 16, "patch_size": 16}
+    text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
+    config = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}
+    folder.mkdir()
+    save_file(open_clip.CLIP(**config).state_dict(), folder / "open_clip_model.safetensors")
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+
+
 def peak_kib() -> int:
     """Return the most memory this process has had resident (Linux; rusage would count the parent's)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
-def measure(folder: Path, decode: bool) -> None:
-    """Walk, and print files, seconds, peak memory in KiB and what of it is new since the imports."""
-    before = peak_kib()
-    began = time.perf_counter()
+def scan(folder: Path) -> int:
+    """Scan a folder and return how many pictures were scored."""
+    from aprilcli.workflows.console import Console  # here, so that the other tasks' memory is without torch
+    from aprilcli.workflows.scan import ScanOptions, run_scan
+
+    with tempfile.TemporaryDirectory() as base:
+        make_model(Path(base, "model"))
+        options = ScanOptions(
+            folder, Path(base, "out"), str(Path(base, "model")), stages=(1, 2, 3, 4), device="cpu", maps=False
+        )
+        return run_scan(options, Console(quiet=True)).scored
+
+
+def walk(folder: Path, decode: bool) -> int:
+    """Walk a folder, decode its pictures if asked to, and return how many there are."""
     count, last = 0, ""
     for found in find_images(folder):
         assert last < found.relative
         count, last = count + 1, found.relative
         if decode:
             read_image(found.path)
+    return count
+
+
+def measure(folder: Path, task: str) -> None:
+    """Do one task, and print files, seconds, peak memory in KiB and what of it is new since the imports."""
+    before = peak_kib()
+    began = time.perf_counter()
+    count = scan(folder) if task == "scan" else walk(folder, decode=task == "decode")
     seconds = time.perf_counter() - began
     print(count, f"{seconds:.2f}", peak_kib(), peak_kib() - before)
 
@@ -56,7 +93,7 @@ def main(small: int, large: int) -> None:
     """Print a line per layout and task, and the ratio of peak memory between the two sizes."""
     for layout, per_folder in LAYOUTS.items():
         with tempfile.TemporaryDirectory() as base:
-            for task in ("list", "decode"):
+            for task in ("list", "decode", "scan"):
                 peaks = []
                 for count in (small, large):
                     folder = Path(base) / str(count)
@@ -73,6 +110,6 @@ def main(small: int, large: int) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--measure"]:
-        measure(Path(sys.argv[2]), decode=sys.argv[3] == "decode")
+        measure(Path(sys.argv[2]), sys.argv[3])
     else:
         main(*(map(int, sys.argv[1:]) if len(sys.argv) == 3 else (1_000, 200_000)))

@@ -6,6 +6,8 @@ import io
 import struct
 import time
 import zlib
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -86,21 +88,34 @@ WHOLE = {
     "tiff double": encoded_tiff(SMALL[..., 0] / 255, photometric="minisblack", tile=(16, 16)),
     "bigtiff": encoded_tiff(WIDE[..., 0], photometric="miniswhite", bigtiff=True),
 }
+outcomes: Counter[tuple[str, str]] = Counter()  # (kind of file, read or refused): how many were tried
 FIRST_BYTES = sorted({content[:size] for content in WHOLE.values() for size in (4, 16, 40)})
 
 
-def check(folder: Path, content: bytes, value_range: tuple[float, float] | None = None) -> None:
+@pytest.fixture(scope="module", autouse=True)
+def _table_of_outcomes() -> Iterator[None]:
+    """Say at the end how many files of each kind were read and refused (shown with ``-s``)."""
+    yield
+    print()
+    for kind in sorted({kind for kind, _ in outcomes}):
+        print(f"{kind:24} read {outcomes[kind, 'read']:6}  refused {outcomes[kind, 'refused']:6}")
+    print(f"{outcomes.total()} files tried")
+
+
+def check(folder: Path, content: bytes, kind: str, value_range: tuple[float, float] | None = None) -> None:
     path = folder / "fuzzed.png"
     path.write_bytes(content)
     began = time.monotonic()
     try:
         picture = read_image(path, value_range=value_range, max_pixels=MAX_PIXELS)
     except InputError as error:
+        outcomes[kind, "refused"] += 1
         message = str(error)
         assert message.startswith(f"{path}: ")
         assert message.isprintable()
         assert len(message) < len(str(path)) + 300
     else:
+        outcomes[kind, "read"] += 1
         assert picture.rgb.mode == "RGB"
         assert 1 <= picture.rgb.width * picture.rgb.height <= MAX_PIXELS
         assert len(picture.rgb.tobytes()) == 3 * picture.rgb.width * picture.rgb.height
@@ -141,8 +156,8 @@ QUICK = settings(deadline=None, suppress_health_check=[HealthCheck.function_scop
 
 @pytest.mark.parametrize("name", sorted(WHOLE))
 def test_what_is_damaged_here_was_whole(tmp_path: Path, name: str) -> None:
-    (tmp_path / "a.png").write_bytes(WHOLE[name])
-    assert read_image(tmp_path / "a.png").rgb.mode == "RGB"
+    check(tmp_path, WHOLE[name], f"{name}, whole")
+    assert outcomes[f"{name}, whole", "read"] == 1
 
 
 @settings(QUICK, max_examples=300)
@@ -154,14 +169,14 @@ def test_damaged_files(
     keep: float,
     value_range: tuple[float, float] | None,
 ) -> None:
-    check(tmp_path, mutated(name, edits, keep), value_range)
+    check(tmp_path, mutated(name, edits, keep), name, value_range)
 
 
 @settings(QUICK, max_examples=100)
 @given(first=st.sampled_from(FIRST_BYTES), rest=st.binary(max_size=300))
 @example(first=b"", rest=b"")
 def test_files_that_only_begin_well(tmp_path: Path, first: bytes, rest: bytes) -> None:
-    check(tmp_path, first + rest)
+    check(tmp_path, first + rest, "first bytes, then any")
 
 
 @settings(QUICK, max_examples=100)
@@ -171,7 +186,7 @@ def test_files_that_only_begin_well(tmp_path: Path, first: bytes, rest: bytes) -
     rest=st.binary(max_size=100),
 )
 def test_pnm_headers(tmp_path: Path, magic: str, numbers: list[float], rest: bytes) -> None:
-    check(tmp_path, " ".join([magic, *map(str, numbers)]).encode() + b"\n" + rest)
+    check(tmp_path, " ".join([magic, *map(str, numbers)]).encode() + b"\n" + rest, "pnm headers")
 
 
 @pytest.mark.slow
@@ -184,7 +199,7 @@ def test_many_damaged_files(
     keep: float,
     value_range: tuple[float, float] | None,
 ) -> None:
-    check(tmp_path, mutated(name, edits, keep), value_range)
+    check(tmp_path, mutated(name, edits, keep), name, value_range)
 
 
 @pytest.mark.slow
@@ -194,4 +209,4 @@ def test_every_byte_of_the_header(tmp_path: Path, name: str) -> None:
         for value in (0, 0x7F, 0xFF):
             content = bytearray(WHOLE[name])
             content[place] = value
-            check(tmp_path, bytes(content))
+            check(tmp_path, bytes(content), name)

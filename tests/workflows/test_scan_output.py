@@ -98,6 +98,7 @@ def test_fifty_kills(arguments: list[str], undisturbed: dict[str, bytes], tmp_pa
         kill_loop([*arguments, "--batch-size", batch_size], out, 25, int(batch_size))
         assert run(arguments, out, "--resume", "--batch-size", batch_size).exit_code == 3
         assert contents(out) == contents(whole)
+        print(f"\nbatch size {batch_size}: 25 kills, {len(contents(out))} files compared, all bytes equal")
 
 
 @pytest.mark.parametrize("batch_size", ["1", "4"])
