@@ -8,10 +8,11 @@ import re
 import stat
 import struct
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from io import BytesIO
-from itertools import islice
+from itertools import islice, product
 from math import isfinite
 from pathlib import Path
 from typing import BinaryIO
@@ -26,6 +27,8 @@ from aprilcli.io.walk import printable
 
 MAX_PIXELS = 100_000_000  # of a picture, looked up before it is decoded: 300 MB of RGB
 MAX_SCANS = 100  # of a progressive JPEG; encoders use about ten, and each costs a pass over all pixels
+START_OF_SCAN, END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
+MARKER = re.compile(rb"\xff[\x01\xc0-\xcf\xd9-\xfe]")  # in coded data 0xff is followed by 0, or by a restart's number
 TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 SOME_PAGE = "pictures of several pages: the first page is scored"
 TRANSPARENT = "transparent pictures: scored on white"
@@ -136,9 +139,18 @@ def _check(file: BinaryIO, picture: ImageFile.ImageFile, max_pixels: int) -> Non
         check_size(picture.tag_v2.get(322, 1), picture.tag_v2.get(323, 1), max_pixels)  # a tile
     if "progressive" in picture.info:
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            scans = sum(1 for _ in islice(re.finditer(b"\xff\xda", content), MAX_SCANS + 1))
-        if scans > MAX_SCANS:
-            raise InputError(f"a progressive JPEG of more than {MAX_SCANS} scans; save it again")
+            if sum(1 for _ in islice(_scans(content), MAX_SCANS + 1)) > MAX_SCANS:
+                raise InputError(f"a progressive JPEG of more than {MAX_SCANS} scans; save it again")
+
+
+def _scans(content: mmap.mmap) -> Iterator[int]:
+    """Find where each scan of a JPEG begins, marker by marker: what follows the picture is not looked at."""
+    position = 2
+    while (marker := MARKER.search(content, position)) and marker[0] != END_OF_IMAGE:
+        if marker[0] == START_OF_SCAN:
+            yield marker.start()
+        length = int.from_bytes(content[marker.end() : marker.end() + 2], "big")
+        position = marker.end() + length
 
 
 def _orientation(picture: ImageFile.ImageFile, notes: list[str]) -> int:
@@ -187,9 +199,13 @@ def _transform_to_srgb(profile: bytes, mode: str) -> tuple[str, ImageCms.ImageCm
     source = ImageCms.ImageCmsProfile(BytesIO(profile))
     if source.profile.xcolor_space.strip() == "RGB" and mode == "L":
         mode = "RGB"  # grey pictures are often saved with a profile for colour
-    if mode == "RGB" and "srgb" in ImageCms.getProfileDescription(source).lower():
-        return mode, None
-    return mode, ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
+    transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
+    if mode == "RGB":  # sRGB itself, which would only be rounded; known by what it does, as any may bear the name
+        before = np.array(list(product(range(0, 256, 51), repeat=3)), dtype=np.uint8)[None]
+        after = np.asarray(transform.apply(Image.fromarray(before)))
+        if np.abs(before.astype(int) - after).max() <= 2:
+            return mode, None
+    return mode, transform
 
 
 def to_pixels(

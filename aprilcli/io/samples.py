@@ -16,6 +16,7 @@ from PIL import Image, ImageFile, TiffImagePlugin
 from aprilcli.errors import InputError
 
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "PPM")  # what a picture's content may be
+MAX_SIDE = 1_000_000  # pixels: a line camera's hour; decoding a longer one takes time out of proportion
 WHITE = 65535  # of 16 bits
 ROWS_AT_ONCE = 256  # scaled in float64, so that a large picture needs no second copy of that width
 TIFF_MODES = {(0, 1): "L", (1, 1): "L", (1, 2): "LA", (2, 3): "RGB", (2, 4): "RGBA", (5, 4): "CMYK"}  # photometric, n
@@ -235,6 +236,8 @@ def check_size(width: int, height: int, max_pixels: int) -> None:
     """Raise InputError for no pixels, or more than ``max_pixels``, before anything is allocated for them."""
     if width < 1 or height < 1:
         raise InputError(f"a picture of {width} x {height} pixels; the file is damaged")
+    if max(width, height) > MAX_SIDE:
+        raise InputError(f"{width} x {height} pixels: no side may be longer than {MAX_SIDE:,}; cut it into pieces")
     if width * height > max_pixels:
         raise InputError(f"{width} x {height} pixels are more than the limit of {max_pixels}; see --max-pixels")
 

@@ -35,9 +35,10 @@ def find_images(folder: Path, *, follow: bool = False) -> Iterator[FoundImage]:
     """Yield every picture below a folder, known by its extension in any case, sorted by relative path.
 
     The order is that of the paths' bytes (``LC_ALL=C sort``). Names with a leading dot are skipped. Linked files count;
-    linked folders are entered only with ``follow``, and never from inside themselves. What is listed may still turn
-    out unreadable: a dangling link is a picture that cannot be opened.
+    linked folders are entered only with ``follow``, each once, and never from inside themselves. What is listed may
+    still turn out unreadable: a dangling link is a picture that cannot be opened.
     """
+    entered: set[tuple[int, int]] = set()  # targets of links: folders that link to each other would multiply
     pending = [("", _names(folder, follow))]  # a stack of our own: folders may lie deeper than Python recurses
     while pending:
         prefix, names = pending[-1]
@@ -54,7 +55,7 @@ def find_images(folder: Path, *, follow: bool = False) -> Iterator[FoundImage]:
         relative = prefix + os.fsdecode(name)
         if not relative.endswith("/"):
             yield FoundImage(folder / relative, relative)
-        elif not (follow and _is_one_of(folder / relative, (folder / above for above, _ in pending))):
+        elif not follow or _is_new(folder / relative, (folder / above for above, _ in pending), entered):
             pending.append((relative, _names(folder / relative, follow)))
 
 
@@ -75,11 +76,20 @@ def printable(path: Path | str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
-def _is_one_of(folder: Path, others: Iterable[Path]) -> bool:
+def _is_new(folder: Path, above: Iterable[Path], entered: set[tuple[int, int]]) -> bool:
+    """Say whether to enter a folder: not one that we are in, nor the target of a link that was entered before."""
     try:
-        return any(folder.samefile(other) for other in others)
+        if any(folder.samefile(other) for other in above):
+            return False
+        if folder.is_symlink():
+            status = folder.stat()
+            target = (status.st_dev, status.st_ino)
+            if target in entered:
+                return False
+            entered.add(target)
     except OSError:
-        return False  # listing it will say why
+        pass  # listing it will say why
+    return True
 
 
 def _names(folder: Path, follow: bool) -> Iterator[bytes]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from aprilcli.errors import OutputError
-from aprilcli.io.atomic import output_errors, remove_leftovers, written_aside
+from aprilcli.io.atomic import claimed_file, output_errors, remove_leftovers, written_aside
 
 
 def _names(folder: Path) -> list[str]:
@@ -160,3 +160,22 @@ def test_killed_while_writing(tmp_path: Path) -> None:
 def _write(path: Path, content: bytes = b"x") -> None:
     with written_aside(path) as aside:
         aside.write_bytes(content)
+
+
+def test_a_claimed_file_is_rid_of_what_a_killed_writer_of_it_left(tmp_path: Path) -> None:
+    mine, other = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    left = {}
+    for path in (mine, other):
+        with written_aside(path) as aside:
+            aside.write_bytes(b"half")
+            left[path] = aside
+        left[path].write_bytes(b"half")
+    with (
+        claimed_file(mine, "busy"),
+        pytest.raises(OutputError, match=r"a\.safetensors: busy"),
+        claimed_file(mine, "busy"),
+    ):
+        pass
+    assert not left[mine].exists()
+    assert left[other].exists()
+    assert mine.read_bytes() == b"half"

@@ -454,6 +454,13 @@ def test_srgb_is_left_as_it_is_and_grey_may_carry_a_profile_for_colour(tmp_path:
     assert grey.notes == ()
 
 
+def test_a_profile_called_srgb_that_is_another_is_applied(tmp_path: Path) -> None:
+    honest = swapped_profile()
+    misnamed = honest.replace("swap".encode("utf-16-be"), "sRGB".encode("utf-16-be"))
+    Image.new("RGB", (4, 4), (255, 0, 0)).save(tmp_path / "a.png", icc_profile=misnamed)
+    assert abs(decoded(tmp_path / "a.png") - (0, 0, 255)).max() <= 4
+
+
 @pytest.mark.parametrize("profile", [b"nonsense" * 20, b"x", swapped_profile()[:300]])
 def test_a_broken_profile_is_left_out_and_said(tmp_path: Path, profile: bytes) -> None:
     picture = read_image(saved(tmp_path / "a.png", COLOUR, icc_profile=profile))
@@ -569,6 +576,20 @@ def test_a_jpeg_of_endless_scans_is_refused(tmp_path: Path) -> None:
     scan, end = content[start:-2], content[-2:]
     (tmp_path / "a.jpg").write_bytes(content[:start] + scan * (MAX_SCANS + 1) + end)
     assert f"more than {MAX_SCANS} scans" in refusal(tmp_path / "a.jpg")
+
+
+def test_what_follows_a_jpeg_is_no_scan_of_it(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.jpg", GREY, progressive=True)
+    before = decoded(path)
+    path.write_bytes(path.read_bytes() + b"\xff\xda" * (MAX_SCANS + 1))
+    assert np.array_equal(decoded(path), before)
+
+
+@pytest.mark.parametrize("size_wh", [(2_000_000, 1), (1, 2_000_000)])
+def test_a_side_out_of_all_proportion_is_refused(tmp_path: Path, size_wh: tuple[int, int]) -> None:
+    width, height = size_wh
+    (tmp_path / "a.pgm").write_bytes(b"P5\n%d %d\n255\n" % size_wh + bytes(width * height))
+    assert "no side may be longer" in refusal(tmp_path / "a.pgm")
 
 
 @pytest.mark.parametrize(

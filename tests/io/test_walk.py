@@ -217,3 +217,15 @@ def test_printable_leaves_ordinary_names_alone() -> None:
     assert printable("Größe 1/日本 a.png") == "Größe 1/日本 a.png"
     assert printable(Path("a\nb")) == "a\\nb"
     assert printable(os.fsdecode(b"\xff.png")) == "\\xff.png"
+
+
+def test_folders_that_link_to_each_other_do_not_multiply(tmp_path: Path) -> None:
+    count = 12
+    for here in range(count):
+        touch(tmp_path, f"{here:02}/a.png")
+        for there in range(count):
+            if there != here:
+                (tmp_path / f"{here:02}" / f"to{there:02}").symlink_to(tmp_path / f"{there:02}")
+    found = names_in(tmp_path, follow=True)
+    assert len(found) == len(set(found)) <= 2 * count
+    assert {name for name in found if name.count("/") == 1} == {f"{here:02}/a.png" for here in range(count)}
