@@ -1,17 +1,20 @@
 """Files that appear whole or not at all: written aside in the same folder, synced, then renamed.
 
 Whoever is killed while writing leaves the file of before as it was, and at most one hidden file beside it, which
-``remove_leftovers`` finds.
+``remove_leftovers`` finds. ``claimed`` keeps a second writer out.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import filelock
 
 from aprilcli.errors import OutputError
 
@@ -50,7 +53,7 @@ def written_aside(path: Path) -> Iterator[Path]:
     raises, it is removed and what stood at ``path`` stays. Raises OutputError for every OSError, the body's included.
     """
     # Not built from the whole name, which with anything added could be longer than the file system takes.
-    aside = path.with_name(f"{_LEFTOVER_PREFIX}{secrets.token_hex(8)}{path.suffix}")
+    aside = path.with_name(f"{_leftover_prefix(path)}{secrets.token_hex(4)}{path.suffix}")
     try:
         with output_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,6 +65,36 @@ def written_aside(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             aside.unlink(missing_ok=True)
+
+
+def _leftover_prefix(path: Path) -> str:
+    return f"{_LEFTOVER_PREFIX}{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:8]}-"
+
+
+@contextmanager
+def claimed(lock_path: Path, busy: str) -> Iterator[None]:
+    """Hold ``lock_path``, its folder made if need be, against a second holder, who is told ``busy`` (OutputError)."""
+    lock = filelock.FileLock(lock_path, timeout=0)
+    with output_errors(lock_path):
+        lock_path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire()
+        except filelock.Timeout as error:
+            raise OutputError(busy) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def claimed_file(path: Path, busy: str) -> Iterator[None]:
+    """Hold ``path`` against a second writer, and take away what one who was killed left beside it."""
+    with claimed(path.with_name(f".{path.name}.lock"), f"{path}: {busy}"):
+        with output_errors(path):
+            for leftover in path.parent.glob(f"{_leftover_prefix(path)}*"):
+                leftover.unlink(missing_ok=True)
+        yield
 
 
 def remove_leftovers(folder: Path, *, below: bool = True) -> int:

@@ -8,11 +8,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import filelock
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -25,7 +23,7 @@ from aprilcli.core.detector import Detector
 from aprilcli.core.memory_bank import MemoryBank, Recipe, Source, ZeroShotResults
 from aprilcli.errors import InputError, OptionError, OutputError
 from aprilcli.io.artifacts import sha256_of_file
-from aprilcli.io.atomic import output_errors
+from aprilcli.io.atomic import claimed_file
 from aprilcli.io.images import MAX_PIXELS
 from aprilcli.io.published import PUBLISHED
 from aprilcli.io.walk import FoundImage, find_images, printable, require_folder
@@ -79,24 +77,8 @@ def run_enroll(options: EnrollOptions, console: Console) -> EnrollSummary:
     path = new_bank_path(options.part, options.banks)
     if options.coreset is not None and not 0 < options.coreset <= 1:
         raise OptionError(f"--coreset {options.coreset:g}: give a share of the rows, above 0 and up to 1")
-    with _claimed(path):
+    with claimed_file(path, "this part is being enrolled already; wait for it to end"):
         return _enroll(options, path, console)
-
-
-@contextmanager
-def _claimed(path: Path) -> Iterator[None]:
-    """Hold a part against a second `enroll`, from reading its bank to writing it. Raises OutputError."""
-    lock = filelock.FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
-    with output_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire()
-        except filelock.Timeout as error:
-            raise OutputError(f"{path}: this part is being enrolled already; wait for it to end") from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _enroll(options: EnrollOptions, path: Path, console: Console) -> EnrollSummary:

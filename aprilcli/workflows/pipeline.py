@@ -72,17 +72,17 @@ class Reader:
         except InputError as error:
             return Picture(found, error=str(error), stamp=before)
         except MemoryError:
-            return Picture(found, error=f"{found.path}: not enough memory to decode it", stamp=before)
+            return Picture(found, error=f"{found.path}: not enough memory to decode it", stamp="try again")
         return Picture(found, pixels, source.size_hw, source.notes, stamp=before)
 
 
 def stamp(found: FoundImage) -> str:
-    """Tell a file from a changed one: size in bytes and time of change in nanoseconds."""
+    """Tell a file from a changed one: size in bytes, times of writing and of any change in nanoseconds, and inode."""
     try:
         status = found.path.stat()
     except OSError:
         return "gone"
-    return f"{status.st_size} {status.st_mtime_ns}"
+    return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}"
 
 
 def read_all(pool: ThreadPoolExecutor, found: Iterable[FoundImage], reader: Reader, ahead: int) -> Iterator[Picture]:

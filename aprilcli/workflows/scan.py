@@ -5,6 +5,7 @@ find (sorted) → decode ahead on threads → squash → one encode → score �
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import time
@@ -23,7 +24,7 @@ from aprilcli.core.bank_file import bank_path, load_bank
 from aprilcli.core.calibration import DEFAULT_RATE, Calibration, Threshold, check_rate
 from aprilcli.core.detector import Detector
 from aprilcli.core.memory_bank import MemoryBank
-from aprilcli.errors import ArtifactError, BackboneError, InputError, OptionError
+from aprilcli.errors import ArtifactError, BackboneError, InputError, OptionError, OutputError
 from aprilcli.io import reports
 from aprilcli.io.artifacts import sha256_of_file
 from aprilcli.io.images import MAX_PIXELS
@@ -107,7 +108,8 @@ def run_scan(options: ScanOptions, console: Console) -> ScanSummary:
     ):
         kept = _prepare_output(options, record, tally)
         advance(kept.rows)
-        found = itertools.islice(_pictures_to_scan(options), kept.rows, None)
+        # By path, not by count: a picture may have come while the old maps were looked through.
+        found = (one for one in _pictures_to_scan(options) if output.comes_after(one.relative, kept.last))
         with output.open_writer(options.out, kept) as writer:
             for picture, row in _score_all(options, detector, judge, pool, found):
                 writer.write(picture.stamp, row)
@@ -282,7 +284,10 @@ def _score_all(
         if detection is None:
             return picture, reports.ScoreRow(picture.found.relative, "error", error=picture.error)
         if options.maps and detection.anomaly_map is not None:
-            _write_map(options, picture, detection.anomaly_map, description)
+            try:
+                _write_map(options, picture, detection.anomaly_map, description)
+            except InputError as error:
+                return picture, reports.ScoreRow(picture.found.relative, "error", error=str(error))
         return picture, _row(judge, picture, detection)
 
     ahead = 2 * (options.workers + options.batch_size)
@@ -307,11 +312,20 @@ def _detect(
 def _write_map(
     options: ScanOptions, picture: Picture, anomaly_map: NDArray[np.float32], description: dict[str, Any]
 ) -> None:
+    """Write one map. Raises InputError where the picture's name leaves no place for it."""
+    way_on = "rename it, or scan with --no-maps"
+    if output.map_collides(options.folder, picture.found.relative):
+        raise InputError(f"{picture.found.path}: its folder has the name of another picture's heatmap; {way_on}")
     if options.map_size == "source":
         anomaly_map = maps.stretch(torch.from_numpy(anomaly_map), picture.size_hw).numpy()
     value_range = [float(anomaly_map.min()), float(anomaly_map.max())]
     path = output.map_path(options.out, picture.found.relative)
-    reports.write_map(path, anomaly_map, {**description, "range": value_range})
+    try:
+        reports.write_map(path, anomaly_map, {**description, "range": value_range})
+    except OutputError as error:
+        if not isinstance(error.__cause__, OSError) or error.__cause__.errno != errno.ENAMETOOLONG:
+            raise
+        raise InputError(f"{picture.found.path}: its heatmap's name would be too long; {way_on}") from error
 
 
 def _row(judge: Judge, picture: Picture, detection: Detection) -> reports.ScoreRow:

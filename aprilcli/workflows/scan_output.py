@@ -14,18 +14,18 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-import filelock
 import numpy as np
 import tifffile
 
 from aprilcli.errors import OutputError
 from aprilcli.io import reports
+from aprilcli.io.atomic import claimed as claimed_lock
 from aprilcli.io.atomic import output_errors, remove_leftovers
 from aprilcli.io.images import UNREADABLE
-from aprilcli.io.walk import FoundImage, find_images
+from aprilcli.io.walk import EXTENSIONS, FoundImage, find_images
 from aprilcli.workflows.pipeline import stamp
 
 SCORES, MAPS, RUN = "scores.csv", "maps", "run.json"
@@ -36,9 +36,10 @@ CHANGING = ("started", "finished", "counts")  # what may differ between a run an
 
 @dataclass(frozen=True)
 class Kept:
-    """What stands already: how many rows, and where each file ends behind them."""
+    """What stands already: how many rows, the path of the last, and where each file ends behind them."""
 
     rows: int = 0
+    last: str = ""
     scores_end: int = 0
     journal_end: int = 0
 
@@ -46,25 +47,16 @@ class Kept:
 @contextmanager
 def claimed(out: Path) -> Iterator[None]:
     """Hold the output folder, made if need be, against a second scan. Raises OutputError while the first one lives."""
-    lock = filelock.FileLock(out / LOCK, timeout=0)
-    with output_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire()
-        except filelock.Timeout as error:
-            raise OutputError(f"{out}: another scan is writing there; wait for it, or choose another --out") from error
-    try:
+    with claimed_lock(out / LOCK, f"{out}: another scan is writing there; wait for it, or choose another --out"):
         for folder in (out, out / MAPS):
             remove_leftovers(folder, below=folder != out)
         yield
-    finally:
-        lock.release()
 
 
 def has_results(out: Path) -> bool:
     """Say whether results of a scan stand in ``out``. Raises OutputError where that cannot be."""
     with output_errors(out):
-        return any((out / name).exists() for name in (SCORES, RUN, MAPS))
+        return any((out / name).exists() for name in (SCORES, RUN, MAPS, JOURNAL))
 
 
 def refuse_results(out: Path) -> None:
@@ -80,10 +72,10 @@ def remove_results(out: Path) -> None:
     if (out / MAPS).exists() and not (out / RUN).exists():
         raise OutputError(f"{out / MAPS}: stands there without a scan's {RUN}; move it, or choose another --out")
     with output_errors(out):
-        for name in (SCORES, RUN, JOURNAL):
-            (out / name).unlink(missing_ok=True)
         if (out / MAPS).exists():
             shutil.rmtree(out / MAPS)
+        for name in (SCORES, JOURNAL, RUN):  # run.json last: killed in between, these are still a scan's results
+            (out / name).unlink(missing_ok=True)
 
 
 def check_same_run(out: Path, record: dict[str, Any]) -> None:
@@ -91,7 +83,7 @@ def check_same_run(out: Path, record: dict[str, Any]) -> None:
     path = out / RUN
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise OutputError(f"{path}: does not say how its run began ({error}); --overwrite starts anew") from error
     then, now = dict(_leaves(before)), dict(_leaves(json.loads(json.dumps(record))))
     differences = [
@@ -119,7 +111,7 @@ def keep_whole(
     Stops at the first row that is torn, whose picture is another or has changed, or whose map is missing or damaged;
     and at a whole number of batches, so that the rest is encoded in the very batches of an undisturbed run.
     """
-    kept, last = Kept(), ""
+    kept = Kept()
     batch: list[reports.ScoreRow] = []
     for picture, (row, written, scores_end, journal_end) in zip(found, _old_rows(out), strict=False):
         if row.path != picture.relative or written != stamp(picture) or not _map_is_whole(out, row, maps):
@@ -128,17 +120,22 @@ def keep_whole(
         if len(batch) == batch_size:
             for one in batch:
                 on_row(one)
-            kept, last = Kept(kept.rows + batch_size, scores_end, journal_end), row.path
+            kept = Kept(kept.rows + batch_size, row.path, scores_end, journal_end)
             batch = []
-    _remove_maps_behind(out, last)
+    _remove_maps_behind(out, kept.last)
     return kept
+
+
+def comes_after(relative: str, last: str) -> bool:
+    """Say whether a picture comes behind another in the order of the walk."""
+    return os.fsencode(relative) > os.fsencode(last)
 
 
 def _remove_maps_behind(out: Path, last: str) -> None:
     """Delete every map whose picture comes after ``last`` in the order of the walk: it has no row, or will anew."""
     with output_errors(out):
         for found in find_images(out / MAPS):
-            if found.error is None and os.fsencode(found.relative.removesuffix(TIFF)) > os.fsencode(last):
+            if found.error is None and comes_after(found.relative.removesuffix(TIFF), last):
                 found.path.unlink()
 
 
@@ -153,8 +150,8 @@ def _old_rows(out: Path) -> Iterator[tuple[reports.ScoreRow, str, int, int]]:
                     return
                 journal_end += len(written)
                 yield row, written.decode("ascii", "replace").strip(), scores_end, journal_end
-    except (FileNotFoundError, UnicodeError, csv.Error):
-        return
+    except (OSError, UnicodeError, csv.Error):
+        return  # what cannot be read is not kept; writing will say why
 
 
 def _stays_inside(relative: str) -> bool:
@@ -174,6 +171,13 @@ def _map_is_whole(out: Path, row: reports.ScoreRow, maps: bool) -> bool:
 def map_path(out: Path, relative: str) -> Path:
     """Return where a picture's map stands: its whole name and ``.tiff``, so no two pictures share one."""
     return out / MAPS / f"{relative}{TIFF}"
+
+
+def map_collides(folder: Path, relative: str) -> bool:
+    """Say whether a folder on a picture's way bears the name that another picture's map takes (``a.png.tiff/``)."""
+    above = (str(parent) for parent in PurePosixPath(relative).parents if parent.name.endswith(TIFF))
+    beside = (folder / parent.removesuffix(TIFF) for parent in above)
+    return any(os.fsencode(path.suffix.lower()) in EXTENSIONS and path.is_file() for path in beside)
 
 
 class ScanWriter:

@@ -36,7 +36,7 @@ from aprilcli.core.training_set import (
 from aprilcli.errors import ArtifactError, OptionError, OutputError
 from aprilcli.io import reports
 from aprilcli.io.artifacts import Artifact, read_artifact, sha256_of_file, write_artifact
-from aprilcli.io.atomic import output_errors
+from aprilcli.io.atomic import claimed_file, output_errors
 from aprilcli.io.datasets import LabelledDataset, read_dataset
 from aprilcli.io.paper_tables import recognise
 from aprilcli.workflows.console import Console
@@ -96,8 +96,13 @@ class TrainSummary:
 
 def run_train(options: TrainOptions, console: Console) -> TrainSummary:
     """Train the projector of a frozen backbone and write it. Raises the package's errors."""
-    started, began = reports.timestamp(), time.monotonic()
     _check_options(options)
+    with claimed_file(options.out, "a training is writing it already; wait for it to end"):
+        return _train(options, console)
+
+
+def _train(options: TrainOptions, console: Console) -> TrainSummary:
+    started, began = reports.timestamp(), time.monotonic()
     dataset = read_dataset(options.dataset.resolve(), options.layout)
     samples = trainable_samples(dataset)
     _tell_problems(dataset, console)
@@ -234,8 +239,9 @@ class _Run:
         self._check_same_training(path, artifact)
         try:
             self._trainer.restore(artifact.tensors)
-            self._kept_weights = {name: artifact.tensors[f"kept.{name}"] for name in self._kept_weights}
-            self.history = list(artifact.fields["history"])
+            for name, weight in self._kept_weights.items():
+                weight.copy_(artifact.tensors[f"kept.{name}"])
+            self.history = _checked_history(artifact.fields["history"], bool(self._description["settings"]["val"]))
         except (KeyError, RuntimeError, TypeError) as error:
             raise ArtifactError(f"{path}: not a whole checkpoint; delete it and train anew") from error
         console.note(f"going on after epoch {len(self.history)} of {self._options.epochs}")
@@ -349,6 +355,15 @@ class _Run:
         reports.write_json(options.report, report)
         with output_errors(options.checkpoint):
             options.checkpoint.unlink()
+
+
+def _checked_history(history: list[Record], validated: bool) -> list[Record]:
+    """Return the records of a foreign file if they are what an epoch leaves. Raises TypeError."""
+    measures = ("loss", "val_loss") if validated else ("loss",)
+    for epoch, record in enumerate(history, 1):
+        if record["epoch"] != epoch or not all(isinstance(record[name], float) for name in measures):
+            raise TypeError("not the records of epochs")
+    return history
 
 
 def _kept(history: Sequence[Record]) -> Record:

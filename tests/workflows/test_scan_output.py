@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import GoldenCase, draw_photo
@@ -22,6 +23,7 @@ from typer.testing import CliRunner, Result
 from aprilcli.cli import app
 from aprilcli.errors import OutputError
 from aprilcli.io.reports import open_lines
+from aprilcli.workflows import scan_output
 
 COUNT = 12
 
@@ -379,3 +381,111 @@ def test_little_memory_is_a_row_or_a_line_never_a_crash(arguments: list[str], ph
     )
     assert result.returncode in (1, 3), result.stderr
     assert "Traceback" not in result.stderr
+
+
+def rows_of(out: Path) -> dict[str, dict[str, str]]:
+    with (out / "scores.csv").open(newline="") as stream:
+        return {row["path"]: row for row in csv.DictReader(stream)}
+
+
+def test_a_picture_whose_map_has_no_place_gets_its_row_and_the_scan_goes_on(
+    arguments: list[str], photos: Path, tmp_path: Path
+) -> None:
+    long_name = "b" * 247 + ".png"  # the map's would be four bytes longer than a name may be
+    draw_photo(photos / long_name)
+    draw_photo(photos / "01.png.tiff" / "x.png")  # its folder would be the map of 01.png
+    draw_photo(photos / "notes.txt.tiff" / "y.png")
+    (photos / "notes.txt").write_text("no picture")
+    out = tmp_path / "out"
+    assert run(arguments, out).exit_code == 3
+    rows = rows_of(out)
+    assert "too long" in rows[long_name]["error"]
+    assert "another picture's heatmap" in rows["01.png.tiff/x.png"]["error"]
+    assert rows["11.png"]["status"] == rows["01.png"]["status"] == rows["notes.txt.tiff/y.png"]["status"] == "ok"
+    before = contents(out)
+    (out / "maps" / "10.png.tiff").unlink()
+    assert run(arguments, out, "--resume").exit_code == 3
+    assert contents(out) == before
+    assert run(arguments, tmp_path / "no maps", "--no-maps").exit_code == 3
+    assert rows_of(tmp_path / "no maps")[long_name]["status"] == "ok"
+
+
+def test_killed_while_overwriting_it_goes_on_either_way(
+    arguments: list[str], undisturbed: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for way in ("--resume", "--overwrite"):
+        out = Path(shutil.copytree(tmp_path / "undisturbed", tmp_path / way))
+
+        def killed(folder: Path) -> None:
+            (folder / "00.png.tiff").unlink()
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(scan_output.shutil, "rmtree", killed)
+            assert run(arguments, out, "--overwrite").exit_code == 130
+        assert run(arguments, out, way).exit_code == 3
+        assert contents(out) == undisturbed
+
+
+def test_a_picture_that_comes_while_resuming_shifts_no_row(
+    arguments: list[str], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    run(arguments, out)
+    (out / "maps" / "06.png.tiff").unlink()
+    keep_whole = scan_output.keep_whole
+
+    def then_comes_a_picture(*given: Any) -> Any:
+        kept = keep_whole(*given)
+        draw_photo(photos / "00a.png", 80)
+        draw_photo(photos / "07a.png", 81)
+        return kept
+
+    monkeypatch.setattr(scan_output, "keep_whole", then_comes_a_picture)
+    assert run(arguments, out, "--resume").exit_code == 3
+    with (out / "scores.csv").open(newline="") as stream:
+        paths = [row["path"] for row in csv.DictReader(stream)]
+    assert len(paths) == len(set(paths)) == COUNT + 2
+    assert "07a.png" in paths
+
+
+def test_a_file_made_readable_and_one_exchanged_for_its_twin_in_size_and_time_are_scored_anew(
+    arguments: list[str], photos: Path, tmp_path: Path
+) -> None:
+    for name, seed in (("20.bmp", 20), ("21.bmp", 21)):
+        os.utime(draw_photo(photos / name, seed), ns=(10**18, 10**18))
+    (photos / "22.png").symlink_to(tmp_path / "later.png")
+    out = tmp_path / "out"
+    run(arguments, out)
+    (photos / "20.bmp").rename(photos / "x")
+    (photos / "21.bmp").rename(photos / "20.bmp")
+    (photos / "x").rename(photos / "21.bmp")
+    draw_photo(tmp_path / "later.png")
+    assert run(arguments, out, "--resume").exit_code == 3
+    assert contents(out) == contents_of_new_run(arguments, tmp_path)
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "{}"])
+def test_a_foreign_run_file_is_one_line(arguments: list[str], tmp_path: Path, content: str) -> None:
+    run(arguments, tmp_path / "out")
+    (tmp_path / "out" / "run.json").write_text(content)
+    result = run(arguments, tmp_path / "out", "--resume")
+    assert result.exit_code == 1
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_scores_file_that_is_a_folder_is_one_line(arguments: list[str], tmp_path: Path) -> None:
+    run(arguments, tmp_path / "out")
+    (tmp_path / "out" / "scores.csv").unlink()
+    (tmp_path / "out" / "scores.csv").mkdir()
+    result = run(arguments, tmp_path / "out", "--resume")
+    assert result.exit_code == 1
+    assert "scores.csv: cannot be written" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_journal_that_is_not_ours_is_not_cut(arguments: list[str], tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".journal").write_text("mine")
+    assert run(arguments, tmp_path / "out").exit_code == 1
+    assert (tmp_path / "out" / ".journal").read_text() == "mine"

@@ -25,7 +25,8 @@ from aprilcli.core.metrics import auroc
 from aprilcli.core.projector import load_projector, save_projector
 from aprilcli.core.prompts import encode_prompts
 from aprilcli.core.training_set import prepare_input, split_validation, trainable_samples
-from aprilcli.io.artifacts import read_header
+from aprilcli.io.artifacts import read_artifact, read_header, write_artifact
+from aprilcli.io.atomic import claimed_file
 from aprilcli.io.datasets import read_dataset
 from aprilcli.types import ModelSpec
 from aprilcli.workflows import train as train_workflow
@@ -398,6 +399,32 @@ def test_a_damaged_checkpoint_is_refused(parts: Path, model: list[str], tmp_path
     result = train(parts, tmp_path / "p.safetensors", model, "--resume")
     assert result.exit_code == 1
     assert "pickle" in line_of(result)
+
+
+@pytest.mark.parametrize("history", [[1], [{"epoch": 1}], [{"epoch": 2, "loss": 1.0}], {"a": 1}, None])
+def test_a_checkpoint_of_foreign_records_is_refused(
+    parts: Path, model: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, history: object
+) -> None:
+    out = tmp_path / "p.safetensors"
+    with monkeypatch.context() as patch:
+        stop_in_step(patch, STEPS_PER_EPOCH + 1)
+        train(parts, out, model, "--epochs", 2)
+    checkpoint = out.with_name(out.name + ".checkpoint")
+    artifact = read_artifact(checkpoint, train_workflow.CHECKPOINT)
+    write_artifact(checkpoint, artifact.kind, artifact.tensors, {**artifact.fields, "history": history})
+    result = train(parts, out, model, "--epochs", 2, "--resume")
+    assert result.exit_code == 1
+    assert "not a whole checkpoint" in line_of(result)
+
+
+def test_a_second_training_into_one_file_is_refused_while_the_first_lives(
+    parts: Path, model: list[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "p.safetensors"
+    with claimed_file(out, ""):
+        for arguments in ([], ["--resume"]):
+            assert "a training is writing it already" in line_of(train(parts, out, model, *arguments))
+    assert train(parts, out, model, "--epochs", 1).exit_code == 0
 
 
 def test_what_is_there_is_never_overwritten(parts: Path, model: list[str], tmp_path: Path) -> None:
