@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
 
+MAX_IMAGE_SIZE = 4096  # pixels of the model's input; a mistyped or hostile size would take all memory
 _TEXTS = ("backbone", "pretrained", "activation", "fingerprint")
 _COUNTS = ("image_size", "joint_width")
 
@@ -58,6 +59,8 @@ class ModelSpec:
             len(spec.stages) == len(spec.stage_widths) and len(spec.mean) == len(spec.std) == 3
         ):
             raise ValueError("sizes must be positive, with a width for each stage and three channels")
+        if spec.image_size > MAX_IMAGE_SIZE:
+            raise ValueError(f"image_size {spec.image_size} is beyond {MAX_IMAGE_SIZE}")
         return spec
 
     @property

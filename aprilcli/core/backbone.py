@@ -6,22 +6,24 @@ import contextlib
 import copy
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
 from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.transformer import QuickGELU, VisionTransformer
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from aprilcli.errors import ArtifactError, BackboneError, OptionError
 from aprilcli.io.hub import fetch_clip_weights
-from aprilcli.types import ImageFeatures, ModelSpec
+from aprilcli.types import MAX_IMAGE_SIZE, ImageFeatures, ModelSpec
 
 TINY = "tiny"
 PAPER = "paper"
@@ -34,6 +36,7 @@ PAPER_STAGES = (6, 12, 18, 24)
 STAGE_COUNT = 4
 RESNET_STRIDE = 32  # pixels of the input per cell of the last stage
 SENTENCES_PER_PASS = 128
+ROOM_FOR_POSITIONS = 10_000_000  # weights that a configuration may declare beyond those in its file
 FOLDER_CONFIG, FOLDER_WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -65,6 +68,15 @@ class Backbone:
         self._is_resnet = isinstance(self._model.visual, ModifiedResNet)
         if self._is_resnet:
             self._model.visual.to(memory_format=torch.channels_last)
+
+    @property
+    def grids(self) -> tuple[tuple[int, int], ...]:
+        """How many patches (h, w) each stage makes of a picture."""
+        if self._is_resnet:
+            cells = (self.spec.image_size * 2 ** (STAGE_COUNT - stage) // RESNET_STRIDE for stage in self.spec.stages)
+            return tuple((side, side) for side in cells)
+        height, width = self._model.visual.grid_size
+        return ((int(height), int(width)),) * len(self.spec.stages)
 
     @torch.inference_mode()
     def encode(self, pixels: torch.Tensor) -> ImageFeatures:
@@ -175,7 +187,7 @@ def load_backbone(
         joint_width=int(visual.output_dim),
         mean=tuple(map(float, preprocessing["mean"])),  # type: ignore[arg-type]  # three channels
         std=tuple(map(float, preprocessing["std"])),  # type: ignore[arg-type]
-        fingerprint=fingerprint(_lasting_weights(clip)),
+        fingerprint=fingerprint(_lasting_weights(clip, source), _architecture(config)),
     )
     backbone = Backbone(clip, _tokenizer(source), spec, resolved_device, resolved_precision)
     backbone.notes = _activation_notes(source, spec)
@@ -255,15 +267,42 @@ def _configuration(source: _Source) -> tuple[dict[str, Any], dict[str, Any]]:
         if not needed.is_file():
             raise ArtifactError(f"{source.folder}: {needed.name} is missing; a model folder holds it and its companion")
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if "trust_remote_code" in text:
+            raise ValueError("it asks to run foreign code")
+        fields = json.loads(text)
         config, preprocessing = dict(fields["model_cfg"]), dict(fields.get("preprocess_cfg", {}))
         config["vision_cfg"], config["text_cfg"] = dict(config["vision_cfg"]), dict(config["text_cfg"])
         chosen = {key: [float(value) for value in preprocessing.get(key, defaults[key])] for key in defaults}
-        if any(len(values) != 3 for values in chosen.values()) or min(chosen["std"]) <= 0:
-            raise ValueError("mean and std need three values, std above 0")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ArtifactError(f"{path}: not an open_clip configuration ({error!r})") from error
+        if any(len(values) != 3 for values in chosen.values()):
+            raise ValueError("mean and std need three values")
+        if not all(abs(value) <= 255 for value in chosen["mean"]) or not all(1e-3 < v <= 255 for v in chosen["std"]):
+            raise ValueError("mean and std must be numbers of pixel values in 0 to 1")
+        if not 0 < _native_size(config) <= MAX_IMAGE_SIZE:
+            raise ValueError(f"image_size must be from 1 to {MAX_IMAGE_SIZE}")
+        _check_declared_size(config, source.folder / FOLDER_WEIGHTS)
+    except (ValueError, KeyError, TypeError, IndexError, ArithmeticError, RecursionError, SafetensorError) as error:
+        raise ArtifactError(f"{path}: not an open_clip configuration ({_first_line(error)})") from error
     return config, chosen
+
+
+def _check_declared_size(config: dict[str, Any], weights: Path) -> None:
+    """Refuse, before anything is allocated, a configuration of more weights than its file holds. Raises ValueError."""
+    with safe_open(weights, framework="pt") as file:
+        held = [math.prod(file.get_slice(name).get_shape()) for name in file.keys()]  # noqa: SIM118  # not a dict
+    layers = [config["text_cfg"].get("layers", 0), *np.atleast_1d(config["vision_cfg"].get("layers", 0)).tolist()]
+    if sum(map(int, layers)) > len(held):
+        raise ValueError(f"it declares {sum(map(int, layers)):,} layers, its weights file holds {len(held):,} tensors")
+    if config.get("custom_text") or "hf_model_name" in config["text_cfg"] or "timm_model_name" in config["vision_cfg"]:
+        return  # built by another library
+    with torch.device("meta"):
+        declared = sum(weight.numel() for weight in CLIP(**config).parameters())
+    if declared > 2 * sum(held) + ROOM_FOR_POSITIONS:
+        raise ValueError(f"it declares {declared:,} weights, its weights file holds {sum(held):,}")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _native_size(config: dict[str, Any]) -> int:
@@ -273,6 +312,8 @@ def _native_size(config: dict[str, Any]) -> int:
 
 def _check_image_size(name: str, config: dict[str, Any], size: int, is_resnet: bool) -> None:
     patch = RESNET_STRIDE if is_resnet else (config["vision_cfg"].get("patch_size") or 16)
+    if size > MAX_IMAGE_SIZE:
+        raise OptionError(f"--image-size {size}: the largest is {MAX_IMAGE_SIZE}")
     if size < patch or size % patch:
         nearest = max(patch, round(size / patch) * patch)
         raise OptionError(f"--image-size {size}: {name} needs a multiple of {patch}, for example {nearest}")
@@ -307,10 +348,11 @@ def _create(source: _Source, size: int, is_resnet: bool, preprocessing: dict[str
             force_image_size=force_size,
             force_preprocess_cfg=copy.deepcopy(preprocessing),
         )
-    except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+    except (SafetensorError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, OSError) as error:
         where = source.folder or f"{source.name}:{source.pretrained}"
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ArtifactError(f"{where}: the model cannot be loaded ({reason}); fetch or copy it anew") from error
+        raise ArtifactError(
+            f"{where}: the model cannot be loaded ({_first_line(error)}); fetch or copy it anew"
+        ) from error
 
 
 def _tokenizer(source: _Source) -> Any:
@@ -343,19 +385,28 @@ def _stage_widths(visual: Any, stages: tuple[int, ...]) -> tuple[int, ...]:
     return (int(visual.transformer.width),) * len(stages)
 
 
-def fingerprint(weights: Mapping[str, torch.Tensor]) -> str:
-    """Return the SHA-256 over names, shapes and float32 values, in hexadecimal."""
-    digest = hashlib.sha256()
+def fingerprint(weights: Mapping[str, torch.Tensor], architecture: str = "") -> str:
+    """Return the SHA-256 over names, shapes and float32 values, and what shapes do not tell, in hexadecimal."""
+    digest = hashlib.sha256(architecture.encode())
     for name, tensor in sorted(weights.items()):
         digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
-def _lasting_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Return every weight but the picture positions, which depend on the image size."""
-    return {
-        name: tensor
-        for name, tensor in model.state_dict().items()
-        if not (name.startswith("visual.") and name.endswith("positional_embedding"))
-    }
+def _lasting_weights(model: torch.nn.Module, source: _Source) -> dict[str, torch.Tensor]:
+    """Return every weight, but the picture positions, which are resized, as a folder's file has them."""
+    weights = model.state_dict()
+    positions = [name for name in weights if name.startswith("visual.") and name.endswith("positional_embedding")]
+    for name in positions:
+        del weights[name]
+    if source.folder is not None:
+        with safe_open(source.folder / FOLDER_WEIGHTS, framework="pt") as file:
+            weights |= {name: file.get_tensor(name) for name in positions if name in file.keys()}  # noqa: SIM118
+    return weights
+
+
+def _architecture(config: dict[str, Any]) -> str:
+    """Say all of a configuration but the picture size, as text: heads and activations change no weight."""
+    vision = {name: value for name, value in config["vision_cfg"].items() if name != "image_size"}
+    return json.dumps({**config, "vision_cfg": vision}, sort_keys=True, default=str)

@@ -42,6 +42,7 @@ class Detector:
         self.object_name = object_name
         if bank is not None:
             bank.check(backbone.spec, self.projector_fingerprint, object_name)
+            bank.check_grids(backbone.grids)
         self._bank_features = tuple(rows.to(backbone.device) for rows in bank.features) if bank is not None else ()
         self.text_features = encode_prompts(backbone, object_name)
         self.notes = backbone.notes

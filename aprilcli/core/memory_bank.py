@@ -54,7 +54,8 @@ class Recipe:
         if self.value_range is not None:
             low, high = map(float, self.value_range)
             object.__setattr__(self, "value_range", (low, high))
-        if not all(isinstance(one, str) for one in (self.model, self.projector or "", self.projector_fingerprint)):
+        texts = (self.model, self.projector or "", self.projector_fingerprint)
+        if not all(isinstance(one, str) and "\0" not in one for one in texts):
             raise TypeError("a recipe's model, projector and fingerprint must be text")
 
 
@@ -137,6 +138,19 @@ class MemoryBank:
             raise ArtifactError(
                 f"the bank of {self.object_name!r} was calibrated with that name in its prompts, not {object_name!r}; "
                 "leave --object out, or enroll the part under this name"
+            )
+
+    def check_grids(self, grids: Sequence[tuple[int, int]]) -> None:
+        """Refuse a bank whose rows are not those of a model with these grids N × (h, w). Raises ArtifactError."""
+        patches = [height * width for height, width in grids]
+        counts = [set(stage) for stage in self.rows_per_source]
+        whole = self.coreset_fraction == 1
+        fit = all(c == {n} if whole else max(c) <= n for c, n in zip(counts, patches, strict=True))
+        logits = () if self.zero_shot is None else self.zero_shot.logits
+        if not fit or any(tuple(one.shape[1:]) != grid for one, grid in zip(logits, grids, strict=False)):
+            raise ArtifactError(
+                f"the bank of {self.object_name!r} does not hold the {patches} patches that its model makes of a "
+                f"picture at {self.spec.image_size} pixels; enroll the part anew"
             )
 
     def to_artifact(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

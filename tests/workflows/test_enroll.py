@@ -410,6 +410,9 @@ def test_a_killed_enrolment_leaves_the_old_bank_whole(model: list[object], banks
         ("p.safetensors", ("spec", "mean"), [0.5]),
         ("p.safetensors", ("sources",), 7),
         ("p.safetensors", ("recipe", "value_range"), ["a", 1]),
+        ("p.safetensors", ("recipe", "projector"), "\0x"),
+        ("p.safetensors", ("spec", "image_size"), 2**31),
+        ("p.safetensors", ("spec", "image_size"), 2**100),
     ],
 )
 def test_hostile_banks_are_one_line(
@@ -425,6 +428,19 @@ def test_hostile_banks_are_one_line(
     write_artifact(banks / file, "bank", artifact.tensors, artifact.fields)
     for command in (["scan", good, "--part", "p"], ["enroll", good, "--part", "p", "--append"]):
         assert "p.safetensors" in line_of(run(*command, "--banks", banks))
+
+
+def test_a_bank_whose_rows_are_not_those_of_its_picture_size_is_refused(
+    model: list[object], banks: Path, tmp_path: Path
+) -> None:
+    good = draw_good(tmp_path / "good", 2)
+    run("enroll", good, "--part", "p", "--banks", banks, *model)
+    artifact = read_artifact(banks / "p.safetensors", "bank")
+    artifact.fields["spec"]["image_size"] = 56
+    draw_photo(good / "new.png", 9)
+    write_artifact(banks / "p.safetensors", "bank", artifact.tensors, artifact.fields)
+    for command in (["scan", good, "--part", "p"], ["enroll", good, "--part", "p", "--append"]):
+        assert "at 56 pixels; enroll the part anew" in line_of(run(*command, "--banks", banks))
 
 
 @pytest.mark.parametrize("harm", ["strip", "description", "shape"])
