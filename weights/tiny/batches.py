@@ -22,6 +22,36 @@ TONES = np.linspace(0, 1, 256)
 SEEN = 6  # least pixels of a mask in the training picture that make it defective; fewer are not judged
 
 
+@dataclass(frozen=True)
+class Wear:
+    """How worn or dusty the good surface of a product is: specks, streaks and uneven light, anew in every picture."""
+
+    specks: int
+    speck: float  # mean depth of a speck; pixels span 2
+    streak: float
+    along: int  # the axis of the streaks
+    light: float
+
+    @classmethod
+    def draw(cls, rng: Generator, side: int) -> "Wear":
+        """Draw a product's style; most have one or two of the three."""
+        present = rng.random(3) < (0.7, 0.6, 0.6)
+        count = int(np.exp(rng.uniform(np.log(5), np.log(side * side / 40))))
+        depths = present * (rng.uniform(0.1, 0.4), rng.uniform(0.02, 0.15), rng.uniform(0.05, 0.3))
+        return cls(count, float(depths[0]), float(depths[1]), int(rng.integers(2)), float(depths[2]))
+
+    def paint(self, rng: Generator, side: int) -> np.ndarray:
+        """One picture's wear, float32 [side, side, 1], to be added to its pixels."""
+        spots = np.zeros(side * side, np.float32)
+        depths = rng.standard_exponential(self.specks) * rng.choice([-1, -1, 1], self.specks)
+        spots[rng.integers(0, side * side, self.specks)] = self.speck * depths
+        spots = 3 * cv2.GaussianBlur(spots.reshape(side, side), (0, 0), rng.uniform(0.6, 1.0))
+        lines = self.streak * rng.standard_normal((side, 1) if self.along else (1, side)).astype(np.float32)
+        cells = int(rng.integers(3, 6))
+        soft = cv2.resize(rng.standard_normal((2, cells, cells)).astype(np.float32).transpose(1, 2, 0), (side, side))
+        return (spots + lines * np.clip(0.7 + 0.5 * soft[..., 0], 0, 2) + self.light * soft[..., 1])[..., None]
+
+
 @dataclass
 class Batch:
     """P products, n = PICTURES pictures each, side S."""
@@ -37,9 +67,10 @@ class Batch:
 class Batches(IterableDataset):
     """Endless batches of one size from a drawn set; the same for the same seed."""
 
-    def __init__(self, folder: Path, products: int, side: int, seed: int, batches: int) -> None:
-        """So many batches of so many products at `side` pixels, from the arrays in `folder`."""
+    def __init__(self, folder: Path, products: int, side: int, seed: int, batches: int, worn: float = 0) -> None:
+        """So many batches of so many products at `side` pixels, from the arrays in `folder`; a share of them worn."""
         self.folder, self.products, self.side, self.seed, self.batches = folder, products, side, seed, batches
+        self.worn = worn
 
     def __iter__(self) -> Iterator[Batch]:
         """Draw the batches, one after the other."""
@@ -60,7 +91,7 @@ class Batches(IterableDataset):
     ) -> tuple[np.ndarray, np.ndarray, list[str], list[str], int]:
         """One product: the same window of each picture, turned alike, recoloured alike."""
         picks = [*rng.permutation(GOOD), *(GOOD + rng.permutation(BAD)[:QUERIES_BAD])]
-        window = int(rng.integers(min(int(0.7 * self.side), SIDE), min(SIDE, int(2.2 * self.side)) + 1))
+        window = int(rng.integers(min(int(0.7 * self.side), SIDE), SIDE + 1))
         room = SIDE - window
         corner = rng.integers(0, room + 1, 2)
         if rng.random() < 0.75:  # on a defect of one of the two
@@ -73,6 +104,7 @@ class Batches(IterableDataset):
         order, invert = rng.permutation(3), rng.random() < 0.15
         contrast = rng.uniform(0.35, 1.1) if rng.random() < 0.5 else 1.0
         level = rng.uniform(0.3, 0.7)
+        wear = Wear.draw(rng, self.side) if self.worn and rng.random() < self.worn else None
         size = (self.side, self.side)
         pixels = np.empty((PICTURES, *size, 3), np.float32)
         mask = np.empty((PICTURES, self.side // 2, self.side // 2), np.float32)
@@ -95,6 +127,8 @@ class Batches(IterableDataset):
                 pixels[n] = tone[cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY)][..., None]
             else:
                 pixels[n] = tone[image[..., order] if tint < 0.7 else image]
+            if wear:
+                pixels[n] += wear.paint(rng, self.side)
             if rng.random() < 0.5:
                 start = rng.integers(0, len(self.grain) - pixels[n].size)
                 pixels[n] += 0.06 * rng.random() * self.grain[start : start + pixels[n].size].reshape(pixels[n].shape)

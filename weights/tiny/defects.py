@@ -18,6 +18,7 @@ WORDS: dict[str, tuple[str, ...]] = {
     "stain": ("stained {}", "{} with a stain", "discoloured {}"),
     "uneven": ("uneven {}", "{} with an uneven patch", "{} with a faded area"),
     "rough": ("worn {}", "{} with a rough patch", "frayed {}"),
+    "zone": ("unevenly finished {}", "{} with an unfinished area", "{} with a bare patch", "worn {}"),
     "dent": ("dented {}", "{} with a dent", "{} with a bump"),
     "foreign": ("contaminated {}", "{} with foreign matter", "{} with glue on it"),
     "pasted": ("faulty {}", "{} with a misplaced piece", "torn {}"),
@@ -33,7 +34,7 @@ WORDS: dict[str, tuple[str, ...]] = {
 SHAPED = ("bite", "bulge", "gap", "bridge", "hole", "missing", "shifted", "bite", "bulge", "gap")
 SURFACE = (
     "scratch", "scratch", "hair", "crack", "crack", "spots", "pit", "pit", "stain", "uneven", "uneven", "rough", "dent",
-    "foreign", "pasted", "bent",
+    "foreign", "pasted", "bent", "zone", "zone",
 )  # fmt: skip
 VISIBLE = 0.055  # least change of a channel, 0..1, that counts as a defect
 
@@ -183,22 +184,68 @@ def _mark(rng: Generator, image: np.ndarray, other: np.ndarray, at: np.ndarray, 
     return cv2.remap(image, where_x, where_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
 
 
+def _region(rng: Generator, at: np.ndarray) -> np.ndarray:
+    """A large part of the picture as a weight [SIDE, SIDE]: beyond a line, between two lines, a lobe or a slab."""
+    turn = rng.choice([0, np.pi / 2, np.pi, -np.pi / 2, rng.uniform(0, 2 * np.pi)])
+    waves = rng.uniform(0, 6) * noise(rng, 2.0) + rng.uniform(0, 2) * noise(rng, 1.1)
+    u = (XX - at[0]) * np.cos(turn) + (YY - at[1]) * np.sin(turn) + waves
+    v = -(XX - at[0]) * np.sin(turn) + (YY - at[1]) * np.cos(turn) + waves
+    kind = rng.integers(4)
+    if kind == 0:
+        inside = u > np.quantile(u, rng.uniform(0.65, 0.96))
+    elif kind == 1:
+        inside = np.abs(u) < rng.uniform(8, 40)
+    elif kind == 2:
+        inside = _blob(rng, at, rng.uniform(20, 75), 0.7) > 0.5
+    else:
+        inside = (np.abs(u) < rng.uniform(12, 50)) & (np.abs(v) < rng.uniform(20, 110))
+    return cv2.GaussianBlur(inside.astype(np.float32), (0, 0), rng.choice([0.6, rng.uniform(0.6, 5)]))
+
+
+def _zone(
+    rng: Generator, image: np.ndarray, other: np.ndarray, at: np.ndarray, part: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """A large zone of another finish (brightness, contrast, grain, blur or material), and its mask; None if unseen."""
+    weight = _region(rng, at) * (1 if part is None else part)
+    smooth = cv2.GaussianBlur(image, (0, 0), 6)
+    changed = image
+    for way in rng.choice(5, 1 if rng.random() < 0.6 else 2, replace=False):
+        if way == 0:
+            changed = changed + rng.choice([-1, 1]) * rng.uniform(0.06, 0.28)
+        elif way == 1:
+            changed = smooth + (changed - smooth) * rng.choice([rng.uniform(0, 0.5), rng.uniform(1.6, 2.8)])
+        elif way == 2:
+            grain = noise(rng, rng.choice([0.0, 0.5, 0.8]), rng.choice([1, 4, 16]), rng.choice([0, np.pi / 2]))
+            changed = changed + rng.uniform(0.04, 0.15) * grain[..., None]
+        elif way == 3:
+            changed = cv2.GaussianBlur(changed, (0, 0), rng.uniform(1.5, 6))
+        else:
+            changed = changed + rng.uniform(0.4, 1) * (other + (smooth - other).mean((0, 1)) - changed)
+    changed = np.clip(blend(image, changed, weight), 0, 1).astype(np.float32)
+    inside = weight > 0.5
+    if inside.sum() < 60:
+        return None
+    shift = np.abs((changed - image)[inside].mean(0)).max()
+    before, after = ((one - cv2.blur(one, (15, 15)))[inside].std() for one in (image, changed))
+    if shift < 0.05 + 0.5 * before and abs(np.log((after + 0.01) / (before + 0.01))) < 0.5:
+        return None
+    return changed, inside.astype(np.uint8)
+
+
 def add_defect(
-    rng: Generator, picture: Picture, image: np.ndarray, wanted: str | None = None, choice: str = "clear"
+    rng: Generator, picture: Picture, image: np.ndarray, wanted: str | None = None
 ) -> tuple[np.ndarray, np.ndarray, str] | None:
     """Draw one visible defect, the wanted one or any: the picture in 0..1, its mask uint8 [SIDE, SIDE], its name.
 
-    The choice is "subtle" (it stands out from the grain), "clear" (also from the texture around it) or "varied" (clear,
-    and three in ten are large).
-
-    A defect counts only if the eye can tell it from the grain around it; after eight failures the answer is None.
+    A defect counts only if it stands out from the grain and from the texture around it; after eight failures the answer
+    is None. Three in ten are large.
     """
     coverage = None if picture.figure is None else picture.coverage()
     for _ in range(8):
-        grow = float(rng.uniform(1.5, 3.5)) if choice == "varied" and rng.random() < 0.3 else 1.0
+        grow = float(rng.uniform(1.5, 3.5)) if rng.random() < 0.3 else 1.0
         shaped = coverage is not None and (wanted in SHAPED if wanted else rng.random() < 0.45)
         defect = wanted or str(rng.choice(SHAPED if shaped else SURFACE))
-        if shaped and defect == "missing" and len(picture.strokes) < 2:
+        if shaped and defect in ("missing", "shifted") and len(picture.strokes) < 2:
             continue
         if shaped:
             changed = _reshape(rng, picture, coverage, defect, grow)
@@ -209,6 +256,11 @@ def add_defect(
             if rng.random() < 0.5:
                 base = rng.uniform(0, 1, 3) if rng.random() < 0.5 else rng.uniform(0, 1)
                 other = np.clip(base + 0.12 * noise(rng, rng.choice([0.5, 1.1, 2.0]))[..., None], 0, 1)
+            if defect == "zone":
+                drawn = _zone(rng, image, other.astype(np.float32), at, coverage if on_part else None)
+                if drawn is None or drawn[1].sum() > 0.4 * SIDE * SIDE:
+                    continue
+                return *drawn, defect
             changed = np.clip(_mark(rng, image, other.astype(np.float32), at, defect, grow), 0, 1).astype(np.float32)
         change = cv2.GaussianBlur(np.abs(changed - image).max(2), (3, 3), 0)
         mask = change > VISIBLE
@@ -221,10 +273,9 @@ def add_defect(
         grain = float((image - cv2.blur(image, (7, 7)))[around].std()) if around.any() else 0.0
         if change[mask > 0].mean() <= max(1.6 * VISIBLE, 1.5 * grain):
             continue
-        if choice != "subtle":
-            texture = np.abs(image - cv2.blur(image, (31, 31))).max(2)
-            surroundings = cv2.dilate(mask, np.ones((25, 25), np.uint8)) > mask
-            if change[mask > 0].mean() <= 2 * float(np.median(texture[surroundings])) + VISIBLE:
-                continue
+        texture = np.abs(image - cv2.blur(image, (31, 31))).max(2)
+        surroundings = cv2.dilate(mask, np.ones((25, 25), np.uint8)) > mask
+        if change[mask > 0].mean() <= 2 * float(np.median(texture[surroundings])) + VISIBLE:
+            continue
         return changed, mask, defect
     return None

@@ -2,7 +2,6 @@
 
     python draw.py FOLDER --products 5000 --seed 1            # the kinds that training may see
     python draw.py FOLDER --products 200 --seed 9 --held-out  # the kinds it never sees, to measure it
-    python draw.py FOLDER --defects subtle ...                # also some that hardly stand out from the texture
 
 FOLDER gets images.npy uint8 [N, 6, SIDE, SIDE, 3] (pictures 0-2 of a product are good, 3-5 have a defect), masks.npy
 uint8 [N, 6, SIDE, SIDE] of 0/1 and products.json (kind and defects of each product).
@@ -25,15 +24,13 @@ GOOD, BAD = 3, 3  # pictures of one product
 ON_TOP = ("scratch", "hair", "spots", "stain", "pit", "crack")  # defects that may be the second of a picture
 
 
-def draw_product(
-    seed: int, number: int, kind: str, choice: str = "clear"
-) -> tuple[np.ndarray, np.ndarray, dict[str, object]]:
+def draw_product(seed: int, number: int, kind: str) -> tuple[np.ndarray, np.ndarray, dict[str, object]]:
     """All pictures of one product; the same for the same arguments.
 
     A style on which no defect can be seen (it happens to coarse gravel) is given up for another.
     """
     for style in range(100):
-        drawn = _draw_style([seed, number, *([1000 + style] if style else [])], kind, choice)
+        drawn = _draw_style([seed, number, *([1000 + style] if style else [])], kind)
         if drawn is not None:
             break
     else:
@@ -42,7 +39,7 @@ def draw_product(
     return images, masks, {"kind": kind, "defects": found}
 
 
-def _draw_style(seed: list[int], kind: str, choice: str) -> tuple[np.ndarray, np.ndarray, list[list[str]]] | None:
+def _draw_style(seed: list[int], kind: str) -> tuple[np.ndarray, np.ndarray, list[list[str]]] | None:
     """The pictures, masks and defects of one style, or None where a defect stays unseen."""
     take = make_product(kind, np.random.default_rng(seed))
     images = np.zeros((GOOD + BAD, SIDE, SIDE, 3), np.uint8)
@@ -55,7 +52,7 @@ def _draw_style(seed: list[int], kind: str, choice: str) -> tuple[np.ndarray, np
             picture = take(rng)
             image = picture.compose()
             if index >= GOOD:
-                image, masks[index], names = _add_defects(rng, picture, image, choice)
+                image, masks[index], names = _add_defects(rng, picture, image)
             if names:
                 break
         if index >= GOOD and not names:
@@ -65,13 +62,11 @@ def _draw_style(seed: list[int], kind: str, choice: str) -> tuple[np.ndarray, np
     return images, masks, found
 
 
-def _add_defects(
-    rng: Generator, picture: Picture, image: np.ndarray, choice: str
-) -> tuple[np.ndarray, np.ndarray, list[str]]:
+def _add_defects(rng: Generator, picture: Picture, image: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """One defect, in a quarter of the pictures two."""
     mask, names = np.zeros((SIDE, SIDE), np.uint8), []
     for _ in range(1 if rng.random() < 0.75 else 2):
-        drawn = add_defect(rng, picture, image, choice=choice)
+        drawn = add_defect(rng, picture, image)
         # A reshaped picture is composed anew and would undo the first defect.
         if drawn is None or (names and (drawn[2] in names or drawn[2] not in ON_TOP)):
             continue
@@ -81,11 +76,11 @@ def _add_defects(
     return image, mask, names
 
 
-def _task(task: tuple[int, int, str, str]) -> tuple[np.ndarray, np.ndarray, dict[str, object]]:
+def _task(task: tuple[int, int, str]) -> tuple[np.ndarray, np.ndarray, dict[str, object]]:
     return draw_product(*task)
 
 
-def draw(folder: Path, products: int, seed: int, held_out: bool, choice: str, workers: int = 2) -> None:
+def draw(folder: Path, products: int, seed: int, held_out: bool, workers: int = 2) -> None:
     """Draw a set of products into a folder, kinds in turn."""
     kinds = [k for k in KINDS if (k in HELD_OUT) == held_out]
     folder.mkdir(parents=True, exist_ok=True)
@@ -93,7 +88,7 @@ def draw(folder: Path, products: int, seed: int, held_out: bool, choice: str, wo
     images = open_memmap(folder / "images.npy", "w+", np.uint8, (*shape, 3))
     masks = open_memmap(folder / "masks.npy", "w+", np.uint8, shape)
     about, began = [], time.monotonic()
-    tasks = [(seed, number, kinds[number % len(kinds)], choice) for number in range(products)]
+    tasks = [(seed, number, kinds[number % len(kinds)]) for number in range(products)]
     with multiprocessing.Pool(workers) as pool:
         for number, (picture, mask, facts) in enumerate(pool.imap(_task, tasks, 8)):
             images[number], masks[number] = picture, mask
@@ -111,6 +106,5 @@ if __name__ == "__main__":
     parser.add_argument("--products", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--held-out", action="store_true")
-    parser.add_argument("--defects", choices=("subtle", "clear", "varied"), default="clear")
     options = parser.parse_args()
-    draw(options.folder, options.products, options.seed, options.held_out, options.defects)
+    draw(options.folder, options.products, options.seed, options.held_out)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from train_clip import STAGES, Model
 
 from aprilcli.core.backbone import load_backbone
 from aprilcli.core.projector import Projector, save_projector
@@ -22,8 +23,10 @@ MADE = "2026-11-24T00:00:00Z"  # fixed, so that a rebuilt file has the same byte
 def export(checkpoint: Path, folder: Path, image_size: int | None = None) -> None:
     """Write the three files; the pool's positions are all zero, so the native size is free to choose."""
     saved = torch.load(checkpoint)
-    config, weights = saved["config"], saved["model"]
-    clip = {name.removeprefix("clip."): tensor for name, tensor in weights.items() if name.startswith("clip.")}
+    config = saved["config"]
+    model = Model(config)
+    model.load_state_dict(saved["model"])
+    clip = model.clip.state_dict()
     if image_size:
         config["vision_cfg"]["image_size"] = image_size
         width = clip["visual.attnpool.positional_embedding"].shape[1]
@@ -35,9 +38,10 @@ def export(checkpoint: Path, folder: Path, image_size: int | None = None) -> Non
     save_file({name: t.contiguous() for name, t in sorted(clip.items())}, folder / "open_clip_model.safetensors")
 
     projector = Projector(load_backbone(str(folder), device="cpu").spec, trained_on="pictures drawn by this project")
-    projector.load_state_dict(
-        {name.replace("projector.", "fc."): t for name, t in weights.items() if name.startswith("projector.")}
-    )
+    layers = {}
+    for n in range(STAGES):
+        layers[f"fc.{n}.weight"], layers[f"fc.{n}.bias"] = model.projection(n)
+    projector.load_state_dict(layers)
     save_projector(projector, folder / "projector.safetensors", created=MADE)
     for file in folder.glob("*.safetensors"):
         file.chmod(0o644)

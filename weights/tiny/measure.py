@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from batches import Wear
 from PIL import Image
 from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
@@ -112,10 +113,11 @@ class Judge:
         scores.masks.append((np.asarray(squashed) > 127)[::2, ::2])
 
 
-def drawn(judge: Judge, folder: Path, products: int) -> tuple[dict[str, Table], dict[str, Table]]:
+def drawn(judge: Judge, folder: Path, products: int, worn: bool) -> tuple[dict[str, Table], dict[str, Table]]:
     """Score drawn products, one reference each: the mean of AUROC within a product, and of all products together.
 
-    Both by kind. The first good picture of a product is its reference, the others are scored.
+    Both by kind. The first good picture of a product is its reference, the others are scored. `worn` adds specks,
+    streaks and uneven light to all of them.
     """
     images, masks = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("images", "masks"))
     about = json.loads((folder / "products.json").read_text())[:products]
@@ -124,9 +126,15 @@ def drawn(judge: Judge, folder: Path, products: int) -> tuple[dict[str, Table], 
     for number, facts in enumerate(about):
         kind, own = facts["kind"], Scores()
         text = encode_prompts(judge.backbone, kind)
-        bank = judge.bank([images[number, 0]])
-        for index in range(1, images.shape[1]):
-            judge.add(own, (images[number, index], masks[number, index]), text, bank)
+        pictures = images[number]
+        if worn:
+            rng = np.random.default_rng(number)
+            wear = Wear.draw(rng, pictures.shape[1])
+            added = np.stack([127.5 * wear.paint(rng, pictures.shape[1]) for _ in pictures])
+            pictures = np.clip(pictures + added, 0, 255).astype(np.uint8)
+        bank = judge.bank([pictures[0]])
+        for index in range(1, len(pictures)):
+            judge.add(own, (pictures[index], masks[number, index]), text, bank)
         within[kind].append(own.auroc())
         together[kind].extend(own)
     return (
@@ -170,13 +178,14 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--drawn", type=Path)
+    parser.add_argument("--worn", action="store_true")
     parser.add_argument("--products", type=int, default=10**6)
     parser.add_argument("--photos", type=Path, nargs="*", default=[])
     parser.add_argument("--image-size", type=int)
     chosen = parser.parse_args()
     judge = Judge(chosen.model, chosen.image_size)
     if chosen.drawn:
-        within, together = drawn(judge, chosen.drawn, chosen.products)
+        within, together = drawn(judge, chosen.drawn, chosen.products, chosen.worn)
         for kind, result in within.items():
             show(kind, result)
         show("within a product", mean(list(within.values())))

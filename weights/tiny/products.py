@@ -204,6 +204,77 @@ def star(style: Generator) -> Shape:
     return lambda rng: strokes
 
 
+def flange(style: Generator) -> Shape:
+    """A disc with a bore and a ring of bolt holes."""
+    holes, bore, ring = int(style.integers(3, 10)), style.uniform(0, 0.45), style.uniform(0.6, 0.8)
+    size = style.uniform(0.06, 0.14)
+    angles = np.arange(holes) * 2 * np.pi / holes
+    strokes = [circle(0, 0, 1), *(circle(ring * np.cos(a), ring * np.sin(a), size, False) for a in angles)]
+    if bore > 0.1:
+        strokes.append(circle(0, 0, bore, False))
+    return lambda rng: strokes
+
+
+def rotor(style: Generator) -> Shape:
+    """A hub with spokes or blades, in half of the styles within a rim."""
+    spokes, hub, width = int(style.integers(3, 10)), style.uniform(0.15, 0.4), style.uniform(0.06, 0.3)
+    sweep = style.choice([0, style.uniform(-0.8, 0.8)])
+    strokes = []
+    for a in np.arange(spokes) * 2 * np.pi / spokes:
+        reach, angle = np.linspace(0, 0.92, 8), a + sweep * np.linspace(0, 1, 8)
+        strokes.append(Stroke(np.stack([reach * np.cos(angle), reach * np.sin(angle)], 1), width))
+    if style.random() < 0.5:
+        around = np.linspace(0, 2 * np.pi, 60)
+        strokes.append(Stroke(0.9 * np.stack([np.cos(around), np.sin(around)], 1), style.uniform(0.08, 0.2)))
+    strokes += [circle(0, 0, hub), circle(0, 0, hub * 0.4, False)]
+    return lambda rng: strokes
+
+
+def knob(style: Generator) -> Shape:
+    """A softly lobed outline, with or without a bore: knobs, caps, handwheels."""
+    lobes, depth, bore = int(style.integers(3, 12)), style.uniform(0.04, 0.25), style.uniform(0, 0.5)
+    angle = np.linspace(0, 2 * np.pi, 120, endpoint=False)
+    radius = (1 + depth * np.cos(lobes * angle)) / (1 + depth)
+    strokes = [Stroke(np.stack([radius * np.cos(angle), radius * np.sin(angle)], 1))]
+    if bore > 0.15:
+        strokes.append(circle(0, 0, bore, False))
+    return lambda rng: strokes
+
+
+def dial(style: Generator) -> Shape:
+    """A round scale: a ring, ticks and a hand."""
+    ticks, inner = int(style.integers(8, 40)), style.uniform(0.65, 0.85)
+    strokes = [circle(0, 0, 1), circle(0, 0, 0.95, False)]
+    for k, a in enumerate(np.linspace(0, 2 * np.pi * style.uniform(0.6, 1), ticks, endpoint=False)):
+        start = inner - (0.1 if k % 5 == 0 else 0)
+        strokes.append(
+            Stroke(
+                np.array([[start, 0], [0.95, 0]]) @ np.array([[np.cos(a), np.sin(a)], [-np.sin(a), np.cos(a)]]), 0.03
+            )
+        )
+    hub = style.uniform(0.05, 0.2)
+
+    def layout(rng: Generator) -> list[Stroke]:
+        a = rng.uniform(0, 2 * np.pi)
+        hand = Stroke(np.array([[0, 0], [0.6 * np.cos(a), 0.6 * np.sin(a)]]), 0.05)
+        return [*strokes, hand, circle(0, 0, hub)]
+
+    return layout
+
+
+def frame(style: Generator) -> Shape:
+    """Nested rectangles: frames, housings, trays, some with partitions."""
+    aspect, walls = style.uniform(0.5, 1), int(style.integers(1, 4))
+    strokes, outer = [], 1.0
+    for _ in range(walls):
+        inner = outer - style.uniform(0.06, 0.2)
+        strokes += [box(0, 0, outer, outer * aspect), box(0, 0, inner, inner * aspect, False)]
+        outer = inner - style.uniform(0.05, 0.15)
+    for x in style.uniform(-0.6, 0.6, int(style.integers(0, 4))):
+        strokes.append(box(x, 0, 0.04, outer * aspect))
+    return lambda rng: strokes
+
+
 def mesh(style: Generator) -> Shape:
     """A grid of bars over the whole picture."""
     pitch, width = style.uniform(0.12, 0.4), style.uniform(0.15, 0.5)
@@ -371,6 +442,11 @@ KINDS: dict[str, Kind] = {
     "bottle": Kind(("bottle", "bottle top", "flask"), bottle, BODY),
     "connector": Kind(("connector", "chip", "socket", "transistor"), connector, BODY),
     "spring": Kind(("spring", "cable", "wire", "coil", "zipper"), spring, BODY),
+    "flange": Kind(("flange", "end cover", "hub", "brake disc"), flange, BODY),
+    "rotor": Kind(("fan", "wheel", "impeller", "rotor"), rotor, BODY),
+    "knob": Kind(("knob", "cap", "handwheel", "closure"), knob, BODY),
+    "dial": Kind(("dial", "gauge", "scale", "clock"), dial, BODY),
+    "frame": Kind(("frame", "housing", "tray", "case"), frame, BODY),
     "star": Kind(("cut-out", "biscuit", "stamped part", "forging", "hazelnut"), star, BODY),
 }
 HELD_OUT = ("wood", "leather", "gear", "bottle")  # never drawn for training: they measure it

@@ -89,9 +89,11 @@ def brushed_metal(style: Generator) -> Texture:
     base, depth = colour(style, style.random() < 0.8), style.uniform(0.03, 0.22)
     slope, stretch = style.choice([0.5, 0.8, 1.1]), style.choice([4, 16, 40])
     angle, zoom = style.choice([0, np.pi / 2, style.uniform(0, np.pi)]), style.uniform(0.5, 2)
+    grain, slow = style.choice([0, style.uniform(0, 0.06)]), style.choice([0, style.uniform(0, 0.12)])
 
     def paint(rng: Generator) -> np.ndarray:
-        return base + (depth * noise(rng, slope, stretch, angle + rng.normal(0, 0.03), zoom))[..., None]
+        marks = depth * noise(rng, slope, stretch, angle + rng.normal(0, 0.03), zoom)
+        return base + (marks + grain * noise(rng, 0.0) + slow * clouds(rng, 2))[..., None]
 
     return paint
 

@@ -1,14 +1,18 @@
 """Train the small CLIP and its projector from scratch on drawn products.
 
 One step looks at P products, five pictures each: three good ones, of which one or two serve as references, and two
-with a defect. Five losses share the step, all in the exact form in which the model is used later:
+with a defect. Six losses share the step, all but the attention's in the exact form in which the model is used later:
 
 - state: 100 · F_c · (anomalous - normal text feature), as a classifier of the whole picture and as a ranking of the
   pictures of one product;
+- attention: the pool that makes the picture's feature looks at the defect, where there is one;
 - contrast: pictures against captions;
 - dense: focal and dice of every stage's zero-shot map;
 - episode: in every stage the distance to the nearest token of the references against the mask;
 - peak: the maximum of the zero-shot map, and of the sum of both maps, ranks the pictures of one product.
+
+The last stage's projector is the pool's own value path, so that what the map learns of a patch, the picture's feature
+knows.
 
     python train_clip.py DRAWN OUT.pt --phases '[[1000, 96, 20], [600, 128, 16]]'  # steps, pixels, products
 """
@@ -32,10 +36,9 @@ from torch.utils.data import DataLoader
 SCALE = 100.0  # of the cosine, as the method fixes it
 STAGES = 4
 TOGETHER = 16  # steps after which the processes average their weights
-PROCESSES = 2  # one thread each: cores that others use too are shared best so
 
 
-def configuration(width: int = 16, layers: tuple[int, ...] = (2, 2, 2, 2), image_size: int = 256) -> dict:
+def configuration(width: int = 24, layers: tuple[int, ...] = (1, 2, 3, 2), image_size: int = 256) -> dict:
     """open_clip's model configuration of the tower pair."""
     vision = {"layers": list(layers), "width": width, "head_width": 32, "patch_size": None, "image_size": image_size}
     text = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2}
@@ -53,13 +56,23 @@ class Model(nn.Module):
         self.clip.visual.attnpool.positional_embedding.data.zero_()
         self.clip.visual.attnpool.positional_embedding.requires_grad_(False)
         base = config["vision_cfg"]["width"] * 4
-        self.projector = nn.ModuleList(nn.Linear(base * 2**n, config["embed_dim"]) for n in range(STAGES))
+        self.projector = nn.ModuleList(nn.Linear(base * 2**n, config["embed_dim"]) for n in range(STAGES - 1))
         self.offset = nn.Parameter(torch.full((STAGES,), 0.25))
         self.sum_offset = nn.Parameter(torch.tensor(1.5))
         self.clip.visual.to(memory_format=torch.channels_last)
 
-    def look(self, pixels: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Image features [B, C], unit rows, and four stages [B, Cn, hn, wn]."""
+    def projection(self, stage: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weight [C, Cn] and bias [C] of a stage's projector, counted from 0; the last is the pool's value path."""
+        if stage < STAGES - 1:
+            return self.projector[stage].weight, self.projector[stage].bias
+        pool = self.clip.visual.attnpool
+        return (
+            pool.c_proj.weight @ pool.v_proj.weight,
+            F.linear(pool.v_proj.bias, pool.c_proj.weight, pool.c_proj.bias),
+        )
+
+    def look(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+        """Image features [B, C], unit rows, the pool's attention [B, h4, w4], and four stages [B, Cn, hn, wn]."""
         visual = self.clip.visual
         x, stages = visual.stem(pixels), []
         for layer in (visual.layer1, visual.layer2, visual.layer3, visual.layer4):
@@ -68,13 +81,14 @@ class Model(nn.Module):
         pool = visual.attnpool
         tokens = x.flatten(2).permute(2, 0, 1)
         tokens = torch.cat([tokens.mean(0, keepdim=True), tokens])
-        pooled, _ = F.multi_head_attention_forward(
+        pooled, attention = F.multi_head_attention_forward(
             tokens[:1], tokens, tokens, tokens.shape[-1], pool.num_heads, None,
             torch.cat([pool.q_proj.bias, pool.k_proj.bias, pool.v_proj.bias]), None, None, False, 0.0,
-            pool.c_proj.weight, pool.c_proj.bias, need_weights=False, use_separate_proj_weight=True,
+            pool.c_proj.weight, pool.c_proj.bias, need_weights=True, use_separate_proj_weight=True,
             q_proj_weight=pool.q_proj.weight, k_proj_weight=pool.k_proj.weight, v_proj_weight=pool.v_proj.weight,
         )  # fmt: skip
-        return F.normalize(pooled[0].float(), dim=-1), stages
+        attention = attention[:, 0, 1:].float().view(len(pixels), *x.shape[2:])
+        return F.normalize(pooled[0].float(), dim=-1), attention, stages
 
     def read(self, tokens: torch.Tensor) -> torch.Tensor:
         """Text features [N, C], unit rows, of token numbers [N, context]."""
@@ -85,12 +99,15 @@ class Model(nn.Module):
         return F.normalize(x.float(), dim=-1)
 
 
-def patch_logits(projector: nn.Linear, features: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
+def patch_logits(
+    projection: tuple[torch.Tensor, torch.Tensor], features: torch.Tensor, direction: torch.Tensor
+) -> torch.Tensor:
     """Anomalous minus normal logit of every patch, [B, Cn, h, w] and [B, C] to [B, h, w]."""
     with torch.autocast("cpu", torch.bfloat16):
-        projected = projector(features.permute(0, 2, 3, 1)).float()
-    along = (projected * direction[:, None, None]).sum(-1)
-    return SCALE * along / projected.norm(dim=-1).clamp(min=1e-6)
+        projected = F.linear(features.permute(0, 2, 3, 1).flatten(1, 2), *projection)
+        along = torch.bmm(projected, direction[:, :, None])[..., 0].float()
+    length = torch.linalg.vector_norm(projected, dim=-1, dtype=torch.float32)
+    return (SCALE * along / length.clamp(min=1e-6)).unflatten(1, features.shape[2:])
 
 
 def upsample(grid: torch.Tensor, side: int) -> torch.Tensor:
@@ -131,7 +148,7 @@ def losses(model: Model, batch: Batch, references: int) -> dict[str, torch.Tenso
     """All losses of one step, by name."""
     count = len(batch.kinds)
     with torch.autocast("cpu", torch.bfloat16):
-        image, stages = model.look(batch.pixels)
+        image, attention, stages = model.look(batch.pixels)
         text = model.read(torch.cat([batch.state_tokens.flatten(0, 2), batch.caption_tokens]))
     states = text[: count * 2 * batch.state_tokens.shape[2]].view(count, 2, -1, text.shape[-1])
     states = F.normalize(states.mean(2), dim=-1)
@@ -144,11 +161,14 @@ def losses(model: Model, batch: Batch, references: int) -> dict[str, torch.Tenso
     result["state"] = F.binary_cross_entropy_with_logits(odds[known], batch.labels[known].float())
     result["state rank"] = ranking(odds.view(count, -1), labels, 1.0)
     result["contrast"] = contrast(model, batch, image, text[-len(batch.caption_tokens) :])
+    on_defect = F.adaptive_avg_pool2d(batch.masks[:, None], attention.shape[1:])[:, 0] > 0.01
+    share = (attention * on_defect).flatten(1).sum(1)[batch.labels == 1]
+    result["attention"] = -(share + 1e-3).log().mean()
 
     side = batch.masks.shape[-1]
     zero_shot, dense = 0, 0
     for n, features in enumerate(stages):
-        patch_odds = upsample(patch_logits(model.projector[n], features, of_picture), side)
+        patch_odds = upsample(patch_logits(model.projection(n), features, of_picture), side)
         dense = dense + dense_loss(patch_odds, batch.masks)
         zero_shot = zero_shot + torch.sigmoid(patch_odds)
     result["dense"] = dense
@@ -179,8 +199,8 @@ def losses(model: Model, batch: Batch, references: int) -> dict[str, torch.Tenso
 
 
 WEIGHTS = {
-    "state": 1.5, "state rank": 0.8, "contrast": 0.1, "dense": 0.4, "episode": 0.5, "sum": 1.0, "peak": 0.4,
-    "sum peak": 0.6,
+    "state": 1.0, "state rank": 0.8, "attention": 0.2, "contrast": 0.1, "dense": 0.4, "episode": 0.5, "sum": 1.0,
+    "peak": 0.4, "sum peak": 0.6,
 }  # fmt: skip
 
 
@@ -243,7 +263,7 @@ def train(rank: int, options: argparse.Namespace) -> None:
     """One of the processes: train in phases of growing picture size; process 0 saves model and configuration."""
     torch.set_num_threads(1)
     peers = f"file://{options.out.resolve()}.peers"
-    dist.init_process_group("gloo", init_method=peers, rank=rank, world_size=PROCESSES)
+    dist.init_process_group("gloo", init_method=peers, rank=rank, world_size=options.processes)
     torch.manual_seed(options.seed)
     config = configuration(options.width, tuple(options.layers))
     model = Model(config)
@@ -262,11 +282,14 @@ def train(rank: int, options: argparse.Namespace) -> None:
         seed = options.seed * 1000 + phase * 10 + rank
         ends += steps / total
         count = 10**9 if options.minutes else steps
-        for batch in DataLoader(Batches(options.folder, products, side, seed, count), batch_size=None, num_workers=1):
+        for batch in DataLoader(
+            Batches(options.folder, products, side, seed, count, options.worn), batch_size=None, num_workers=1
+        ):
             done = seconds / 60 / options.minutes if options.minutes else step / total
             if done >= ends or step == options.stop:
                 break
-            rate = options.rate * min(1, (step + 1) / options.warm_up) * (0.5 + 0.5 * math.cos(math.pi * done))
+            falling = max(0.0, done - 1 + options.decay) / max(options.decay, 1e-9)
+            rate = options.rate * min(1, (step + 1) / options.warm_up) * (0.5 + 0.5 * math.cos(math.pi * falling))
             for group in optimiser.param_groups:
                 group["lr"] = rate
             parts = losses(model, batch, 1 if torch.rand(()) < 0.7 else GOOD - 1)
@@ -276,13 +299,13 @@ def train(rank: int, options: argparse.Namespace) -> None:
             optimiser.step()
             if step % TOGETHER == TOGETHER - 1:
                 seconds = average(model, time.monotonic() - began)
-            step, pictures = step + 1, pictures + PROCESSES * len(batch.pixels)
+            step, pictures = step + 1, pictures + options.processes * len(batch.pixels)
             for name, value in parts.items():
                 log[name] = 0.97 * log.get(name, value.item()) + 0.03 * value.item()
             if rank == 0 and (step % 50 == 0 or step == 5):
                 shown = " ".join(f"{name} {value:.3f}" for name, value in log.items())
                 print(f"{step} {done:.1%} {pictures} pictures {seconds:.0f} s |g| {norm:.1f} {shown}", flush=True)
-            if rank == 0 and step % 200 == 0:
+            if rank == 0 and step % (20 * TOGETHER) == 0:
                 save(options.out, model, config, step, pictures)
         if rank == 0:
             print(f"phase {phase} ends after step {step}", flush=True)
@@ -300,11 +323,14 @@ if __name__ == "__main__":
     parser.add_argument("--minutes", type=float, help="train so long; the phases' steps are then their shares")
     parser.add_argument("--stop", type=int, help="stop after this step of the schedule")
     parser.add_argument("--start", type=Path, help="continue from this file's weights")
-    parser.add_argument("--width", type=int, default=16)
-    parser.add_argument("--layers", type=int, nargs=4, default=[2, 2, 2, 2])
+    parser.add_argument("--decay", type=float, default=1.0, help="the last share of the steps, where the rate falls")
+    parser.add_argument("--worn", type=float, default=0, help="share of the products with specks, streaks, soft light")
+    parser.add_argument("--width", type=int, default=24)
+    parser.add_argument("--layers", type=int, nargs=4, default=[1, 2, 3, 2])
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--warm-up", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--processes", type=int, default=2, help="of one thread each")
     chosen = parser.parse_args()
     Path(f"{chosen.out.resolve()}.peers").unlink(missing_ok=True)
-    torch.multiprocessing.spawn(train, (chosen,), PROCESSES)
+    torch.multiprocessing.spawn(train, (chosen,), chosen.processes)
