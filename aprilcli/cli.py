@@ -124,7 +124,7 @@ def parse_range(text: str | None) -> tuple[float, float] | None:
         low, high = (float(part) for part in text.split(","))
     except ValueError:
         low, high = 0.0, 0.0
-    if not low < high < float("inf"):
+    if not float("-inf") < low < high < float("inf"):
         raise OptionError(f"--range {text}: give two numbers, the smaller one first, such as 0,4095")
     return low, high
 

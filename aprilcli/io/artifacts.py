@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from aprilcli import __version__
 from aprilcli.errors import ArtifactError, InputError, OutputError
 from aprilcli.io.atomic import written_aside
+from aprilcli.io.walk import printable
 
 FORMAT_VERSION = 1
 _FORMAT_PREFIX = "aprilcli."
@@ -108,6 +109,8 @@ def write_artifact(
     encoded += b" " * (-len(encoded) % 8)
     if len(encoded) > _MAX_HEADER_BYTES:
         raise OutputError(f"{path}: too much metadata for one {kind} ({len(encoded):,} bytes); use fewer sources")
+    if not _is_utf8(path):
+        raise OutputError(f"{printable(path)}: safetensors files need a path of valid UTF-8; choose another place")
     with written_aside(path) as aside, aside.open("wb") as file:
         file.write(len(encoded).to_bytes(8, "little"))
         file.write(encoded)
@@ -162,7 +165,18 @@ def _opened(path: Path) -> Iterator[Any]:
         ) from error
 
 
+def _is_utf8(path: Path) -> bool:
+    """Say whether safetensors' reader can open a path: it takes no other bytes."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _check_start(path: Path) -> None:
+    if not _is_utf8(path):
+        raise ArtifactError(f"{printable(path)}: safetensors files need a path of valid UTF-8; rename it")
     status = path.stat()
     if stat.S_ISDIR(status.st_mode):
         raise ArtifactError(f"{path}: is a folder; name the safetensors file itself")

@@ -340,3 +340,12 @@ def test_one_element_of_a_column_is_written(tmp_path: Path) -> None:
     column = torch.arange(4.0).reshape(2, 2)[:1, 1]  # stride 2, and contiguous all the same
     write_artifact(tmp_path / "a.safetensors", "bank", {"x": column}, {})
     assert read_artifact(tmp_path / "a.safetensors", "bank").tensors["x"].tolist() == [1.0]
+
+
+def test_a_path_that_is_not_utf8_is_refused_before_it_is_written(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"\xff.safetensors")
+    with pytest.raises(OutputError, match="valid UTF-8"):
+        write_artifact(path, "bank", {"a": torch.ones(1)}, {})
+    path.write_bytes(b"{}")
+    with pytest.raises(ArtifactError, match="valid UTF-8"):
+        read_header(path)
