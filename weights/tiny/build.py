@@ -14,9 +14,10 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-# Steps, picture side and products per process of each phase: first at a constant rate, then with a falling one.
+# Steps, picture side and products per process of each phase: rate constant, rate falling, surfaces worn.
 TRUNK, TRUNK_STEPS = "[[600, 96, 24], [4000, 128, 16]]", "1280"
 FALLING = "[[1500, 128, 16], [350, 192, 8], [100, 256, 5]]"
+WORN = "[[560, 128, 16], [80, 256, 5]]"
 
 
 def run(script: str, *arguments: str | Path) -> None:
@@ -28,14 +29,18 @@ def run(script: str, *arguments: str | Path) -> None:
 
 def main(scratch: Path) -> None:
     """All steps in turn."""
-    held_out, products, trunk, weights = (scratch / name for name in ("held_out", "products", "trunk.pt", "clip.pt"))
+    held_out, products = scratch / "held_out", scratch / "products"
+    trunk, clean, worn = scratch / "trunk.pt", scratch / "clean.pt", scratch / "worn.pt"
     run("draw.py", held_out, "--products", "160", "--seed", "10", "--held-out")
     run("draw.py", products, "--products", "4200", "--seed", "1")
     run("train_clip.py", products, trunk, "--phases", TRUNK, "--stop", TRUNK_STEPS, "--decay", "0")
-    run("train_clip.py", products, weights, "--phases", FALLING, "--start", trunk, "--seed", "2")
-    run("export.py", weights, HERE)
+    run("train_clip.py", products, clean, "--phases", FALLING, "--start", trunk, "--seed", "2")
+    gently = ("--seed", "3", "--rate", "8e-4", "--warm-up", "40", "--processes", "1", "--worn", "0.6")
+    run("train_clip.py", products, worn, "--phases", WORN, "--start", clean, *gently)
+    run("export.py", worn, HERE)
     run("samples.py", ROOT / "tests" / "samples", ROOT / "tests" / "sample_masks")
     run("measure.py", HERE, "--drawn", held_out)
+    run("measure.py", HERE, "--drawn", held_out, "--worn")
 
 
 if __name__ == "__main__":
