@@ -348,14 +348,19 @@ def test_results_go_to_stdout_epochs_to_stderr_and_quiet_says_less(
     assert quiet.stdout.splitlines()[1] == loud.stdout.splitlines()[1]
 
 
+def stopped_in_the_second_epoch(parts: Path, out: Path, model: list[str], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Leave a training of two epochs after its first, and return its checkpoint."""
+    with monkeypatch.context() as patch:
+        stop_in_step(patch, STEPS_PER_EPOCH + 1)
+        train(parts, out, model, "--epochs", 2)
+    return out.with_name(out.name + ".checkpoint")
+
+
 def test_a_resume_with_other_settings_names_them(
     parts: Path, model: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "p.safetensors"
-    with monkeypatch.context() as patch:
-        stop_in_step(patch, STEPS_PER_EPOCH + 1)
-        train(parts, out, model, "--epochs", 2)
-    checkpoint = out.with_name(out.name + ".checkpoint")
+    checkpoint = stopped_in_the_second_epoch(parts, out, model, monkeypatch)
     before = checkpoint.read_bytes()
     draw_spot(parts, "steel_part", "spot", 20)
     result = train(parts, out, model, "--epochs", 2, "--lr", 0.01, "--resume")
@@ -406,10 +411,7 @@ def test_a_checkpoint_of_foreign_records_is_refused(
     parts: Path, model: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, history: object
 ) -> None:
     out = tmp_path / "p.safetensors"
-    with monkeypatch.context() as patch:
-        stop_in_step(patch, STEPS_PER_EPOCH + 1)
-        train(parts, out, model, "--epochs", 2)
-    checkpoint = out.with_name(out.name + ".checkpoint")
+    checkpoint = stopped_in_the_second_epoch(parts, out, model, monkeypatch)
     artifact = read_artifact(checkpoint, train_workflow.CHECKPOINT)
     write_artifact(checkpoint, artifact.kind, artifact.tensors, {**artifact.fields, "history": history})
     result = train(parts, out, model, "--epochs", 2, "--resume")
