@@ -360,7 +360,7 @@ def _tokenizer(source: _Source) -> Any:
     try:
         return open_clip.get_tokenizer(name)
     except (OSError, ValueError, ImportError) as error:
-        reason = str(error).splitlines()[0]
+        reason = _first_line(error)
         raise BackboneError(
             f"{source.name}: its tokenizer cannot be loaded ({reason}); choose another model"
         ) from error
