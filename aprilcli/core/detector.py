@@ -38,12 +38,8 @@ class Detector:
         self.backbone = backbone
         self.projector = projector.to(backbone.device) if projector is not None else None
         self.projector_fingerprint = projector.identity["fingerprint"] if projector is not None else ""
-        self.bank = bank
         self.object_name = object_name
-        if bank is not None:
-            bank.check(backbone.spec, self.projector_fingerprint, object_name)
-            bank.check_grids(backbone.grids)
-        self._bank_features = tuple(rows.to(backbone.device) for rows in bank.features) if bank is not None else ()
+        self._take(bank)
         self.text_features = encode_prompts(backbone, object_name)
         self.notes = backbone.notes
         if projector is None:
@@ -81,11 +77,17 @@ class Detector:
 
     def with_bank(self, bank: MemoryBank) -> Detector:
         """Return this detector with ``bank`` in it; the prompts are not encoded again. Raises ArtifactError."""
-        bank.check(self.backbone.spec, self.projector_fingerprint, self.object_name)
         other = copy.copy(self)
-        other.bank = bank
-        other._bank_features = tuple(rows.to(self.backbone.device) for rows in bank.features)
+        other._take(bank)
         return other
+
+    def _take(self, bank: MemoryBank | None) -> None:
+        """Compare with ``bank`` from now on, its rows on the model's device. Raises ArtifactError."""
+        if bank is not None:
+            bank.check(self.backbone.spec, self.projector_fingerprint, self.object_name)
+            bank.check_grids(self.backbone.grids)
+        self.bank = bank
+        self._bank_features = tuple(rows.to(self.backbone.device) for rows in bank.features) if bank is not None else ()
 
     @property
     def has_maps(self) -> bool:

@@ -1,0 +1,42 @@
+"""The detector and the banks it is given; its scores are checked against the golden numbers through the workflows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from aprilcli import Detector
+from aprilcli.core.memory_bank import MemoryBank, Source, build
+from aprilcli.errors import ArtifactError
+from tests.conftest import GoldenCase
+
+
+def bank_of(golden: GoldenCase, patches: int | None = None) -> MemoryBank:
+    """A bank of one random picture, with so many patches per stage where told."""
+    picture = torch.randn(1, 3, golden.image_size, golden.image_size, generator=torch.Generator().manual_seed(0))
+    tokens = [stage[:, :patches] for stage in golden.backbone.encode(picture).patch_tokens]
+    return build([tokens], [Source("a.png", "a")], golden.backbone.spec, "object", dtype=torch.float32)
+
+
+def test_a_bank_given_later_scores_as_one_given_at_once(golden: GoldenCase) -> None:
+    pixels = golden.pixels("query0")
+    bank = bank_of(golden)
+    plain = Detector(golden.backbone)
+    later, at_once = (
+        detector.detect(pixels)[0] for detector in (plain.with_bank(bank), Detector(golden.backbone, None, bank))
+    )
+    assert later.score == at_once.score
+    assert (later.anomaly_map == at_once.anomaly_map).all()
+    assert plain.bank is None
+    assert plain.detect(pixels)[0].anomaly_map is None
+
+
+@pytest.mark.parametrize("flaw", ["patches", "object"])
+def test_a_bank_of_something_else_is_refused_early_or_late(golden: GoldenCase, flaw: str) -> None:
+    bank = bank_of(golden, 3) if flaw == "patches" else replace(bank_of(golden), object_name="bolt")
+    with pytest.raises(ArtifactError, match="enroll the part"):
+        Detector(golden.backbone, None, bank)
+    with pytest.raises(ArtifactError, match="enroll the part"):
+        Detector(golden.backbone).with_bank(bank)
