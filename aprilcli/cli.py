@@ -17,6 +17,7 @@ from aprilcli.errors import AprilError, OptionError
 EXIT_UNREADABLE = 3
 EXIT_ANOMALOUS = 4
 EXIT_INTERRUPTED = 130
+OUT_OF_MEMORY = ("out of memory", "allocate memory")  # how PyTorch says it on a GPU and on a CPU
 
 
 app = typer.Typer(
@@ -38,6 +39,12 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
         except AprilError as error:
             typer.echo(f"aprilcli: error: {' '.join(str(error).splitlines())}", err=True)
             raise typer.Exit(error.exit_code) from error
+        except RuntimeError as error:
+            if not any(words in str(error) for words in OUT_OF_MEMORY):
+                raise
+            way_on = "give a smaller --batch-size or --image-size, or free some memory"
+            typer.echo(f"aprilcli: error: not enough memory; {way_on}", err=True)
+            raise typer.Exit(1) from error
         except KeyboardInterrupt:
             typer.echo("aprilcli: interrupted; what was written is whole", err=True)
             raise typer.Exit(EXIT_INTERRUPTED) from None

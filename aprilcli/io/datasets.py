@@ -91,7 +91,11 @@ def read_dataset(root: Path, layout: str = "auto") -> LabelledDataset:
     ``layout``: one of ``LAYOUTS``, or ``auto`` to recognise it. Dotfiles are skipped. Raises InputError if there is no
     such folder, if no layout (or not the one asked for) fits it, or if its objects have different ones.
     """
-    if not root.is_dir():
+    try:
+        is_folder = root.is_dir()
+    except OSError as error:  # a name too long, or a place one may not look into
+        raise InputError(f"{root}: cannot be looked into ({error.strerror}); check the path") from error
+    if not is_folder:
         raise InputError(f"{root}: no such folder; name one that holds labelled pictures")
     if layout not in ("auto", *LAYOUTS):
         raise InputError(f"layout {layout} is unknown; choose auto, {', '.join(LAYOUTS)}")
@@ -288,6 +292,9 @@ def _visa_rows(table: Path) -> list[dict[str, str]]:
             raise InputError(
                 f"{table} line {number}: needs {','.join(_VISA_COLUMNS)}, label normal or anomaly; mend it"
             )
+        for path in (PurePath(row["image"]), PurePath(row["mask"] or row["image"])):
+            if path.parts[:1] != (row["object"],) or ".." in path.parts:
+                raise InputError(f"{table} line {number}: {path} is not below the folder {row['object']}; mend it")
     return rows
 
 

@@ -77,7 +77,8 @@ def to_eight_bit(samples: Samples, value_range: tuple[float, float] | None) -> I
         low, high = values.min(), values.max()
         if values.dtype.kind != "f" or low < 0 or high > 1:
             raise InputError(
-                f"{values.dtype.name} values from {low:g} to {high:g}; say which are black and white with --range LO,HI"
+                f"{values.dtype.name} values from {low:g} to {high:g}; say which are black and white with "
+                "--range LO,HI (of scan and enroll)"
             )
         black_white = (0.0, 1.0)
     if samples.mode in ("LA", "RGBA"):
@@ -239,7 +240,10 @@ def check_size(width: int, height: int, max_pixels: int) -> None:
     if max(width, height) > MAX_SIDE:
         raise InputError(f"{width} x {height} pixels: no side may be longer than {MAX_SIDE:,}; cut it into pieces")
     if width * height > max_pixels:
-        raise InputError(f"{width} x {height} pixels are more than the limit of {max_pixels}; see --max-pixels")
+        raise InputError(
+            f"{width} x {height} pixels are more than the limit of {max_pixels}; make it smaller, or raise that with "
+            "--max-pixels (of scan and enroll)"
+        )
 
 
 def _check_deflate(file: BinaryIO, page: Any) -> None:

@@ -11,6 +11,8 @@ from rich.progress import Task as ProgressTask
 from rich.table import Table
 from rich.text import Text
 
+SPEED_PERIOD = 3600.0  # seconds that rate and time left are drawn from: a step of a large model takes minutes
+
 
 class Console:
     """Writes notes and progress to stderr, results to stdout; ``quiet`` silences all but results and errors."""
@@ -58,7 +60,13 @@ class Console:
             _RateColumn(),
             TimeRemainingColumn(),
         )
-        with Progress(*columns, console=self._err, transient=True, disable=not self.is_interactive) as progress:
+        with Progress(
+            *columns,
+            console=self._err,
+            transient=True,
+            disable=not self.is_interactive,
+            speed_estimate_period=SPEED_PERIOD,
+        ) as progress:
             task = progress.add_task(what, total=total)
             yield lambda count=1, what=None: progress.update(task, advance=count, description=what)
 

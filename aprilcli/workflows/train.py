@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,7 +36,7 @@ from aprilcli.core.training_set import (
 )
 from aprilcli.errors import ArtifactError, OptionError, OutputError
 from aprilcli.io import reports
-from aprilcli.io.artifacts import Artifact, read_artifact, sha256_of_file, write_artifact
+from aprilcli.io.artifacts import Artifact, read_artifact, read_header, sha256_of_file, write_artifact
 from aprilcli.io.atomic import claimed_file, output_errors
 from aprilcli.io.datasets import LabelledDataset, read_dataset
 from aprilcli.io.paper_tables import recognise
@@ -96,14 +97,9 @@ class TrainSummary:
 
 def run_train(options: TrainOptions, console: Console) -> TrainSummary:
     """Train the projector of a frozen backbone and write it. Raises the package's errors."""
-    _check_options(options)
-    with claimed_file(options.out, "a training is writing it already; wait for it to end"):
-        return _train(options, console)
-
-
-def _train(options: TrainOptions, console: Console) -> TrainSummary:
     started, began = reports.timestamp(), time.monotonic()
-    dataset = read_dataset(options.dataset.resolve(), options.layout)
+    _check_options(options)
+    dataset = read_dataset(Path(os.path.realpath(options.dataset)), options.layout)
     samples = trainable_samples(dataset)
     _tell_problems(dataset, console)
     rng = np.random.default_rng([options.seed, 0])  # epochs count from 1
@@ -120,7 +116,9 @@ def _train(options: TrainOptions, console: Console) -> TrainSummary:
     )
     for note in backbone.notes:
         console.note(note)
-    with ThreadPoolExecutor(max_workers=options.workers) as pool:
+    busy = "a training is writing it already; wait for it to end"
+    with claimed_file(options.out, busy), ThreadPoolExecutor(max_workers=options.workers) as pool:
+        _check_outputs(options)
         trained_on = recognise(one.category for one in dataset.objects) or dataset.root.name
         description = {
             "data": _describe_data(dataset, samples, len(validation), pool, console),
@@ -136,7 +134,11 @@ def _train(options: TrainOptions, console: Console) -> TrainSummary:
         except KeyboardInterrupt:
             console.note(f"stopped after epoch {len(run.history)} of {options.epochs}; --resume goes on from there")
             raise
-    run.write_projector(started)
+        except Exception:
+            if not run.history:  # nothing to go on from, so nothing in the way of the next attempt
+                options.checkpoint.unlink(missing_ok=True)
+            raise
+        run.write_projector(started)
     return TrainSummary(
         pictures=len(training),
         validated=len(validation),
@@ -154,12 +156,20 @@ def _check_options(options: TrainOptions) -> None:
     for option, share in (("--mosaic", options.mosaic), ("--val", options.validation)):
         if share is not None and not 0 <= share < 1:
             raise OptionError(f"{option} {share}: give a share from 0 to below 1")
-    if not (math.isfinite(options.learning_rate) and options.learning_rate > 0):
-        raise OptionError(f"--lr {options.learning_rate}: give a learning rate above 0, such as {LEARNING_RATE}")
-    if options.checkpoint.exists():
-        if not options.resume:
+    if not 0 < options.learning_rate <= 1:
+        raise OptionError(f"--lr {options.learning_rate}: give one above 0 and not above 1, such as {LEARNING_RATE}")
+
+
+def _check_outputs(options: TrainOptions) -> None:
+    """Refuse what stands where this training writes; what a resumed one finds there, its checkpoint tells."""
+    with output_errors(options.out):
+        if not options.checkpoint.exists():
+            _refuse_existing(options)
+        elif not options.resume:
             raise OutputError(f"{options.checkpoint}: a training stopped here; --resume goes on, or delete this file")
-        return
+
+
+def _refuse_existing(options: TrainOptions) -> None:
     for path in (options.out, options.report):
         if path.exists():
             raise OutputError(f"{path}: already exists; choose another --out, or move it away")
@@ -170,6 +180,12 @@ def _tell_problems(dataset: LabelledDataset, console: Console) -> None:
         console.detail(problem)
     if dataset.problems and not console.verbose:
         console.note(f"left out of the data set, --verbose names them: {len(dataset.problems)}")
+    for one in dataset.objects:
+        anomalous = [image for image in one.test if image.label]
+        if anomalous and not any(image.has_mask for image in anomalous):
+            console.note(
+                f"{one.name}: none of its {len(anomalous)} anomalous pictures has a mask; only good ones teach"
+            )
 
 
 def _describe_data(
@@ -241,10 +257,20 @@ class _Run:
             self._trainer.restore(artifact.tensors)
             for name, weight in self._kept_weights.items():
                 weight.copy_(artifact.tensors[f"kept.{name}"])
-            self.history = _checked_history(artifact.fields["history"], bool(self._description["settings"]["val"]))
+            self.history = _checked_history(artifact.fields["history"], self._description["settings"])
         except (KeyError, RuntimeError, TypeError) as error:
             raise ArtifactError(f"{path}: not a whole checkpoint; delete it and train anew") from error
+        if not self._has_written():
+            _refuse_existing(self._options)
         console.note(f"going on after epoch {len(self.history)} of {self._options.epochs}")
+
+    def _has_written(self) -> bool:
+        """Whether the projector that stands there is this training's, which was stopped before its last step."""
+        try:
+            fields = read_header(self._options.out).fields
+        except ArtifactError:
+            return False
+        return all(fields.get(name) == value for name, value in self._result_fields().items())
 
     def _check_same_training(self, path: Path, artifact: Artifact) -> None:
         sides = []
@@ -291,13 +317,16 @@ class _Run:
         total = 0.0
         for batch in self._batches(plan):
             loss = self._trainer.step(batch)
-            if not math.isfinite(loss):
-                self._options.checkpoint.unlink(missing_ok=True)  # from there it would come to this again
-                tried = f"--lr {self._options.learning_rate}"
-                raise OptionError(f"{tried}: the loss became {loss} in {what}; give a lower one, or --precision fp32")
+            self._check_finite(loss, what)
             total += loss * len(batch.pixels)
             advance(len(batch.pixels), f"{what}, loss {loss:.4f}")
         return total / len(plan)
+
+    def _check_finite(self, loss: float, what: str) -> None:
+        if not math.isfinite(loss):
+            self._options.checkpoint.unlink(missing_ok=True)  # from there it would come to this again
+            tried = f"--lr {self._options.learning_rate}"
+            raise OptionError(f"{tried}: the loss became {loss} in {what}; give a lower one, or --precision fp32")
 
     def _validate(self, samples: Sequence[Sample], what: str, advance: Callable[..., None]) -> Record:
         """Return mean loss, and pixel AP at the model's size, mean over the objects with anomalies.
@@ -309,6 +338,7 @@ class _Run:
             scores, labels = [], []
             for batch in self._batches([(one,) for one in samples if one.object_name == name]):
                 loss, anomaly_maps = self._trainer.measure(batch)
+                self._check_finite(loss, what)
                 total += loss * len(batch.pixels)
                 scores.append(anomaly_maps.cpu().numpy().ravel())
                 labels.append(batch.masks.numpy().astype(np.uint8).ravel())
@@ -335,11 +365,7 @@ class _Run:
         """Write FILE and FILE.json with the weights that are kept, and remove the checkpoint."""
         options, projector = self._options, self._trainer.projector
         projector.load_state_dict(self._kept_weights)
-        projector.fields = {
-            **{part: value for part, value in self._description.items() if part != "spec"},
-            "history": self.history,
-            "kept_epoch": _kept(self.history)["epoch"],
-        }
+        projector.fields = self._result_fields()
         save_projector(projector, options.out, created=UNDATED)
         report = {
             "kind": KIND,
@@ -356,12 +382,25 @@ class _Run:
         with output_errors(options.checkpoint):
             options.checkpoint.unlink()
 
+    def _result_fields(self) -> dict[str, Any]:
+        """Return what the projector's file says of the training."""
+        return {
+            **{part: value for part, value in self._description.items() if part != "spec"},
+            "history": self.history,
+            "kept_epoch": _kept(self.history)["epoch"],
+        }
 
-def _checked_history(history: list[Record], validated: bool) -> list[Record]:
-    """Return the records of a foreign file if they are what an epoch leaves. Raises TypeError."""
-    measures = ("loss", "val_loss") if validated else ("loss",)
+
+def _checked_history(history: Any, settings: dict[str, Any]) -> list[Record]:
+    """Return the records of a foreign file if they are what such a training leaves. Raises KeyError or TypeError."""
+    measures = ("loss", "val_loss") if settings["val"] else ("loss",)
+    if not isinstance(history, list) or len(history) > settings["epochs"]:
+        raise TypeError("not the records of epochs")
     for epoch, record in enumerate(history, 1):
-        if record["epoch"] != epoch or not all(isinstance(record[name], float) for name in measures):
+        precision = record.get("val_pixel_ap") if isinstance(record, dict) else ""
+        if not isinstance(precision, float | None) or record["epoch"] != epoch:
+            raise TypeError("not the records of epochs")
+        if not all(isinstance(record[name], float) for name in measures):
             raise TypeError("not the records of epochs")
     return history
 

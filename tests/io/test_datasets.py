@@ -260,6 +260,13 @@ def test_visas_list_is_checked(tmp_path, table):
         read_dataset(tmp_path)
 
 
+@pytest.mark.parametrize("image", ["/abs/0.png", "pcb1/../../0.png", "candle/Data/Images/Normal/0000.JPG"])
+def test_visas_list_stays_in_the_objects_folder(tmp_path, image):
+    grow_visa(tmp_path, VISA + f"pcb1,test,normal,{image},\n")
+    with pytest.raises(InputError, match=r"1cls\.csv line \d: .* is not below the folder pcb1"):
+        read_dataset(tmp_path)
+
+
 @pytest.mark.parametrize("masks", ["ground_truth", "masks", "mask"])
 @pytest.mark.parametrize("good", ["good", "Normal", "OK"])
 def test_a_folder_per_label(tmp_path, good, masks):

@@ -522,7 +522,7 @@ def test_too_many_pixels_are_refused_before_decoding(tmp_path: Path) -> None:
     struct.pack_into(">II", bomb, 16, 20000, 20000)
     struct.pack_into(">I", bomb, 29, zlib.crc32(bomb[12:29]))
     (tmp_path / "bomb.png").write_bytes(bomb)
-    expected = "20000 x 20000 pixels are more than the limit of 100000000; see --max-pixels"
+    expected = "20000 x 20000 pixels are more than the limit of 100000000; make it smaller, or raise that"
     assert expected in refusal(tmp_path / "bomb.png")
     saved(tmp_path / "a.png", COLOUR)
     assert "limit of 1535" in refusal(tmp_path / "a.png", max_pixels=48 * 32 - 1)

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,6 @@ from aprilcli.core.projector import load_projector, save_projector
 from aprilcli.core.prompts import encode_prompts
 from aprilcli.core.training_set import prepare_input, split_validation, trainable_samples
 from aprilcli.io.artifacts import read_artifact, read_header, write_artifact
-from aprilcli.io.atomic import claimed_file
 from aprilcli.io.datasets import read_dataset
 from aprilcli.types import ModelSpec
 from aprilcli.workflows import train as train_workflow
@@ -90,18 +90,27 @@ def line_of(result: Result) -> str:
     return lines[0]
 
 
-def stop_in_step(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    """Press Ctrl-C in the step of that number, from 1."""
+def before_each_step(monkeypatch: pytest.MonkeyPatch, action: Callable[[int], None]) -> None:
+    """Let something happen before each step, counted from 1."""
     real, count = training.ProjectorTrainer.step, 0
 
     def step(self: training.ProjectorTrainer, batch: training.Batch) -> float:
         nonlocal count
         count += 1
-        if count == number:
-            raise KeyboardInterrupt
+        action(count)
         return real(self, batch)
 
     monkeypatch.setattr(training.ProjectorTrainer, "step", step)
+
+
+def stop_in_step(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Press Ctrl-C in the step of that number, from 1."""
+
+    def stop(count: int) -> None:
+        if count == number:
+            raise KeyboardInterrupt
+
+    before_each_step(monkeypatch, stop)
 
 
 def test_it_learns_what_it_is_shown_and_scan_uses_it(parts: Path, model: list[str], tmp_path: Path) -> None:
@@ -406,7 +415,20 @@ def test_a_damaged_checkpoint_is_refused(parts: Path, model: list[str], tmp_path
     assert "pickle" in line_of(result)
 
 
-@pytest.mark.parametrize("history", [[1], [{"epoch": 1}], [{"epoch": 2, "loss": 1.0}], {"a": 1}, None])
+@pytest.mark.parametrize(
+    "history",
+    [
+        [1],
+        [{"epoch": 1}],
+        [{"epoch": 2, "loss": 1.0}],
+        [{"epoch": n, "loss": 1.0} for n in (1, 2, 3)],
+        [{"epoch": 1, "loss": 1.0, "val_pixel_ap": "x"}],
+        {"a": 1},
+        {},
+        "",
+        None,
+    ],
+)
 def test_a_checkpoint_of_foreign_records_is_refused(
     parts: Path, model: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, history: object
 ) -> None:
@@ -420,13 +442,21 @@ def test_a_checkpoint_of_foreign_records_is_refused(
 
 
 def test_a_second_training_into_one_file_is_refused_while_the_first_lives(
-    parts: Path, model: list[str], tmp_path: Path
+    parts: Path, model: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "p.safetensors"
-    with claimed_file(out, ""):
-        for arguments in ([], ["--resume"]):
-            assert "a training is writing it already" in line_of(train(parts, out, model, *arguments))
-    assert train(parts, out, model, "--epochs", 1).exit_code == 0
+    said = []
+
+    def second(count: int) -> None:
+        if count == 2:
+            said.extend(line_of(train(parts, out, model, "--quiet", *arguments)) for arguments in ([], ["--resume"]))
+
+    with monkeypatch.context() as patch:
+        before_each_step(patch, second)
+        assert train(parts, out, model, "--epochs", 1).exit_code == 0
+    assert len(said) == 2
+    assert all("a training is writing it already" in line for line in said)
+    assert list(tmp_path.glob("*.checkpoint")) == []
 
 
 def test_what_is_there_is_never_overwritten(parts: Path, model: list[str], tmp_path: Path) -> None:
@@ -440,11 +470,50 @@ def test_what_is_there_is_never_overwritten(parts: Path, model: list[str], tmp_p
         (tmp_path / name).unlink()
 
 
-def test_a_loss_that_is_no_number_ends_the_training(parts: Path, model: list[str], tmp_path: Path) -> None:
-    result = train(parts, tmp_path / "p.safetensors", model, "--lr", 1e38)
+@pytest.mark.parametrize("what", ["step", "measure"])
+def test_a_loss_that_is_no_number_ends_the_training(
+    parts: Path, model: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    real = getattr(training.ProjectorTrainer, what)
+
+    def broken(self: training.ProjectorTrainer, batch: training.Batch) -> object:
+        for weight in self.projector.parameters():
+            weight.data.fill_(torch.inf)
+        return real(self, batch)
+
+    monkeypatch.setattr(training.ProjectorTrainer, what, broken)
+    result = train(parts, tmp_path / "p.safetensors", model, "--val", 0.34)
     assert result.exit_code == 2
     assert "give a lower one" in line_of(result)
     assert list(tmp_path.glob("p.safetensors*")) == []
+
+
+def test_what_fails_in_the_first_epoch_leaves_nothing_in_the_way(
+    parts: Path, model: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        before_each_step(patch, lambda _: torch.empty(2**50))
+        result = train(parts, tmp_path / "p.safetensors", model)
+        assert result.exit_code == 1
+        assert "not enough memory; give a smaller --batch-size" in line_of(result)
+    assert train(parts, tmp_path / "p.safetensors", model, "--epochs", 1, "--batch-size", 2).exit_code == 0
+
+
+def test_a_resume_overwrites_only_what_it_wrote_itself(
+    parts: Path, model: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "p.safetensors"
+    stopped_in_the_second_epoch(parts, out, model, monkeypatch)
+    other = tmp_path / "q.safetensors"
+    assert train(parts, other, model, "--epochs", 1).exit_code == 0
+    for theirs in (b"mine", other.read_bytes()):
+        out.write_bytes(theirs)
+        result = train(parts, out, model, "--epochs", 2, "--resume")
+        assert result.exit_code == 1
+        assert "already exists" in line_of(result)
+        assert out.read_bytes() == theirs
+    out.unlink()
+    assert train(parts, out, model, "--epochs", 2, "--resume").exit_code == 0
 
 
 def only_good(root: Path) -> None:
@@ -484,6 +553,11 @@ def missing(root: Path) -> None:
     shutil.rmtree(root)
 
 
+def circle(root: Path) -> None:
+    shutil.rmtree(root)
+    root.symlink_to(root.name)
+
+
 def intact(_: Path) -> None:
     pass
 
@@ -506,6 +580,10 @@ def intact(_: Path) -> None:
         (intact, ["--val", "0.1"], 2, ["of 6 anomalous pictures that is none"]),
         (intact, ["--mosaic", "-0.1"], 2, ["--mosaic -0.1"]),
         (intact, ["--lr", "0"], 2, ["--lr 0.0"]),
+        (intact, ["--lr", "1e39"], 2, ["--lr 1e+39"]),
+        (intact, ["--lr", "nan"], 2, ["--lr nan"]),
+        (circle, [], 1, ["no such folder"]),
+        (intact, ["--out", "o" * 240 + ".safetensors"], 1, ["File name too long", "choose a shorter name"]),
         (intact, ["--image-size", "60"], 2, ["multiple of 14"]),
         (intact, ["--model", "ViT-Z-99"], 1, ["unknown model"]),
     ],
@@ -518,7 +596,21 @@ def test_refused_in_one_line_before_anything_is_written(
     assert result.exit_code == code
     line = line_of(result)
     assert all(words in line for words in said), line
-    assert list(tmp_path.glob("p.*")) == []
+    assert {path.name for path in tmp_path.iterdir()} <= {parts.name, ".p.safetensors.lock"}
+
+
+def test_an_object_without_any_mask_is_said(parts: Path, model: list[str], tmp_path: Path) -> None:
+    shutil.copytree(parts / "steel_part", parts / "brass_part")
+    shutil.rmtree(parts / "brass_part" / "ground_truth")
+    result = train(parts, tmp_path / "p.safetensors", model, "--epochs", 1)
+    assert result.exit_code == 0
+    assert "brass_part: none of its 6 anomalous pictures has a mask; only good ones teach" in result.stderr
+
+
+def test_a_name_too_long_for_a_data_set(model: list[str], tmp_path: Path) -> None:
+    result = train(tmp_path / ("d" * 300), tmp_path / "p.safetensors", model)
+    assert result.exit_code == 1
+    assert "File name too long" in line_of(result)
 
 
 def test_an_anomaly_without_a_mask_is_left_out_and_said(parts: Path, model: list[str], tmp_path: Path) -> None:
