@@ -67,16 +67,18 @@ class Batch:
 class Batches(IterableDataset):
     """Endless batches of one size from a drawn set; the same for the same seed."""
 
-    def __init__(self, folder: Path, products: int, side: int, seed: int, batches: int, worn: float = 0) -> None:
-        """So many batches of so many products at `side` pixels, from the arrays in `folder`; a share of them worn."""
-        self.folder, self.products, self.side, self.seed, self.batches = folder, products, side, seed, batches
+    def __init__(self, folders: list[Path], products: int, side: int, seed: int, batches: int, worn: float = 0) -> None:
+        """So many batches of so many products at `side` pixels from drawn sets, a share of the products worn."""
+        self.folders, self.products, self.side, self.seed, self.batches = folders, products, side, seed, batches
         self.worn = worn
 
     def __iter__(self) -> Iterator[Batch]:
         """Draw the batches, one after the other."""
-        images = np.load(self.folder / "images.npy", mmap_mode="r")
-        masks = np.load(self.folder / "masks.npy", mmap_mode="r")
-        about = json.loads((self.folder / "products.json").read_text())
+        images, masks, about = [], [], []
+        for folder in self.folders:
+            images += list(np.load(folder / "images.npy", mmap_mode="r"))
+            masks += list(np.load(folder / "masks.npy", mmap_mode="r"))
+            about += json.loads((folder / "products.json").read_text())
         kinds = sorted({a["kind"] for a in about})
         rng = np.random.default_rng(self.seed)
         self.grain = rng.standard_normal(4_000_000, np.float32)

@@ -1,7 +1,8 @@
 """Draw products once, into memory-mapped arrays that training reads.
 
-    python draw.py FOLDER --products 5000 --seed 1            # the kinds that training may see
-    python draw.py FOLDER --products 200 --seed 9 --held-out  # the kinds it never sees, to measure it
+    python draw.py FOLDER --products 5000 --seed 1                  # most kinds that training may see
+    python draw.py FOLDER --products 1000 --seed 2 --kinds ground   # ground metal, with many zones
+    python draw.py FOLDER --products 200 --seed 9 --kinds held-out  # the kinds it never sees, to measure it
 
 FOLDER gets images.npy uint8 [N, 6, SIDE, SIDE, 3] (pictures 0-2 of a product are good, 3-5 have a defect), masks.npy
 uint8 [N, 6, SIDE, SIDE] of 0/1 and products.json (kind and defects of each product).
@@ -11,13 +12,14 @@ import argparse
 import json
 import multiprocessing
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from defects import add_defect
 from numpy.lib.format import open_memmap
 from numpy.random import Generator
-from products import HELD_OUT, KINDS, Picture, expose, make_product
+from products import GROUND, HELD_OUT, KINDS, Picture, expose, make_product
 from textures import SIDE
 
 GOOD, BAD = 3, 3  # pictures of one product
@@ -52,7 +54,8 @@ def _draw_style(seed: list[int], kind: str) -> tuple[np.ndarray, np.ndarray, lis
             picture = take(rng)
             image = picture.compose()
             if index >= GOOD:
-                image, masks[index], names = _add_defects(rng, picture, image)
+                wanted = "zone" if kind in GROUND and rng.random() < 0.4 else None
+                image, masks[index], names = _add_defects(rng, picture, image, wanted)
             if names:
                 break
         if index >= GOOD and not names:
@@ -62,11 +65,13 @@ def _draw_style(seed: list[int], kind: str) -> tuple[np.ndarray, np.ndarray, lis
     return images, masks, found
 
 
-def _add_defects(rng: Generator, picture: Picture, image: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """One defect, in a quarter of the pictures two."""
+def _add_defects(
+    rng: Generator, picture: Picture, image: np.ndarray, wanted: str | None
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """One defect, the wanted one or any, in a quarter of the pictures two."""
     mask, names = np.zeros((SIDE, SIDE), np.uint8), []
     for _ in range(1 if rng.random() < 0.75 else 2):
-        drawn = add_defect(rng, picture, image)
+        drawn = add_defect(rng, picture, image, None if names else wanted)
         # A reshaped picture is composed anew and would undo the first defect.
         if drawn is None or (names and (drawn[2] in names or drawn[2] not in ON_TOP)):
             continue
@@ -80,9 +85,15 @@ def _task(task: tuple[int, int, str]) -> tuple[np.ndarray, np.ndarray, dict[str,
     return draw_product(*task)
 
 
-def draw(folder: Path, products: int, seed: int, held_out: bool, workers: int = 2) -> None:
-    """Draw a set of products into a folder, kinds in turn."""
-    kinds = [k for k in KINDS if (k in HELD_OUT) == held_out]
+SETS = {
+    "common": [k for k in KINDS if k not in HELD_OUT + GROUND],
+    "ground": GROUND,
+    "held-out": HELD_OUT,
+}
+
+
+def draw(folder: Path, products: int, seed: int, kinds: Sequence[str], workers: int = 2) -> None:
+    """Draw products into a folder, kinds in turn."""
     folder.mkdir(parents=True, exist_ok=True)
     shape = (products, GOOD + BAD, SIDE, SIDE)
     images = open_memmap(folder / "images.npy", "w+", np.uint8, (*shape, 3))
@@ -105,6 +116,6 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path)
     parser.add_argument("--products", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--held-out", action="store_true")
+    parser.add_argument("--kinds", choices=SETS, default="common")
     options = parser.parse_args()
-    draw(options.folder, options.products, options.seed, options.held_out)
+    draw(options.folder, options.products, options.seed, SETS[options.kinds])

@@ -1,6 +1,6 @@
 """Measure a model folder: on drawn kinds that training never drew, and on labelled folders of photos.
 
-    python measure.py MODEL --drawn FOLDER              # a set of `draw.py --held-out`: 1-shot and zero-shot
+    python measure.py MODEL --drawn FOLDER              # a set of `draw.py --kinds held-out`: 1-shot and zero-shot
     python measure.py MODEL --photos OBJECT_FOLDER ...  # MVTec AD's layout: 4-shot and zero-shot
 
 Prints image AUROC / pixel AUROC for the zero-shot scores, the sum of zero-shot and few-shot, and the bank alone.

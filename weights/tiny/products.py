@@ -447,9 +447,16 @@ KINDS: dict[str, Kind] = {
     "knob": Kind(("knob", "cap", "handwheel", "closure"), knob, BODY),
     "dial": Kind(("dial", "gauge", "scale", "clock"), dial, BODY),
     "frame": Kind(("frame", "housing", "tray", "case"), frame, BODY),
+    "ground": Kind(
+        ("ground metal", "magnet", "tile", "machined surface", "ferrite", "metal block", "rolled steel"),
+        None,
+        (textures.ground_metal,),
+    ),
+    "guide": Kind(("rail", "guide", "tile", "bar", "machined strip"), strip, (textures.ground_metal,), "field"),
     "star": Kind(("cut-out", "biscuit", "stamped part", "forging", "hazelnut"), star, BODY),
 }
 HELD_OUT = ("wood", "leather", "gear", "bottle")  # never drawn for training: they measure it
+GROUND = ("ground", "guide")  # drawn apart, in a set of their own
 
 
 def make_product(kind: str, style: Generator) -> Product:

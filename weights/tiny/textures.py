@@ -98,6 +98,37 @@ def brushed_metal(style: Generator) -> Texture:
     return paint
 
 
+def ground_metal(style: Generator) -> Texture:
+    """A part's ground face: marks along one axis, smudges, soft light, often dark rims.
+
+    What differs between good parts here (depth of the marks, bands, shadows, smudges) is much more than elsewhere.
+    """
+    base = 0.15 + 0.6 * colour(style, style.random() < 0.85)
+    depth, fine, band = style.uniform(0.03, 0.16), style.uniform(0.01, 0.08), style.uniform(0, 0.12)
+    light, smudges = style.uniform(0.05, 0.3), style.uniform(0, 0.08)
+    along, zoom, rims = int(style.integers(2)), style.uniform(0.6, 2), style.random() < 0.6
+    rim_tone, widest = style.uniform(0, 0.12), style.uniform(3, 22)
+
+    def paint(rng: Generator) -> np.ndarray:
+        more = rng.uniform(0.4, 1.7)
+        angle = (np.pi / 2 if along else 0) + rng.normal(0, 0.02)
+        marks = noise(rng, 0.5, 40, angle, zoom) * np.clip(0.7 + 0.6 * clouds(rng, 3), 0, 2)
+        marks = depth * marks + fine * noise(rng, 0.0, 4, angle, zoom)
+        bands = cv2.resize(rng.standard_normal((1, int(rng.integers(4, 20)))).astype(np.float32), (SIDE, SIDE))
+        faint = np.clip(noise(rng, 2.0) - 1, 0, 1) + (np.abs(noise(rng, 2.0, zoom=0.7)) < 0.04)
+        shade = more * marks + band * (bands if along else bands.T) + light * clouds(rng, 2)
+        image = base + (shade + rng.choice([-1, 1]) * smudges * cv2.GaussianBlur(faint, (0, 0), 1.2))[..., None]
+        if not rims:
+            return image
+        inside = np.ones((SIDE, SIDE), np.float32)
+        for side in range(4):
+            width = rng.uniform(-widest, widest) + rng.normal(0, 0.02) * (YY - SIDE / 2) + noise(rng, 2.0)
+            inside = np.minimum(inside, np.rot90(np.clip(XX - width, 0, 1), side))
+        return blend(rim_tone, image, cv2.GaussianBlur(inside, (0, 0), 1))
+
+    return paint
+
+
 def cast_metal(style: Generator) -> Texture:
     """A grey speckled surface with soft unevenness."""
     base, depth, slow = colour(style, style.random() < 0.85), style.uniform(0.01, 0.12), style.uniform(0, 0.1)

@@ -14,7 +14,7 @@ with a defect. Six losses share the step, all but the attention's in the exact f
 The last stage's projector is the pool's own value path, so that what the map learns of a patch, the picture's feature
 knows.
 
-    python train_clip.py DRAWN OUT.pt --phases '[[1000, 96, 20], [600, 128, 16]]'  # steps, pixels, products
+    python train_clip.py OUT.pt DRAWN ... --phases '[[1000, 96, 20], [600, 128, 16]]'  # steps, pixels, products
 """
 
 import argparse
@@ -106,7 +106,7 @@ def patch_logits(
     with torch.autocast("cpu", torch.bfloat16):
         projected = F.linear(features.permute(0, 2, 3, 1).flatten(1, 2), *projection)
         along = torch.bmm(projected, direction[:, :, None])[..., 0].float()
-    length = torch.linalg.vector_norm(projected, dim=-1, dtype=torch.float32)
+    length = torch.linalg.vector_norm(projected, dim=-1).float()
     return (SCALE * along / length.clamp(min=1e-6)).unflatten(1, features.shape[2:])
 
 
@@ -163,7 +163,7 @@ def losses(model: Model, batch: Batch, references: int) -> dict[str, torch.Tenso
     result["contrast"] = contrast(model, batch, image, text[-len(batch.caption_tokens) :])
     on_defect = F.adaptive_avg_pool2d(batch.masks[:, None], attention.shape[1:])[:, 0] > 0.01
     share = (attention * on_defect).flatten(1).sum(1)[batch.labels == 1]
-    result["attention"] = -(share + 1e-3).log().mean()
+    result["attention"] = -(share + 1e-3).log().mean() if len(share) else attention.sum() * 0
 
     side = batch.masks.shape[-1]
     zero_shot, dense = 0, 0
@@ -238,7 +238,9 @@ def nearest(features: torch.Tensor, count: int, references: int) -> torch.Tensor
         top, left = torch.randint(2, (2,)).tolist()
         queries = queries[:, :, top::2, left::2]
     rows = queries.flatten(1, 3)
-    along = torch.bmm(rows, bank.transpose(1, 2)).amax(2).float()
+    with torch.no_grad():
+        best = torch.bmm(rows, bank.transpose(1, 2)).argmax(2, keepdim=True)
+    along = (rows * bank.gather(1, best.expand(-1, -1, bank.shape[2]))).float().sum(-1)
     return (1 - along / rows.float().norm(dim=-1).clamp(min=1e-6)).view(-1, *queries.shape[2:4])
 
 
@@ -283,7 +285,7 @@ def train(rank: int, options: argparse.Namespace) -> None:
         ends += steps / total
         count = 10**9 if options.minutes else steps
         for batch in DataLoader(
-            Batches(options.folder, products, side, seed, count, options.worn), batch_size=None, num_workers=1
+            Batches(options.folders, products, side, seed, count, options.worn), batch_size=None, num_workers=1
         ):
             done = seconds / 60 / options.minutes if options.minutes else step / total
             if done >= ends or step == options.stop:
@@ -317,8 +319,8 @@ def train(rank: int, options: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
     parser.add_argument("out", type=Path)
+    parser.add_argument("folders", type=Path, nargs="+", help="drawn sets")
     parser.add_argument("--phases", type=json.loads, default=[[1000, 96, 20], [600, 128, 16], [200, 192, 8]])
     parser.add_argument("--minutes", type=float, help="train so long; the phases' steps are then their shares")
     parser.add_argument("--stop", type=int, help="stop after this step of the schedule")
