@@ -22,7 +22,7 @@ def main(photos: Path, scan: Path, out: Path) -> None:
     highest = max(one.max() for one in heatmaps)
     coloured = [(colormaps["inferno"](one / highest)[..., :3] * 255).astype(np.uint8) for one in heatmaps]
     rows = [np.concatenate([padded(one) for one in row], axis=1) for row in (pictures, coloured)]
-    Image.fromarray(np.concatenate(rows)).quantize(128).save(out, optimize=True)
+    Image.fromarray(np.concatenate(rows)).save(out, optimize=True)
 
 
 def padded(picture: np.ndarray) -> np.ndarray:
