@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import GoldenCase
 
 from aprilcli import Detector
 from aprilcli.core.memory_bank import MemoryBank, Source, build
 from aprilcli.errors import ArtifactError
-from tests.conftest import GoldenCase
 
 
 def bank_of(golden: GoldenCase, patches: int | None = None) -> MemoryBank:
