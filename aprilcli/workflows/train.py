@@ -270,7 +270,7 @@ class _Run:
             fields = read_header(self._options.out).fields
         except ArtifactError:
             return False
-        return all(fields.get(name) == value for name, value in self._result_fields().items())
+        return bool(self.history) and all(fields.get(name) == value for name, value in self._result_fields().items())
 
     def _check_same_training(self, path: Path, artifact: Artifact) -> None:
         sides = []

@@ -499,11 +499,14 @@ def test_what_fails_in_the_first_epoch_leaves_nothing_in_the_way(
     assert train(parts, tmp_path / "p.safetensors", model, "--epochs", 1, "--batch-size", 2).exit_code == 0
 
 
+@pytest.mark.parametrize("step", [1, STEPS_PER_EPOCH + 1])
 def test_a_resume_overwrites_only_what_it_wrote_itself(
-    parts: Path, model: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    parts: Path, model: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     out = tmp_path / "p.safetensors"
-    stopped_in_the_second_epoch(parts, out, model, monkeypatch)
+    with monkeypatch.context() as patch:
+        stop_in_step(patch, step)
+        assert train(parts, out, model, "--epochs", 2).exit_code == 130
     other = tmp_path / "q.safetensors"
     assert train(parts, other, model, "--epochs", 1).exit_code == 0
     for theirs in (b"mine", other.read_bytes()):
