@@ -99,6 +99,7 @@ def run_train(options: TrainOptions, console: Console) -> TrainSummary:
     """Train the projector of a frozen backbone and write it. Raises the package's errors."""
     started, began = reports.timestamp(), time.monotonic()
     _check_options(options)
+    # Unlike Path.resolve, this takes links in a circle, which are then no folder.
     dataset = read_dataset(Path(os.path.realpath(options.dataset)), options.layout)
     samples = trainable_samples(dataset)
     _tell_problems(dataset, console)
@@ -392,17 +393,18 @@ class _Run:
 
 
 def _checked_history(history: Any, settings: dict[str, Any]) -> list[Record]:
-    """Return the records of a foreign file if they are what such a training leaves. Raises KeyError or TypeError."""
+    """Return the records of a foreign file if they are what such a training leaves. Raises TypeError."""
     measures = ("loss", "val_loss") if settings["val"] else ("loss",)
-    if not isinstance(history, list) or len(history) > settings["epochs"]:
+    whole = isinstance(history, list) and len(history) <= settings["epochs"]
+    if not whole or not all(
+        isinstance(record, dict)
+        and record.get("epoch") == epoch
+        and all(isinstance(record.get(name), float) for name in measures)
+        and isinstance(record.get("val_pixel_ap"), float | None)
+        for epoch, record in enumerate(history, 1)
+    ):
         raise TypeError("not the records of epochs")
-    for epoch, record in enumerate(history, 1):
-        precision = record.get("val_pixel_ap") if isinstance(record, dict) else ""
-        if not isinstance(precision, float | None) or record["epoch"] != epoch:
-            raise TypeError("not the records of epochs")
-        if not all(isinstance(record[name], float) for name in measures):
-            raise TypeError("not the records of epochs")
-    return history
+    return list(history)
 
 
 def _kept(history: Sequence[Record]) -> Record:

@@ -23,6 +23,11 @@ from products import GROUND, HELD_OUT, KINDS, Picture, expose, make_product
 from textures import SIDE
 
 GOOD, BAD = 3, 3  # pictures of one product
+SETS = {
+    "common": [k for k in KINDS if k not in HELD_OUT + GROUND],
+    "ground": GROUND,
+    "held-out": HELD_OUT,
+}
 ON_TOP = ("scratch", "hair", "spots", "stain", "pit", "crack")  # defects that may be the second of a picture
 
 
@@ -83,13 +88,6 @@ def _add_defects(
 
 def _task(task: tuple[int, int, str]) -> tuple[np.ndarray, np.ndarray, dict[str, object]]:
     return draw_product(*task)
-
-
-SETS = {
-    "common": [k for k in KINDS if k not in HELD_OUT + GROUND],
-    "ground": GROUND,
-    "held-out": HELD_OUT,
-}
 
 
 def draw(folder: Path, products: int, seed: int, kinds: Sequence[str], workers: int = 2) -> None:
