@@ -15,11 +15,12 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 # Steps, picture side and products per process of each phase, run by run: rate constant, rate falling, surfaces worn,
-# ground metal and more products.
+# ground metal and more products, lined metal and compound parts.
 TRUNK, TRUNK_STEPS = "[[600, 96, 24], [4000, 128, 16]]", "1280"
 FALLING = "[[1500, 128, 16], [350, 192, 8], [100, 256, 5]]"
 WORN = "[[560, 128, 16], [80, 256, 5]]"
 WIDER = "[[2500, 128, 16], [650, 192, 8], [240, 256, 5]]"
+WIDEST = "[[2400, 128, 16], [1050, 192, 8], [520, 256, 5]]"
 
 
 def run(script: str, *arguments: str | Path) -> None:
@@ -31,11 +32,14 @@ def run(script: str, *arguments: str | Path) -> None:
 
 def main(scratch: Path) -> None:
     """All steps in turn."""
-    held_out, products, more, ground = (scratch / name for name in ("held_out", "products", "more", "ground"))
-    trunk, clean, worn, wider = (scratch / f"{name}.pt" for name in ("trunk", "clean", "worn", "wider"))
+    held_out, products, more = (scratch / name for name in ("held_out", "products", "more"))
+    ground, lined, compound = (scratch / name for name in ("ground", "lined", "compound"))
+    trunk, clean, worn, wider, widest = (scratch / f"{run}.pt" for run in ("trunk", "clean", "worn", "wider", "widest"))
     run("draw.py", held_out, "--products", "160", "--seed", "10", "--kinds", "held-out")
     run("draw.py", products, "--products", "4200", "--seed", "1")
     run("draw.py", ground, "--products", "1400", "--seed", "2", "--kinds", "ground")
+    run("draw.py", lined, "--products", "1200", "--seed", "4", "--kinds", "lined")
+    run("draw.py", compound, "--products", "1200", "--seed", "5", "--kinds", "compound")
     run("draw.py", more, "--products", "1500", "--seed", "3")
     run("train_clip.py", trunk, products, "--phases", TRUNK, "--stop", TRUNK_STEPS, "--decay", "0")
     run("train_clip.py", clean, products, "--phases", FALLING, "--start", trunk, "--seed", "2")
@@ -43,7 +47,10 @@ def main(scratch: Path) -> None:
     run("train_clip.py", worn, products, "--phases", WORN, "--start", clean, *gently)
     again = ("--seed", "4", "--rate", "1.5e-3", "--warm-up", "60", "--worn", "0.4")
     run("train_clip.py", wider, products, more, ground, "--phases", WIDER, "--start", worn, *again)
-    run("export.py", wider, HERE)
+    finely = ("--seed", "5", "--rate", "1.2e-3", "--warm-up", "60", "--worn", "0.4", "--rank-pixels")
+    sets = (products, more, ground, lined, compound)
+    run("train_clip.py", widest, *sets, "--phases", WIDEST, "--start", wider, *finely)
+    run("export.py", widest, HERE)
     run("samples.py", ROOT / "tests" / "samples", ROOT / "tests" / "sample_masks")
     run("measure.py", HERE, "--drawn", held_out)
     run("measure.py", HERE, "--drawn", held_out, "--worn")

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from numpy.random import Generator
 from products import Picture
-from textures import SIDE, XX, YY, blend, clouds, noise
+from textures import SIDE, XX, YY, blend, clouds, lines, noise
 
 # What each defect may be called in a caption.
 WORDS: dict[str, tuple[str, ...]] = {
@@ -19,6 +19,8 @@ WORDS: dict[str, tuple[str, ...]] = {
     "uneven": ("uneven {}", "{} with an uneven patch", "{} with a faded area"),
     "rough": ("worn {}", "{} with a rough patch", "frayed {}"),
     "zone": ("unevenly finished {}", "{} with an unfinished area", "{} with a bare patch", "worn {}"),
+    "front": ("unevenly ground {}", "unfinished {}", "{} with an uneven finish", "{} with a bare patch"),
+    "seam": ("cracked {}", "{} with a seam", "{} with a crack along the grain"),
     "dent": ("dented {}", "{} with a dent", "{} with a bump"),
     "foreign": ("contaminated {}", "{} with foreign matter", "{} with glue on it"),
     "pasted": ("faulty {}", "{} with a misplaced piece", "torn {}"),
@@ -134,6 +136,12 @@ def _mark(rng: Generator, image: np.ndarray, other: np.ndarray, at: np.ndarray, 
             branch = _path(rng, 10, rng.uniform(2, 7), 0.5)
             lines = np.maximum(lines, _trace(branch - branch[0] + points[rng.integers(24)], rng.uniform(0.7, 2)))
         return blend(image, np.minimum(ink, local * rng.uniform(0.2, 1)), opacity * lines)
+    if defect == "seam":  # a crack that runs with the lines
+        turn = rng.normal(0, 0.25) + (0 if upright(image) else np.pi / 2)
+        points = np.cumsum(np.stack([rng.normal(0, 0.9, 40), np.full(40, rng.uniform(0.7, 4))], 1), 0)
+        turned = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
+        cracks = _trace((points - points.mean(0)) @ turned + at, rng.uniform(0.7, 2.2))
+        return blend(image, local * rng.uniform(0.1, 0.65), opacity * cracks)
     if defect in ("spots", "pit"):
         count = int(rng.integers(1, 6)) if defect == "spots" else int(rng.integers(1, 3))
         spots = np.zeros((SIDE, SIDE), np.float32)
@@ -232,6 +240,52 @@ def _zone(
     return changed, inside.astype(np.uint8)
 
 
+def upright(image: np.ndarray) -> bool:
+    """Whether the picture's lines run from top to bottom."""
+    grey = image.mean(2)
+    return bool(np.abs(np.diff(grey, axis=1)).mean() > np.abs(np.diff(grey, axis=0)).mean())
+
+
+def _front(
+    rng: Generator, image: np.ndarray, at: np.ndarray, part: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Where grinding or rolling began or stopped: beyond it the lines are deeper, shallower or others, and the light.
+
+    Mostly right across the lines, from side to side or to some point; else any region. None if unseen.
+    """
+    vertical = upright(image)
+    straight = rng.random()
+    if straight < 0.75:
+        x, y, where = (XX, YY, at) if vertical else (YY, XX, at[::-1])
+        ragged = rng.uniform(0, 3) * (noise(rng, 2.0) + 0.5 * noise(rng, 1.1))
+        depth = (y if rng.random() < 0.5 else SIDE - 1 - y) + rng.normal(0, 0.06) * (x - SIDE / 2) + ragged
+        reach = rng.uniform(0.05, 0.45) * SIDE
+        inside = depth < reach
+        if straight < 0.15:  # a band
+            inside &= depth > reach - rng.uniform(0.08, 0.3) * SIDE
+        if rng.random() < 0.25:  # to some point only
+            inside &= (x < where[0]) if rng.random() < 0.5 else (x > where[0])
+        weight = cv2.GaussianBlur(inside.astype(np.float32), (0, 0), rng.choice([0.6, rng.uniform(0.6, 5)]))
+    else:
+        weight = _region(rng, at)
+    weight = weight * (1 if part is None else part)
+    smooth = cv2.GaussianBlur(image, (0, 0), 6)
+    gain = rng.choice([rng.uniform(0.2, 0.8), rng.uniform(1.2, 2.5)])
+    marks = lines(rng, rng.uniform(0.5, 2))
+    marks = rng.choice([0, rng.uniform(0.02, 0.1)]) * (marks if vertical else marks.T)
+    shift = rng.choice([-1, 1, 1]) * np.exp(rng.uniform(np.log(0.025), np.log(0.2)))
+    changed = np.clip(blend(image, smooth + gain * (image - smooth) + (marks + shift)[..., None], weight), 0, 1)
+    inside = weight > 0.5
+    if not 60 <= inside.sum() <= 0.5 * SIDE * SIDE:
+        return None
+    edge = cv2.morphologyEx(inside.astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((15, 15), np.uint8)) > 0
+    moved = np.abs((changed - image)[inside & edge].mean(0)).max()
+    before, after = ((one - cv2.blur(one, (15, 15)))[inside].std() for one in (image, changed))
+    if moved < 0.02 + 0.4 * before and abs(np.log((after + 0.01) / (before + 0.01))) < 0.4:
+        return None
+    return changed.astype(np.float32), inside.astype(np.uint8)
+
+
 def add_defect(
     rng: Generator, picture: Picture, image: np.ndarray, wanted: str | None = None
 ) -> tuple[np.ndarray, np.ndarray, str] | None:
@@ -256,12 +310,14 @@ def add_defect(
             if rng.random() < 0.5:
                 base = rng.uniform(0, 1, 3) if rng.random() < 0.5 else rng.uniform(0, 1)
                 other = np.clip(base + 0.12 * noise(rng, rng.choice([0.5, 1.1, 2.0]))[..., None], 0, 1)
-            if defect == "zone":
-                drawn = _zone(rng, image, other.astype(np.float32), at, coverage if on_part else None)
+            other = other.astype(np.float32)
+            if defect in ("zone", "front"):
+                on = coverage if on_part else None
+                drawn = _zone(rng, image, other, at, on) if defect == "zone" else _front(rng, image, at, on)
                 if drawn is None or drawn[1].sum() > 0.4 * SIDE * SIDE:
                     continue
                 return *drawn, defect
-            changed = np.clip(_mark(rng, image, other.astype(np.float32), at, defect, grow), 0, 1).astype(np.float32)
+            changed = np.clip(_mark(rng, image, other, at, defect, grow), 0, 1).astype(np.float32)
         change = cv2.GaussianBlur(np.abs(changed - image).max(2), (3, 3), 0)
         mask = change > VISIBLE
         # Close the shape of mottled changes, as a person marking the defect would.

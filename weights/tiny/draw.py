@@ -1,7 +1,7 @@
 """Draw products once, into memory-mapped arrays that training reads.
 
     python draw.py FOLDER --products 5000 --seed 1                  # most kinds that training may see
-    python draw.py FOLDER --products 1000 --seed 2 --kinds ground   # ground metal, with many zones
+    python draw.py FOLDER --products 1000 --seed 2 --kinds ground   # ground metal; also lined, compound
     python draw.py FOLDER --products 200 --seed 9 --kinds held-out  # the kinds it never sees, to measure it
 
 FOLDER gets images.npy uint8 [N, 6, SIDE, SIDE, 3] (pictures 0-2 of a product are good, 3-5 have a defect), masks.npy
@@ -19,13 +19,15 @@ import numpy as np
 from defects import add_defect
 from numpy.lib.format import open_memmap
 from numpy.random import Generator
-from products import GROUND, HELD_OUT, KINDS, Picture, expose, make_product
+from products import COMPOUND, GROUND, HELD_OUT, KINDS, LINED, Picture, expose, make_product
 from textures import SIDE
 
 GOOD, BAD = 3, 3  # pictures of one product
 SETS = {
-    "common": [k for k in KINDS if k not in HELD_OUT + GROUND],
+    "common": [k for k in KINDS if k not in HELD_OUT + GROUND + LINED + COMPOUND],
     "ground": GROUND,
+    "lined": LINED,
+    "compound": COMPOUND,
     "held-out": HELD_OUT,
 }
 ON_TOP = ("scratch", "hair", "spots", "stain", "pit", "crack")  # defects that may be the second of a picture
@@ -59,7 +61,7 @@ def _draw_style(seed: list[int], kind: str) -> tuple[np.ndarray, np.ndarray, lis
             picture = take(rng)
             image = picture.compose()
             if index >= GOOD:
-                wanted = "zone" if kind in GROUND and rng.random() < 0.4 else None
+                wanted = _wanted(rng, kind)
                 image, masks[index], names = _add_defects(rng, picture, image, wanted)
             if names:
                 break
@@ -68,6 +70,15 @@ def _draw_style(seed: list[int], kind: str) -> tuple[np.ndarray, np.ndarray, lis
         images[index] = expose(rng, image)
         found.append(names)
     return images, masks, found
+
+
+def _wanted(rng: Generator, kind: str) -> str | None:
+    """The defect that a kind shows more often than others, in its share of pictures; None: any."""
+    if kind in GROUND:
+        return "zone" if rng.random() < 0.4 else None
+    if kind in LINED:
+        return {0: "front", 1: "front", 2: "front", 3: "seam"}.get(int(rng.integers(6)))
+    return None
 
 
 def _add_defects(

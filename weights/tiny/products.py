@@ -275,6 +275,40 @@ def frame(style: Generator) -> Shape:
     return lambda rng: strokes
 
 
+def compound(style: Generator) -> Shape:
+    """Any part: a body with a few features, each alone or repeated about the centre; none sticks out of the body."""
+    form, aspect = style.integers(4), style.uniform(0.5, 1)
+    if form == 0:
+        strokes = [circle(0, 0, 1, corners=int(style.choice([3, 4, 5, 6, 8, 40])))]
+    elif form == 1:
+        strokes = [box(0, 0, 1, aspect)]
+    elif form == 2:
+        strokes = [box(0, 0, 1, aspect * 0.5), circle(0, 0, aspect), box(0, 0, aspect * 0.4, 0.95)]
+    else:
+        angle = np.linspace(0, 2 * np.pi, 120, endpoint=False)
+        waves = sum(style.normal(0, 0.25 / k) * np.cos(k * angle + style.uniform(0, 6.3)) for k in range(1, 7))
+        radius = np.clip(0.75 + waves, 0.35, 1)
+        strokes = [Stroke(np.stack([radius * np.cos(angle), radius * np.sin(angle)], 1))]
+    for _ in range(int(style.integers(1, 6))):
+        fold = int(style.choice([1, 1, 2, 3, 4, 6, 8, 12]))
+        size, reach = style.uniform(0.05, 0.2), style.uniform(0.2, 0.6)
+        start, feature, add = style.uniform(0, 2 * np.pi), style.integers(4), style.random() < 0.25
+        reach *= aspect if form in (1, 2) else 1
+        size = min(size, 2.4 * reach / fold)
+        for turn in start + np.arange(fold) * 2 * np.pi / fold:
+            heading = np.array([np.cos(turn), np.sin(turn)])
+            x, y = reach * heading
+            if feature == 0:
+                strokes.append(circle(x, y, size, add))
+            elif feature == 1:
+                strokes.append(circle(x, y, size, add, int(style.choice([3, 4, 6])), turn))
+            elif feature == 2:
+                strokes.append(Stroke(np.stack([0.6 * reach * heading, 1.2 * reach * heading]), size * 0.6, add))
+            else:
+                strokes += [circle(x, y, size, False), circle(x, y, size * 0.6)]
+    return lambda rng: strokes
+
+
 def mesh(style: Generator) -> Shape:
     """A grid of bars over the whole picture."""
     pitch, width = style.uniform(0.12, 0.4), style.uniform(0.15, 0.5)
@@ -453,10 +487,18 @@ KINDS: dict[str, Kind] = {
         (textures.ground_metal,),
     ),
     "guide": Kind(("rail", "guide", "tile", "bar", "machined strip"), strip, (textures.ground_metal,), "field"),
+    "rolled": Kind(
+        ("rolled sheet", "ground metal", "magnet", "tile", "lapped face", "steel strip"), None, (textures.lined_metal,)
+    ),
+    "slide": Kind(("slide", "tile", "bar", "ground strip"), strip, (textures.lined_metal,), "field"),
+    "compound": Kind(("fitting", "insert", "turned part", "valve", "moulding", "lock", "body"), compound, BODY),
     "star": Kind(("cut-out", "biscuit", "stamped part", "forging", "hazelnut"), star, BODY),
 }
 HELD_OUT = ("wood", "leather", "gear", "bottle")  # never drawn for training: they measure it
-GROUND = ("ground", "guide")  # drawn apart, in a set of their own
+# Drawn apart, in sets of their own:
+GROUND = ("ground", "guide")
+LINED = ("rolled", "slide")
+COMPOUND = ("compound",)
 
 
 def make_product(kind: str, style: Generator) -> Product:

@@ -52,6 +52,14 @@ def clouds(rng: Generator, cells: int = 3) -> np.ndarray:
     return cv2.resize(grid, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
 
 
+def lines(rng: Generator, breadth: float) -> np.ndarray:
+    """Upright lines [SIDE, SIDE] of about unit deviation, `breadth` pixels broad, which fade in and out."""
+    knots = rng.standard_normal((int(rng.integers(2, 12)), SIDE)).astype(np.float32)
+    knots = 0.7 * knots + 0.7 * rng.standard_normal((1, SIDE)).astype(np.float32)
+    soft = cv2.GaussianBlur(knots, (0, 0), sigmaX=breadth, sigmaY=0.01, borderType=cv2.BORDER_REFLECT)
+    return cv2.resize(soft / (soft.std() + 1e-6), (SIDE, SIDE))
+
+
 def blend(under: np.ndarray, over: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """`under` where the weight [SIDE, SIDE] is 0 and `over` (a picture or a colour) where it is 1."""
     weight = np.clip(weight, 0, 1)[..., None]
@@ -125,6 +133,36 @@ def ground_metal(style: Generator) -> Texture:
             width = rng.uniform(-widest, widest) + rng.normal(0, 0.02) * (YY - SIDE / 2) + noise(rng, 2.0)
             inside = np.minimum(inside, np.rot90(np.clip(XX - width, 0, 1), side))
         return blend(rim_tone, image, cv2.GaussianBlur(inside, (0, 0), 1))
+
+    return paint
+
+
+def lined_metal(style: Generator) -> Texture:
+    """A face as a grinding wheel or a rolling mill leaves it: long lines along one axis, soft light, dark rims.
+
+    The lines fade in and out; good pictures differ in their depth, in the light, in faint smudges and fine scratches.
+    """
+    base = 0.12 + 0.55 * colour(style, style.random() < 0.9)
+    depth, light, grain = style.uniform(0.02, 0.14), style.uniform(0.05, 0.35), style.uniform(0.005, 0.04)
+    along, rims, rim_tone = int(style.integers(2)), style.random() < 0.6, style.uniform(0, 0.12)
+    smudges, scratches, widest = style.uniform(0, 0.08), style.uniform(0, 0.12), style.uniform(2, 16)
+
+    def paint(rng: Generator) -> np.ndarray:
+        fine, broad = lines(rng, rng.uniform(0.5, 1)), lines(rng, rng.uniform(2, 8))
+        shade = depth * rng.uniform(0.5, 1.5) * (fine + rng.uniform(0.2, 1) * broad)
+        if along == 0:
+            shade = shade.T
+        cells = int(rng.integers(1, 4))
+        faint = np.clip(noise(rng, 2.0) - 1, 0, 1) + scratches * (np.abs(noise(rng, 2.0, zoom=0.7)) < 0.03)
+        shade = shade * np.clip(0.8 + 0.5 * clouds(rng, 3), 0, 2) + light * clouds(rng, cells) + grain * noise(rng, 0.5)
+        image = (base + rng.normal(0, 0.05)) * (1 + shade - smudges * cv2.GaussianBlur(faint, (0, 0), 1))[..., None]
+        if not rims:
+            return image
+        inside = np.ones((SIDE, SIDE), np.float32)
+        for side in range(4):
+            width = rng.uniform(-widest, widest) + rng.normal(0, 0.02) * (YY - SIDE / 2) + noise(rng, 2.0)
+            inside = np.minimum(inside, np.rot90(np.clip(XX - width, 0, 1), side))
+        return blend(rim_tone, image, cv2.GaussianBlur(inside, (0, 0), rng.uniform(0.6, 2)))
 
     return paint
 

@@ -1,7 +1,7 @@
 """Train the small CLIP and its projector from scratch on drawn products.
 
 One step looks at P products, five pictures each: three good ones, of which one or two serve as references, and two
-with a defect. Six losses share the step, all but the attention's in the exact form in which the model is used later:
+with a defect. Seven losses share the step, all but the attention's in the exact form in which the model is used later:
 
 - state: 100 · F_c · (anomalous - normal text feature), as a classifier of the whole picture and as a ranking of the
   pictures of one product;
@@ -9,6 +9,7 @@ with a defect. Six losses share the step, all but the attention's in the exact f
 - contrast: pictures against captions;
 - dense: focal and dice of every stage's zero-shot map;
 - episode: in every stage the distance to the nearest token of the references against the mask;
+- sum: both maps together against the mask, and with --rank-pixels as a ranking of the pixels of one product;
 - peak: the maximum of the zero-shot map, and of the sum of both maps, ranks the pictures of one product.
 
 The last stage's projector is the pool's own value path, so that what the map learns of a patch, the picture's feature
@@ -122,6 +123,17 @@ def ranking(score: torch.Tensor, labels: torch.Tensor, sharpness: float) -> torc
     return F.softplus(-sharpness * gap)[pair].mean() if pair.any() else score.sum() * 0
 
 
+def pixel_ranking(maps: torch.Tensor, masks: torch.Tensor, draws: int = 192) -> torch.Tensor:
+    """Defective pixels above good ones of all pictures of a product, as AUROC counts them; both [P, pixels]."""
+    seen = (masks.sum(1) > 0) & (masks.sum(1) < masks.shape[1])
+    if not seen.any():
+        return maps.sum() * 0
+    maps, masks = maps[seen], masks[seen]
+    bad = maps.gather(1, torch.multinomial(masks, draws, replacement=True))
+    good = maps.gather(1, torch.multinomial(1 - masks, draws, replacement=True))
+    return F.softplus(-3 * (bad[:, :, None] - good[:, None, :])).mean()
+
+
 def dense_loss(odds: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     """Focal and dice of one stage; odds are anomalous minus normal logits on the mask's grid."""
     entropy = F.binary_cross_entropy_with_logits(odds, masks, reduction="none")
@@ -144,7 +156,7 @@ def peak(maps: torch.Tensor) -> torch.Tensor:
     return maps.flatten(1).topk(6).values.mean(1)
 
 
-def losses(model: Model, batch: Batch, references: int) -> dict[str, torch.Tensor]:
+def losses(model: Model, batch: Batch, references: int, rank_pixels: bool) -> dict[str, torch.Tensor]:
     """All losses of one step, by name."""
     count = len(batch.kinds)
     with torch.autocast("cpu", torch.bfloat16):
@@ -189,6 +201,8 @@ def losses(model: Model, batch: Batch, references: int) -> dict[str, torch.Tenso
     chosen = zero_shot.view(count, PICTURES, side, side)[:, query].flatten(0, 1)
     total = chosen + few_shot
     result["sum"] = balanced(3 * (total - model.sum_offset), masks)
+    if rank_pixels:
+        result["sum pixels"] = pixel_ranking(total.view(count, -1), masks.view(count, -1))
     result["peak"] = ranking(peak(zero_shot).view(count, -1), labels, 3.0)
     result["sum peak"] = ranking(
         torch.sigmoid(odds).view(count, -1)[:, query] + peak(total).view(count, -1), labels[:, query], 3.0
@@ -202,6 +216,7 @@ WEIGHTS = {
     "state": 1.0, "state rank": 0.8, "attention": 0.2, "contrast": 0.1, "dense": 0.4, "episode": 0.5, "sum": 1.0,
     "peak": 0.4, "sum peak": 0.6,
 }  # fmt: skip
+RANKING_PIXELS = {"sum": 0.6, "sum pixels": 1.0}  # the weights that this changes
 
 
 def contrast(model: Model, batch: Batch, image: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
@@ -276,6 +291,7 @@ def train(rank: int, options: argparse.Namespace) -> None:
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": 0.05},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
+    weights = WEIGHTS | RANKING_PIXELS if options.rank_pixels else WEIGHTS
     optimiser = torch.optim.AdamW(groups, lr=options.rate, betas=(0.9, 0.98), fused=True)
     began, step, pictures, log = time.monotonic(), 0, 0, {}
     total = sum(steps for steps, _, _ in options.phases)
@@ -294,9 +310,9 @@ def train(rank: int, options: argparse.Namespace) -> None:
             rate = options.rate * min(1, (step + 1) / options.warm_up) * (0.5 + 0.5 * math.cos(math.pi * falling))
             for group in optimiser.param_groups:
                 group["lr"] = rate
-            parts = losses(model, batch, 1 if torch.rand(()) < 0.7 else GOOD - 1)
+            parts = losses(model, batch, 1 if torch.rand(()) < 0.7 else GOOD - 1, options.rank_pixels)
             optimiser.zero_grad()
-            sum(WEIGHTS[name] * parts[name] for name in WEIGHTS).backward()
+            sum(weights[name] * parts[name] for name in weights).backward()
             norm = nn.utils.clip_grad_norm_(trained, 2.0)
             optimiser.step()
             if step % TOGETHER == TOGETHER - 1:
@@ -327,6 +343,7 @@ if __name__ == "__main__":
     parser.add_argument("--start", type=Path, help="continue from this file's weights")
     parser.add_argument("--decay", type=float, default=1.0, help="the last share of the steps, where the rate falls")
     parser.add_argument("--worn", type=float, default=0, help="share of the products with specks, streaks, soft light")
+    parser.add_argument("--rank-pixels", action="store_true", help="add the ranking of pixels to the losses")
     parser.add_argument("--width", type=int, default=24)
     parser.add_argument("--layers", type=int, nargs=4, default=[1, 2, 3, 2])
     parser.add_argument("--rate", type=float, default=2e-3)
