@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import hashlib
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from open_clip.modified_resnet import ModifiedResNet
 from open_clip.transformer import QuickGELU, VisionTransformer
 from safetensors import SafetensorError, safe_open
 
+from aprilcli.core.fingerprint import model_fingerprint
 from aprilcli.errors import ArtifactError, BackboneError, OptionError
 from aprilcli.io.hub import fetch_clip_weights
 from aprilcli.types import MAX_IMAGE_SIZE, ImageFeatures, ModelSpec
@@ -187,7 +186,7 @@ def load_backbone(
         joint_width=int(visual.output_dim),
         mean=tuple(map(float, preprocessing["mean"])),  # type: ignore[arg-type]  # three channels
         std=tuple(map(float, preprocessing["std"])),  # type: ignore[arg-type]
-        fingerprint=fingerprint(_lasting_weights(clip, source), _architecture(config)),
+        fingerprint=model_fingerprint(clip, config, source.folder and source.folder / FOLDER_WEIGHTS),
     )
     backbone = Backbone(clip, _tokenizer(source), spec, resolved_device, resolved_precision)
     backbone.notes = _activation_notes(source, spec)
@@ -383,30 +382,3 @@ def _stage_widths(visual: Any, stages: tuple[int, ...]) -> tuple[int, ...]:
         base = visual.conv3.out_channels
         return tuple(base * 4 * 2 ** (stage - 1) for stage in stages)
     return (int(visual.transformer.width),) * len(stages)
-
-
-def fingerprint(weights: Mapping[str, torch.Tensor], architecture: str = "") -> str:
-    """Return the SHA-256 over names, shapes and float32 values, and what shapes do not tell, in hexadecimal."""
-    digest = hashlib.sha256(architecture.encode())
-    for name, tensor in sorted(weights.items()):
-        digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _lasting_weights(model: torch.nn.Module, source: _Source) -> dict[str, torch.Tensor]:
-    """Return every weight, but the picture positions, which are resized, as a folder's file has them."""
-    weights = model.state_dict()
-    positions = [name for name in weights if name.startswith("visual.") and name.endswith("positional_embedding")]
-    for name in positions:
-        del weights[name]
-    if source.folder is not None:
-        with safe_open(source.folder / FOLDER_WEIGHTS, framework="pt") as file:
-            weights |= {name: file.get_tensor(name) for name in positions if name in file.keys()}  # noqa: SIM118
-    return weights
-
-
-def _architecture(config: dict[str, Any]) -> str:
-    """Say all of a configuration but the picture size, as text: heads and activations change no weight."""
-    vision = {name: value for name, value in config["vision_cfg"].items() if name != "image_size"}
-    return json.dumps({**config, "vision_cfg": vision}, sort_keys=True, default=str)

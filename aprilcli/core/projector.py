@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from aprilcli.core.backbone import PAPER, PAPER_BACKBONE, PAPER_PRETRAINED, PAPER_STAGES, TINY, fingerprint, tiny_folder
+from aprilcli.core.backbone import PAPER, PAPER_BACKBONE, PAPER_PRETRAINED, PAPER_STAGES, TINY, tiny_folder
+from aprilcli.core.fingerprint import fingerprint
 from aprilcli.errors import ArtifactError
 from aprilcli.io.artifacts import read_artifact, write_artifact
 from aprilcli.io.published import PUBLISHED, fetch_projector, read_authors_projector

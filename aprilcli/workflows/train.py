@@ -36,18 +36,17 @@ from aprilcli.core.training_set import (
 )
 from aprilcli.errors import ArtifactError, OptionError, OutputError
 from aprilcli.io import reports
-from aprilcli.io.artifacts import Artifact, read_artifact, read_header, sha256_of_file, write_artifact
+from aprilcli.io.artifacts import read_header, sha256_of_file
 from aprilcli.io.atomic import claimed_file, output_errors
 from aprilcli.io.datasets import LabelledDataset, read_dataset
 from aprilcli.io.paper_tables import recognise
+from aprilcli.workflows.checkpoint import Checkpoint, Record
 from aprilcli.workflows.console import Console
 from aprilcli.workflows.pipeline import map_ahead
 
-CHECKPOINT = "training-checkpoint"  # the kind of artefact
 SUFFIX = ".safetensors"
 
 Input = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # pixels [3, S, S], text features [2, C], mask [S, S]
-Record = dict[str, Any]  # of an epoch: epoch (from 1), loss; with validation val_loss and val_pixel_ap
 
 
 @dataclass(frozen=True)
@@ -252,15 +251,9 @@ class _Run:
         if not path.exists():
             console.note(f"{path}: no checkpoint, so the training starts anew")
             return
-        artifact = read_artifact(path, CHECKPOINT)
-        self._check_same_training(path, artifact)
-        try:
-            self._trainer.restore(artifact.tensors)
-            for name, weight in self._kept_weights.items():
-                weight.copy_(artifact.tensors[f"kept.{name}"])
-            self.history = _checked_history(artifact.fields["history"], self._description["settings"])
-        except (KeyError, RuntimeError, TypeError) as error:
-            raise ArtifactError(f"{path}: not a whole checkpoint; delete it and train anew") from error
+        saved = self._checkpoint().read(path)
+        self._trainer.restore(saved.state)
+        self._kept_weights, self.history = dict(saved.kept), saved.history
         if not self._has_written():
             _refuse_existing(self._options)
         console.note(f"going on after epoch {len(self.history)} of {self._options.epochs}")
@@ -273,26 +266,12 @@ class _Run:
             return False
         return bool(self.history) and all(fields.get(name) == value for name, value in self._result_fields().items())
 
-    def _check_same_training(self, path: Path, artifact: Artifact) -> None:
-        sides = []
-        for part, mine in self._description.items():
-            theirs = artifact.fields.get(part)
-            theirs = theirs if isinstance(theirs, dict) else {}
-            sides += [
-                f"{part} {key} {_say(theirs.get(key))} against {_say(value)}"
-                for key, value in mine.items()
-                if theirs.get(key) != value
-            ]
-        if sides:
-            raise ArtifactError(
-                f"{path}: of another training ({'; '.join(sides)}); resume with its settings, or delete this file"
-            )
-
     def save_checkpoint(self) -> None:
         """Write the state after the last whole epoch."""
-        kept = {f"kept.{name}": weight for name, weight in self._kept_weights.items()}
-        fields = {**self._description, "history": self.history}
-        write_artifact(self._options.checkpoint, CHECKPOINT, {**self._trainer.state(), **kept}, fields)
+        self._checkpoint().write(self._options.checkpoint)
+
+    def _checkpoint(self) -> Checkpoint:
+        return Checkpoint(self._description, self.history, self._trainer.state(), self._kept_weights)
 
     def train(self, training: Sequence[Sample], validation: Sequence[Sample], console: Console) -> None:
         """Run the epochs that are left, each ending with a checkpoint and a note."""
@@ -392,21 +371,6 @@ class _Run:
         }
 
 
-def _checked_history(history: Any, settings: dict[str, Any]) -> list[Record]:
-    """Return the records of a foreign file if they are what such a training leaves. Raises TypeError."""
-    measures = ("loss", "val_loss") if settings["val"] else ("loss",)
-    whole = isinstance(history, list) and len(history) <= settings["epochs"]
-    if not whole or not all(
-        isinstance(record, dict)
-        and record.get("epoch") == epoch
-        and all(isinstance(record.get(name), float) for name in measures)
-        and isinstance(record.get("val_pixel_ap"), float | None)
-        for epoch, record in enumerate(history, 1)
-    ):
-        raise TypeError("not the records of epochs")
-    return list(history)
-
-
 def _kept(history: Sequence[Record]) -> Record:
     """Return the epoch of the lowest validation loss, the first of equals; without validation the last."""
     return min(history, key=lambda record: record["val_loss"]) if "val_loss" in history[-1] else history[-1]
@@ -419,11 +383,6 @@ def _measures(record: Record) -> str:
     if record.get("val_pixel_ap") is not None:
         said += f", pixel AP {record['val_pixel_ap']:.4f}"
     return said
-
-
-def _say(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text[:12] if len(text) == 64 else text[:80]  # a fingerprint: its head
 
 
 def summarise(summary: TrainSummary) -> str:

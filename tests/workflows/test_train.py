@@ -30,6 +30,7 @@ from aprilcli.io.artifacts import read_artifact, read_header, write_artifact
 from aprilcli.io.datasets import read_dataset
 from aprilcli.types import ModelSpec
 from aprilcli.workflows import train as train_workflow
+from aprilcli.workflows.checkpoint import CHECKPOINT
 
 STEPS_PER_EPOCH = 3  # ten pictures in batches of four
 
@@ -434,7 +435,7 @@ def test_a_checkpoint_of_foreign_records_is_refused(
 ) -> None:
     out = tmp_path / "p.safetensors"
     checkpoint = stopped_in_the_second_epoch(parts, out, model, monkeypatch)
-    artifact = read_artifact(checkpoint, train_workflow.CHECKPOINT)
+    artifact = read_artifact(checkpoint, CHECKPOINT)
     write_artifact(checkpoint, artifact.kind, artifact.tensors, {**artifact.fields, "history": history})
     result = train(parts, out, model, "--epochs", 2, "--resume")
     assert result.exit_code == 1

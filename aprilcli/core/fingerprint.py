@@ -1,0 +1,39 @@
+"""What tells one set of weights from another: a projector or a bank fits only the model that it was made with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+
+def fingerprint(weights: Mapping[str, torch.Tensor], architecture: str = "") -> str:
+    """Return the SHA-256 over names, shapes and float32 values, and what shapes do not tell, in hexadecimal."""
+    digest = hashlib.sha256(architecture.encode())
+    for name, tensor in sorted(weights.items()):
+        digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def model_fingerprint(model: torch.nn.Module, config: Mapping[str, Any], weights_file: Path | None) -> str:
+    """Return the fingerprint of a loaded CLIP and its configuration, the same at any picture size.
+
+    Picture positions are resized on loading, so they count as ``weights_file`` has them, or not at all without one.
+    """
+    weights = model.state_dict()
+    positions = [name for name in weights if name.startswith("visual.") and name.endswith("positional_embedding")]
+    for name in positions:
+        del weights[name]
+    if weights_file is not None:
+        with safe_open(weights_file, framework="pt") as file:
+            weights |= {name: file.get_tensor(name) for name in positions if name in file.keys()}  # noqa: SIM118
+    # Heads and activations change no weight.
+    vision = {name: value for name, value in config["vision_cfg"].items() if name != "image_size"}
+    architecture = json.dumps({**config, "vision_cfg": vision}, sort_keys=True, default=str)
+    return fingerprint(weights, architecture)

@@ -1,0 +1,37 @@
+"""What makes another model, and what does not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from conftest import GoldenCase
+from safetensors.torch import load_file, save_file
+
+from aprilcli.core.backbone import load_backbone
+
+
+def test_the_fingerprint_tells_positions_and_heads_and_not_the_picture_size(
+    golden_vit: GoldenCase, tmp_path: Path
+) -> None:
+    def changed(name: str, change: Callable[[dict[str, torch.Tensor], dict[str, Any]], object]) -> Path:
+        folder = Path(shutil.copytree(golden_vit.folder, tmp_path / name))
+        weights = load_file(folder / "open_clip_model.safetensors")
+        config = json.loads((folder / "open_clip_config.json").read_text())
+        change(weights, config["model_cfg"])
+        save_file(weights, folder / "open_clip_model.safetensors")
+        (folder / "open_clip_config.json").write_text(json.dumps(config))
+        return folder
+
+    def fingerprint_of(folder: Path, size: int = 70) -> str:
+        return load_backbone(str(folder), image_size=size, device="cpu").spec.fingerprint
+
+    before = fingerprint_of(golden_vit.folder)
+    assert fingerprint_of(golden_vit.folder, 56) == before
+    moved = changed("moved", lambda weights, _: weights["visual.positional_embedding"].add_(1))
+    heads = changed("heads", lambda _, config: config["text_cfg"].update(heads=config["text_cfg"]["heads"] * 2))
+    assert len({before, fingerprint_of(moved), fingerprint_of(heads)}) == 3
