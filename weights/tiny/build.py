@@ -2,7 +2,7 @@
 
     python weights/tiny/build.py SCRATCH
 
-SCRATCH needs about 12 GB; two quiet cores need four hours. Seeds and steps are fixed: the pictures come out bit for
+SCRATCH needs about 16 GB; two quiet cores need six hours. Seeds and steps are fixed: the pictures come out bit for
 bit, and on the same kind of processor with the same version of PyTorch the weights do too.
 """
 
