@@ -39,14 +39,14 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
         except AprilError as error:
             typer.echo(f"aprilcli: error: {' '.join(str(error).splitlines())}", err=True)
             raise typer.Exit(error.exit_code) from error
-        except RuntimeError as error:
-            if not any(words in str(error) for words in OUT_OF_MEMORY):
+        except (RuntimeError, MemoryError) as error:
+            if isinstance(error, RuntimeError) and not any(words in str(error) for words in OUT_OF_MEMORY):
                 raise
             way_on = "give a smaller --batch-size or --image-size, or free some memory"
             typer.echo(f"aprilcli: error: not enough memory; {way_on}", err=True)
             raise typer.Exit(1) from error
         except KeyboardInterrupt:
-            typer.echo("aprilcli: interrupted; what was written is whole", err=True)
+            typer.echo("aprilcli: interrupted; what was written is whole; scan and train go on with --resume", err=True)
             raise typer.Exit(EXIT_INTERRUPTED) from None
 
     return app.command()(run)
@@ -90,21 +90,22 @@ def _option(name: str, text: str, **settings: Any) -> Any:
     return typer.Option(name, help=text, envvar=variable, show_envvar=False, **settings)
 
 
-Model = Annotated[
-    str | None,
-    _option("--model", "tiny, paper, an open_clip NAME[:TAG], or a model folder.", show_default="tiny, or the bank's"),
-]
+MODELS = "tiny, paper, an open_clip NAME[:TAG], or a model folder."
+Model = Annotated[str | None, _option("--model", MODELS, show_default="tiny, or the bank's")]
+FixedModel = Annotated[str, _option("--model", MODELS)]
 ProjectorOption = Annotated[
     str | None,
     _option("--projector", "visa, mvtec, a safetensors file or an authors' .pth; the model's own if not given."),
 ]
-ImageSize = Annotated[int | None, _option("--image-size", "Side of the model's input in pixels.", min=1)]
-Stages = Annotated[str | None, _option("--stages", "Stages to use, from 1, such as 6,12,18,24.")]
+ImageSize = Annotated[
+    int | None, _option("--image-size", "Side of the model's input in pixels; for tiny a multiple of 32.", min=1)
+]
+Stages = Annotated[str | None, _option("--stages", "Stages to use, from 1, such as 6,12,18,24; tiny has 1 to 4.")]
 DeviceOption = Annotated[Device, _option("--device", "Where the model runs.")]
 PrecisionOption = Annotated[Precision, _option("--precision", "What the encoder computes in.")]
 BatchSize = Annotated[int, _option("--batch-size", "Pictures per encoder pass.", min=1)]
-Workers = Annotated[int, _option("--workers", "Threads that read pictures and write maps.", min=1)]
-Quiet = Annotated[bool, _option("--quiet", "Results and errors only.")]
+Workers = Annotated[int, _option("--workers", "Threads that read pictures, and write maps.", min=1)]
+Quiet = Annotated[bool, _option("--quiet", "Results and errors only, no warnings.")]
 Verbose = Annotated[bool, _option("--verbose", "More about what is done.")]
 ObjectName = Annotated[
     str | None,
@@ -178,7 +179,7 @@ def scan(
     map_size: Annotated[
         MapSize, _option("--map-size", "Heatmaps at the picture's size or at the model's.")
     ] = MapSize.source,
-    threshold: Annotated[float | None, _option("--threshold", "Call scores from X on anomalous.")] = None,
+    threshold: Annotated[float | None, _option("--threshold", "Call this score and higher ones anomalous.")] = None,
     false_alarm_rate: Annotated[
         float, _option("--false-alarm-rate", "Share of good pictures that may be called anomalous (with a part).")
     ] = 0.01,
@@ -187,7 +188,9 @@ def scan(
     follow: Follow = False,
     resume: Annotated[bool, _option("--resume", "Go on with an interrupted scan.")] = False,
     overwrite: Overwrite = False,
-    fail_on_anomaly: Annotated[bool, _option("--fail-on-anomaly", "Exit with 4 if any picture is anomalous.")] = False,
+    fail_on_anomaly: Annotated[
+        bool, _option("--fail-on-anomaly", "Exit with 4 if any picture is anomalous; needs --part or --threshold.")
+    ] = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
@@ -195,6 +198,8 @@ def scan(
     from aprilcli.workflows.console import Console
     from aprilcli.workflows.scan import ScanOptions, run_scan, summarise
 
+    if fail_on_anomaly and part is None and threshold is None:
+        raise OptionError("--fail-on-anomaly: nothing says which scores are anomalous; give --threshold or --part")
     console = Console(quiet, verbose)
     options = ScanOptions(
         folder=folder,
@@ -303,7 +308,7 @@ def train(
     dataset: Annotated[Path, typer.Argument(help="Labelled pictures with masks of their anomalies.")],
     out: Annotated[Path, _option("--out", "The projector to write, a .safetensors file.")],
     layout: Annotated[str, _option("--layout", "auto, mvtec, visa, folder, loco, btad or ad2.")] = "auto",
-    model: Annotated[str, _option("--model", "tiny, paper, an open_clip NAME[:TAG], or a model folder.")] = "tiny",
+    model: FixedModel = "tiny",
     image_size: ImageSize = None,
     stages: Stages = None,
     device: DeviceOption = Device.auto,
@@ -360,7 +365,7 @@ def eval(  # the name of the command; nothing here needs the built-in
     maps: Annotated[bool, _option("--maps", "Write the maps of the most shots' first seed, for evaluators.")] = False,
     plots: Annotated[bool, _option("--plots", "Draw ROC and PRO curves and score histograms.")] = False,
     objects: Annotated[str | None, _option("--objects", "Only these, with commas.")] = None,
-    model: Model = None,
+    model: FixedModel = "tiny",
     projector: ProjectorOption = None,
     image_size: ImageSize = None,
     stages: Stages = None,
@@ -388,7 +393,7 @@ def eval(  # the name of the command; nothing here needs the built-in
         maps=maps,
         plots=plots,
         objects=tuple(objects.split(",")) if objects is not None else None,
-        model=model or "tiny",
+        model=model,
         projector=projector,
         image_size=image_size,
         stages=parse_numbers("--stages", stages, "6,12,18,24"),

@@ -36,7 +36,12 @@ STAGE_COUNT = 4
 RESNET_STRIDE = 32  # pixels of the input per cell of the last stage
 SENTENCES_PER_PASS = 128
 ROOM_FOR_POSITIONS = 10_000_000  # weights that a configuration may declare beyond those in its file
+UNUSABLE = "only CLIP models with open_clip's own ViT or ResNet tower can be used; choose another"
 FOLDER_CONFIG, FOLDER_WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
+# What json, open_clip and PyTorch raise for configurations that make no sense and weights that do not fit them.
+BROKEN_MODEL = (
+    ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, RuntimeError, SafetensorError,
+)  # fmt: skip
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -161,7 +166,9 @@ def load_backbone(
     """
     source = _find_source(model)
     config, preprocessing = _configuration(source)
-    is_resnet = isinstance(config.get("vision_cfg", {}).get("layers"), list)
+    if "timm_model_name" in config["vision_cfg"]:
+        raise BackboneError(f"{source.name}: {UNUSABLE}")
+    is_resnet = isinstance(config["vision_cfg"].get("layers"), list)
     size = image_size or source.image_size or _native_size(config)
     _check_image_size(source.name, config, size, is_resnet)
     resolved_device = resolve_device(device)
@@ -171,7 +178,7 @@ def load_backbone(
     if not all(bool(weights.isfinite().all()) for weights in clip.state_dict().values()):
         raise ArtifactError(f"{source.name}: its weights hold NaN or infinite values; fetch or copy it anew")
     if not isinstance(clip, CLIP | CustomTextCLIP) or not isinstance(visual, VisionTransformer | ModifiedResNet):
-        raise BackboneError(f"{source.name}: only CLIP models with a ViT or ResNet tower can be used, not this one")
+        raise BackboneError(f"{source.name}: {UNUSABLE}")
     if isinstance(visual, ModifiedResNet):
         _resize_attention_pool(visual, size)
     depth = STAGE_COUNT if is_resnet else len(visual.transformer.resblocks)
@@ -262,10 +269,12 @@ def _configuration(source: _Source) -> tuple[dict[str, Any], dict[str, Any]]:
         tag = _tag_config(source.name, source.pretrained)
         return open_clip.get_model_config(source.name), {key: tag.get(key, defaults[key]) for key in defaults}
     path = source.folder / FOLDER_CONFIG
-    for needed in (path, source.folder / FOLDER_WEIGHTS):
-        if not needed.is_file():
-            raise ArtifactError(f"{source.folder}: {needed.name} is missing; a model folder holds it and its companion")
     try:
+        for needed in (path, source.folder / FOLDER_WEIGHTS):
+            if not needed.is_file():
+                raise ArtifactError(
+                    f"{source.folder}: {needed.name} is missing; a model folder holds it and its companion"
+                )
         text = path.read_text(encoding="utf-8")
         if "trust_remote_code" in text:
             raise ValueError("it asks to run foreign code")
@@ -279,9 +288,15 @@ def _configuration(source: _Source) -> tuple[dict[str, Any], dict[str, Any]]:
             raise ValueError("mean and std must be numbers of pixel values in 0 to 1")
         if not 0 < _native_size(config) <= MAX_IMAGE_SIZE:
             raise ValueError(f"image_size must be from 1 to {MAX_IMAGE_SIZE}")
+        if not isinstance(config["vision_cfg"].get("patch_size") or 0, int):
+            raise ValueError("patch_size must be one whole number")
         _check_declared_size(config, source.folder / FOLDER_WEIGHTS)
-    except (ValueError, KeyError, TypeError, IndexError, ArithmeticError, RecursionError, SafetensorError) as error:
-        raise ArtifactError(f"{path}: not an open_clip configuration ({_first_line(error)})") from error
+    except OSError as error:
+        raise ArtifactError(f"{source.folder}: cannot be read ({error.strerror}); check its permissions") from error
+    except BROKEN_MODEL as error:
+        raise ArtifactError(
+            f"{path}: not an open_clip configuration ({_first_line(error)}); copy the model folder anew"
+        ) from error
     return config, chosen
 
 
@@ -347,7 +362,7 @@ def _create(source: _Source, size: int, is_resnet: bool, preprocessing: dict[str
             force_image_size=force_size,
             force_preprocess_cfg=copy.deepcopy(preprocessing),
         )
-    except (SafetensorError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, OSError) as error:
+    except (OSError, *BROKEN_MODEL) as error:
         where = source.folder or f"{source.name}:{source.pretrained}"
         raise ArtifactError(
             f"{where}: the model cannot be loaded ({_first_line(error)}); fetch or copy it anew"

@@ -88,12 +88,13 @@ def claimed(lock_path: Path, busy: str) -> Iterator[None]:
 
 
 @contextmanager
-def claimed_file(path: Path, busy: str) -> Iterator[None]:
-    """Hold ``path`` against a second writer, and take away what one who was killed left beside it."""
+def claimed_file(path: Path, busy: str, *others: Path) -> Iterator[None]:
+    """Hold ``path`` against a second writer, and take away what a killed writer of it, and of ``others``, left."""
     with claimed(path.with_name(f".{path.name}.lock"), f"{path}: {busy}"):
         with output_errors(path):
-            for leftover in path.parent.glob(f"{_leftover_prefix(path)}*"):
-                leftover.unlink(missing_ok=True)
+            for written in (path, *others):
+                for leftover in written.parent.glob(f"{_leftover_prefix(written)}*"):
+                    leftover.unlink(missing_ok=True)
         yield
 
 

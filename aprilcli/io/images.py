@@ -93,9 +93,9 @@ def read_image(
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
-            raise InputError("not a file")
+            raise InputError("not a file; remove it from the folder")
         if status.st_size == 0:
-            raise InputError("the file is empty")
+            raise InputError("the file is empty; save or copy it anew")
         with path.open("rb") as file:
             return _decode(file, value_range, max_pixels)
     except InputError as error:
@@ -103,7 +103,7 @@ def read_image(
     except UNREADABLE as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
         reason = printable(" ".join(reason.split()))[:200]
-        raise InputError(f"{printable(path)}: cannot be read as a picture ({reason})") from error
+        raise InputError(f"{printable(path)}: cannot be read as a picture ({reason}); save or copy it anew") from error
 
 
 def _decode(file: BinaryIO, value_range: tuple[float, float] | None, max_pixels: int) -> SourceImage:
@@ -116,7 +116,7 @@ def _decode(file: BinaryIO, value_range: tuple[float, float] | None, max_pixels:
     except UnidentifiedImageError:
         if not head.startswith(TIFF_SIGNATURES):
             known = "JPEG, PNG, TIFF, BMP, WebP, PGM, PPM"
-            raise InputError(f"not a picture, or not in a known format ({known})") from None
+            raise InputError(f"not a picture, or not in a known format ({known}); save it as one of them") from None
         page = read_tiff(file, max_pixels)  # of a kind Pillow does not know
         notes = [SOME_PAGE] if page.has_more else []
         rgb = _to_rgb(to_eight_bit(page.samples, value_range), page.profile, notes)

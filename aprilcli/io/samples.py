@@ -197,7 +197,7 @@ def _read_pnm(file: BinaryIO, picture: ImageFile.ImageFile) -> Samples | None:
     file.seek(picture.tile[0].offset)
     content = file.read(math.prod(shape) * dtype.itemsize)
     if len(content) < math.prod(shape) * dtype.itemsize:
-        raise InputError("the file is truncated")
+        raise InputError("the file is truncated; save or copy it anew")
     return Samples(mode, np.frombuffer(content, dtype).reshape(shape), (0.0, float(white)))
 
 

@@ -18,6 +18,12 @@ EXTENSIONS = frozenset(
 NAMES_AT_ONCE = 50_000  # names of one folder in memory; larger folders are listed again for the next so many
 
 
+def is_picture(name: str | bytes) -> bool:
+    """Say whether a file's name has the extension of a picture, in any case."""
+    name = os.fsencode(name)
+    return name[name.rfind(b".") :].lower() in EXTENSIONS
+
+
 @dataclass(frozen=True)
 class FoundImage:
     """A file to read: its path, and its path relative to the folder, with ``/``.
@@ -46,8 +52,8 @@ def find_images(folder: Path, *, follow: bool = False) -> Iterator[FoundImage]:
             name = next(names, None)
         except OSError as error:
             pending.pop()
-            reason = f"{printable(folder / prefix)}: the folder cannot be listed ({error.strerror or error})"
-            yield FoundImage(folder / prefix, prefix or "./", reason)
+            reason = f"the folder cannot be listed ({error.strerror or error}); check that it is there and readable"
+            yield FoundImage(folder / prefix, prefix or "./", f"{printable(folder / prefix)}: {reason}")
             continue
         if name is None:
             pending.pop()
@@ -111,12 +117,12 @@ def _wanted(entry: os.DirEntry[bytes], follow: bool) -> bytes:
     name = entry.name
     if name.startswith(b"."):
         return b""
-    is_picture = name[name.rfind(b".") :].lower() in EXTENSIONS
+    wanted = is_picture(name)
     try:
         if entry.is_dir(follow_symlinks=follow):
             return name + b"/"
         # Pipes and devices are left alone; a dangling link is a picture that has gone.
-        is_picture = is_picture and (entry.is_file() or (entry.is_symlink() and not entry.is_dir()))
+        wanted = wanted and (entry.is_file() or (entry.is_symlink() and not entry.is_dir()))
     except OSError:  # what it is cannot be told: reading it will say why
         pass
-    return name if is_picture else b""
+    return name if wanted else b""

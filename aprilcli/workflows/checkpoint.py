@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +48,8 @@ class Checkpoint:
                 f"{path}: of another training ({'; '.join(differences)}); resume with its settings, or delete this file"
             )
         tensors, history = artifact.tensors, artifact.fields.get("history")
-        if _shapes(tensors) != _shapes(self._tensors()) or not _is_history(history, self.description["settings"]):
+        whole = _shapes(tensors) == _shapes(self._tensors())
+        if not whole or not _is_history(history, bool(self.description["settings"]["val"])):
             raise ArtifactError(f"{path}: not a whole checkpoint; delete it and train anew")
         state = {name: tensors[name] for name in self.state}
         kept = {name: tensors[_KEPT + name] for name in self.kept}
@@ -75,21 +77,21 @@ def _differences(fields: Mapping[str, Any], description: Mapping[str, Any]) -> l
 
 
 def _say(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text[:12] if len(text) == 64 else text[:80]  # a fingerprint: its head
+    is_fingerprint = isinstance(value, str) and len(value) == 64
+    return json.dumps(value[:12] if is_fingerprint else value)[:80]
 
 
-def _is_history(history: Any, settings: Mapping[str, Any]) -> TypeGuard[list[Record]]:
+def _is_history(history: Any, validated: bool) -> TypeGuard[list[Record]]:
     """Whether a foreign file's records are what such a training leaves."""
-    measures = ("loss", "val_loss") if settings["val"] else ("loss",)
-    return (
-        isinstance(history, list)
-        and len(history) <= settings["epochs"]
-        and all(
-            isinstance(record, dict)
-            and record.get("epoch") == epoch
-            and all(isinstance(record.get(name), float) for name in measures)
-            and isinstance(record.get("val_pixel_ap"), float | None)
-            for epoch, record in enumerate(history, 1)
-        )
+    measures = {"loss", "val_loss", "val_pixel_ap"} if validated else {"loss"}
+    return isinstance(history, list) and all(
+        isinstance(record, dict)
+        and record.keys() == {"epoch", *measures}
+        and record["epoch"] == epoch
+        and all(_is_measure(record[name], may_lack=name == "val_pixel_ap") for name in measures)
+        for epoch, record in enumerate(history, 1)
     )
+
+
+def _is_measure(value: Any, may_lack: bool) -> bool:
+    return (value is None and may_lack) or (isinstance(value, float) and math.isfinite(value))

@@ -146,7 +146,7 @@ def _refuse_unreadable(errors: list[str]) -> None:
     if errors:
         more = f"; and {len(errors) - LISTED} more" if len(errors) > LISTED else ""
         listed = "; ".join(errors[:LISTED])
-        raise InputError(f"nothing was written, photos that cannot be read: {len(errors)}: {listed}{more}")
+        raise InputError(f"nothing was written, take out the photos that cannot be read: {len(errors)}: {listed}{more}")
 
 
 def _remember(

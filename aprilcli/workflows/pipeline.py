@@ -72,7 +72,11 @@ class Reader:
         except InputError as error:
             return Picture(found, error=str(error), stamp=before)
         except MemoryError:
-            return Picture(found, error=f"{found.path}: not enough memory to decode it", stamp="try again")
+            return Picture(
+                found,
+                error=f"{found.path}: not enough memory to decode it; free some, or give fewer --workers",
+                stamp="try again",
+            )
         return Picture(found, pixels, source.size_hw, source.notes, stamp=before)
 
 

@@ -25,7 +25,7 @@ from aprilcli.io import reports
 from aprilcli.io.atomic import claimed as claimed_lock
 from aprilcli.io.atomic import output_errors, remove_leftovers
 from aprilcli.io.images import UNREADABLE
-from aprilcli.io.walk import EXTENSIONS, FoundImage, find_images
+from aprilcli.io.walk import FoundImage, find_images, is_picture
 from aprilcli.workflows.pipeline import stamp
 
 SCORES, MAPS, RUN = "scores.csv", "maps", "run.json"
@@ -177,7 +177,7 @@ def map_collides(folder: Path, relative: str) -> bool:
     """Say whether a folder on a picture's way bears the name that another picture's map takes (``a.png.tiff/``)."""
     above = (str(parent) for parent in PurePosixPath(relative).parents if parent.name.endswith(TIFF))
     beside = (folder / parent.removesuffix(TIFF) for parent in above)
-    return any(os.fsencode(path.suffix.lower()) in EXTENSIONS and path.is_file() for path in beside)
+    return any(is_picture(path.name) and path.is_file() for path in beside)
 
 
 class ScanWriter:

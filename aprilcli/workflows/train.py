@@ -106,7 +106,9 @@ def run_train(options: TrainOptions, console: Console) -> TrainSummary:
     training, validation = split_validation(samples, options.validation, rng)
     if options.validation and not _count_anomalous(validation):
         count = _count_anomalous(samples)
-        raise OptionError(f"--val {options.validation}: of {count} anomalous pictures that is none; give more")
+        raise OptionError(
+            f"--val {options.validation}: of {count} anomalous pictures that is none; give a larger share"
+        )
     backbone = load_backbone(
         options.model,
         image_size=options.image_size,
@@ -117,12 +119,18 @@ def run_train(options: TrainOptions, console: Console) -> TrainSummary:
     for note in backbone.notes:
         console.note(note)
     busy = "a training is writing it already; wait for it to end"
-    with claimed_file(options.out, busy), ThreadPoolExecutor(max_workers=options.workers) as pool:
+    with (
+        claimed_file(options.out, busy, options.checkpoint, options.report),
+        ThreadPoolExecutor(max_workers=options.workers) as pool,
+    ):
         _check_outputs(options)
-        trained_on = recognise(one.category for one in dataset.objects) or dataset.root.name
+        public_set = recognise(one.category for one in dataset.objects)
+        trained_on = public_set or dataset.root.name
+        if public_set == "visa" and options.mosaic is None:
+            console.note("these are objects of VisA: no 2x2 composites, as in the paper (--mosaic 0.2 makes them)")
         description = {
             "data": _describe_data(dataset, samples, len(validation), pool, console),
-            "settings": _settings(options, trained_on, backbone),
+            "settings": _settings(options, public_set, backbone),
             "spec": backbone.spec.to_json(),
         }
         run = _Run(options, backbone, trained_on, description, pool)
@@ -132,10 +140,10 @@ def run_train(options: TrainOptions, console: Console) -> TrainSummary:
         try:
             run.train(training, validation, console)
         except KeyboardInterrupt:
-            console.note(f"stopped after epoch {len(run.history)} of {options.epochs}; --resume goes on from there")
+            console.note(f"stopped after epoch {run.saved} of {options.epochs}; --resume goes on from there")
             raise
         except Exception:
-            if not run.history:  # nothing to go on from, so nothing in the way of the next attempt
+            if not run.saved:  # nothing to go on from, so nothing in the way of the next attempt
                 options.checkpoint.unlink(missing_ok=True)
             raise
         run.write_projector(started)
@@ -208,11 +216,10 @@ def _count_anomalous(samples: Sequence[Sample]) -> int:
     return sum(sample.image.label for sample in samples)
 
 
-def _settings(options: TrainOptions, trained_on: str, backbone: Backbone) -> dict[str, Any]:
-    """Return all that the weights depend on beside data and model."""
-    mosaic = 0.0 if trained_on == "visa" else MOSAIC_SHARE  # the paper composes MVTec AD, not VisA
+def _settings(options: TrainOptions, public_set: str | None, backbone: Backbone) -> dict[str, Any]:
+    """Return all that the weights after an epoch depend on beside data and model."""
+    mosaic = 0.0 if public_set == "visa" else MOSAIC_SHARE  # the paper composes MVTec AD, not VisA
     return {
-        "epochs": options.epochs,
         "batch_size": options.batch_size,
         "lr": options.learning_rate,
         "betas": BETAS,
@@ -244,6 +251,7 @@ class _Run:
         self._kept_weights = self._trainer.weights()
         self._text_features: dict[str, torch.Tensor] = {}
         self.history: list[Record] = []
+        self.saved = 0  # epochs whose end is on disk
 
     def resume(self, console: Console) -> None:
         """Go on from the checkpoint, if there is one. Raises ArtifactError where it is of another training."""
@@ -254,6 +262,8 @@ class _Run:
         saved = self._checkpoint().read(path)
         self._trainer.restore(saved.state)
         self._kept_weights, self.history = dict(saved.kept), saved.history
+        if len(self.history) > self._options.epochs:
+            raise OptionError(f"--epochs {self._options.epochs}: {len(self.history)} are done already; give as many")
         if not self._has_written():
             _refuse_existing(self._options)
         console.note(f"going on after epoch {len(self.history)} of {self._options.epochs}")
@@ -269,6 +279,7 @@ class _Run:
     def save_checkpoint(self) -> None:
         """Write the state after the last whole epoch."""
         self._checkpoint().write(self._options.checkpoint)
+        self.saved = len(self.history)
 
     def _checkpoint(self) -> Checkpoint:
         return Checkpoint(self._description, self.history, self._trainer.state(), self._kept_weights)
@@ -304,14 +315,17 @@ class _Run:
 
     def _check_finite(self, loss: float, what: str) -> None:
         if not math.isfinite(loss):
-            self._options.checkpoint.unlink(missing_ok=True)  # from there it would come to this again
-            tried = f"--lr {self._options.learning_rate}"
-            raise OptionError(f"{tried}: the loss became {loss} in {what}; give a lower one, or --precision fp32")
+            way_on = (
+                "give a lower one" if self._backbone.precision == "fp32" else "give a lower one, or --precision fp32"
+            )
+            if self.saved:
+                way_on += f"; --resume --epochs {self.saved} keeps what came before"
+            raise OptionError(f"--lr {self._options.learning_rate}: the loss became {loss} in {what}; {way_on}")
 
     def _validate(self, samples: Sequence[Sample], what: str, advance: Callable[..., None]) -> Record:
         """Return mean loss, and pixel AP at the model's size, mean over the objects with anomalies.
 
-        The pixels of one object are in memory at a time, 5 bytes each.
+        The pixels of one object are in memory at a time, some 35 bytes each while they are sorted.
         """
         total, precisions = 0.0, []
         for name in sorted({sample.object_name for sample in samples}):
@@ -365,7 +379,8 @@ class _Run:
     def _result_fields(self) -> dict[str, Any]:
         """Return what the projector's file says of the training."""
         return {
-            **{part: value for part, value in self._description.items() if part != "spec"},
+            "data": self._description["data"],
+            "settings": {"epochs": self._options.epochs, **self._description["settings"]},
             "history": self.history,
             "kept_epoch": _kept(self.history)["epoch"],
         }

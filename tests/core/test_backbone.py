@@ -186,7 +186,10 @@ def test_a_name_longer_than_any_path_is_unknown() -> None:
         ("vision_cfg", "layers", 10**9),
         ("vision_cfg", "width", 10**6),
         ("vision_cfg", "head_width", 0),
+        ("vision_cfg", "patch_size", [14, 14]),
         ("text_cfg", "layers", 10**9),
+        ("text_cfg", "heads", 3),
+        ("text_cfg", "width", -64),
         ("text_cfg", "vocab_size", 10**12),
         ("text_cfg", "tokenizer_kwargs", {"trust_remote_code": True}),
     ],
@@ -201,6 +204,11 @@ def test_hostile_configurations_are_refused_in_one_line(
     with pytest.raises(ArtifactError) as caught:
         load_backbone(str(folder), device="cpu")
     assert "\n" not in str(caught.value)
+
+
+def test_towers_of_another_library_are_refused_before_anything_is_fetched() -> None:
+    with pytest.raises(BackboneError, match="own ViT or ResNet tower"):
+        load_backbone("ViT-SO400M-14-SigLIP", device="cpu")
 
 
 def test_an_input_beyond_all_measure_is_wrong_usage(golden_vit: GoldenCase) -> None:

@@ -164,18 +164,20 @@ def _write(path: Path, content: bytes = b"x") -> None:
 
 def test_a_claimed_file_is_rid_of_what_a_killed_writer_of_it_left(tmp_path: Path) -> None:
     mine, other = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    beside = tmp_path / "a.safetensors.checkpoint"
     left = {}
-    for path in (mine, other):
+    for path in (mine, beside, other):
         with written_aside(path) as aside:
             aside.write_bytes(b"half")
             left[path] = aside
         left[path].write_bytes(b"half")
     with (
-        claimed_file(mine, "busy"),
+        claimed_file(mine, "busy", beside),
         pytest.raises(OutputError, match=r"a\.safetensors: busy"),
         claimed_file(mine, "busy"),
     ):
         pass
     assert not left[mine].exists()
+    assert not left[beside].exists()
     assert left[other].exists()
     assert mine.read_bytes() == b"half"

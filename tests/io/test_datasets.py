@@ -44,6 +44,12 @@ def relative(root, path):
     return path.relative_to(root).as_posix()
 
 
+def test_pictures_are_known_by_the_extensions_that_scan_knows(tmp_path):
+    grow(tmp_path, "nut/good/0.pgm", "nut/good/1.PPM", "nut/bad/0.pgm", "nut/masks/bad/0.png")
+    _, objects = read(tmp_path)
+    assert list(objects["nut"][2]) == ["nut/bad/0.pgm", "nut/good/0.pgm", "nut/good/1.PPM"]
+
+
 def problems(root, layout="auto"):
     return list(read_dataset(root, layout).problems)
 

@@ -149,6 +149,12 @@ def test_threshold_gives_verdicts_and_fail_on_anomaly_exit_4(photos: Path, model
     assert scan(photos, *model, "--threshold", 2, "--fail-on-anomaly", "--out", tmp_path / "third").exit_code == 0
 
 
+def test_fail_on_anomaly_without_anything_that_calls_a_score_anomalous_is_wrong_usage(photos: Path) -> None:
+    result = scan(photos, "--fail-on-anomaly")
+    assert result.exit_code == 2
+    assert "give --threshold or --part" in result.stderr
+
+
 def test_no_maps(photos: Path, model: list[str], tmp_path: Path) -> None:
     assert scan(photos, *model, "--no-maps", "--out", tmp_path / "out").exit_code == 0
     assert not (tmp_path / "out" / "maps").exists()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import itertools
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -424,6 +426,8 @@ def test_a_damaged_checkpoint_is_refused(parts: Path, model: list[str], tmp_path
         [{"epoch": 2, "loss": 1.0}],
         [{"epoch": n, "loss": 1.0} for n in (1, 2, 3)],
         [{"epoch": 1, "loss": 1.0, "val_pixel_ap": "x"}],
+        [{"epoch": 1, "loss": float("inf")}],
+        [{"epoch": 1, "loss": 1.0, "val_loss": 1.0}],
         {"a": 1},
         {},
         "",
@@ -438,6 +442,28 @@ def test_a_checkpoint_of_foreign_records_is_refused(
     artifact = read_artifact(checkpoint, CHECKPOINT)
     write_artifact(checkpoint, artifact.kind, artifact.tensors, {**artifact.fields, "history": history})
     result = train(parts, out, model, "--epochs", 2, "--resume")
+    assert result.exit_code == 1
+    assert "not a whole checkpoint" in line_of(result)
+
+
+@pytest.mark.parametrize("change", ["missing", "more", "shape", "dtype", "kept"])
+def test_a_checkpoint_of_other_tensors_is_refused(
+    parts: Path, model: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    checkpoint = stopped_in_the_second_epoch(parts, tmp_path / "p.safetensors", model, monkeypatch)
+    artifact = read_artifact(checkpoint, CHECKPOINT)
+    tensors = dict(artifact.tensors)
+    weight = next(name for name in tensors if name.startswith("kept." if change == "kept" else "weight."))
+    changed = {
+        "more": {"other": torch.ones(1)},
+        "shape": {weight: tensors[weight][:1]},
+        "dtype": {weight: tensors[weight].half()},
+    }
+    tensors |= changed.get(change, {})
+    if change in ("missing", "kept"):
+        del tensors[weight]
+    write_artifact(checkpoint, artifact.kind, tensors, artifact.fields)
+    result = train(parts, tmp_path / "p.safetensors", model, "--epochs", 2, "--resume")
     assert result.exit_code == 1
     assert "not a whole checkpoint" in line_of(result)
 
@@ -487,6 +513,40 @@ def test_a_loss_that_is_no_number_ends_the_training(
     assert result.exit_code == 2
     assert "give a lower one" in line_of(result)
     assert list(tmp_path.glob("p.safetensors*")) == []
+
+
+def test_epochs_before_a_loss_that_is_none_are_kept(
+    parts: Path, model: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, short = tmp_path / "p.safetensors", tmp_path / "q.safetensors"
+    assert train(parts, short, model, "--epochs", 1).exit_code == 0
+    real, count = training.ProjectorTrainer.step, itertools.count(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            training.ProjectorTrainer,
+            "step",
+            lambda self, batch: real(self, batch) if next(count) <= STEPS_PER_EPOCH else math.nan,
+        )
+        result = train(parts, out, model, "--epochs", 3)
+    assert result.exit_code == 2
+    assert "the loss became nan in epoch 2/3; give a lower one; --resume --epochs 1 keeps" in line_of(result)
+    assert train(parts, out, model, "--epochs", 1, "--resume").exit_code == 0
+    assert out.read_bytes() == short.read_bytes()
+
+
+def test_a_resume_may_ask_for_more_epochs_and_not_for_fewer_than_are_done(
+    parts: Path, model: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, straight = tmp_path / "p.safetensors", tmp_path / "q.safetensors"
+    assert train(parts, straight, model, "--epochs", 3).exit_code == 0
+    with monkeypatch.context() as patch:
+        stop_in_step(patch, 2 * STEPS_PER_EPOCH + 1)
+        assert train(parts, out, model, "--epochs", 4).exit_code == 130
+    result = train(parts, out, model, "--epochs", 1, "--resume")
+    assert result.exit_code == 2
+    assert "--epochs 1: 2 are done already" in line_of(result)
+    assert train(parts, out, model, "--epochs", 3, "--resume").exit_code == 0
+    assert out.read_bytes() == straight.read_bytes()
 
 
 def test_what_fails_in_the_first_epoch_leaves_nothing_in_the_way(

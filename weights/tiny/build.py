@@ -2,8 +2,10 @@
 
     python weights/tiny/build.py SCRATCH
 
-SCRATCH needs about 16 GB; two quiet cores need six hours. Seeds and steps are fixed: the pictures come out bit for
-bit, and on the same kind of processor with the same version of PyTorch the weights do too.
+Replaces the model in this folder, tests/samples and tests/sample_masks. SCRATCH needs about 16 GB; two quiet cores need
+six hours. Seeds and steps are fixed: the pictures come out bit for bit, and the weights of two rebuilds should agree on
+the same kind of processor with the same version of PyTorch; the shipped ones came in part from older code (see the
+card).
 """
 
 import argparse

@@ -276,7 +276,7 @@ def frame(style: Generator) -> Shape:
 
 
 def compound(style: Generator) -> Shape:
-    """Any part: a body with a few features, each alone or repeated about the centre; none sticks out of the body."""
+    """Any part: a body with a few features, each alone or repeated about the centre, mostly inside the body."""
     form, aspect = style.integers(4), style.uniform(0.5, 1)
     if form == 0:
         strokes = [circle(0, 0, 1, corners=int(style.choice([3, 4, 5, 6, 8, 40])))]

@@ -1,7 +1,7 @@
 """Train the small CLIP and its projector from scratch on drawn products.
 
 One step looks at P products, five pictures each: three good ones, of which one or two serve as references, and two
-with a defect. Seven losses share the step, all but the attention's in the exact form in which the model is used later:
+with a defect. Seven losses share the step, all but the attention's close to the form in which the model is used later:
 
 - state: 100 · F_c · (anomalous - normal text feature), as a classifier of the whole picture and as a ranking of the
   pictures of one product;
