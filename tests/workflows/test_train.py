@@ -549,11 +549,12 @@ def test_a_resume_may_ask_for_more_epochs_and_not_for_fewer_than_are_done(
     assert out.read_bytes() == straight.read_bytes()
 
 
+@pytest.mark.parametrize("allocate", [torch.empty, np.empty])
 def test_what_fails_in_the_first_epoch_leaves_nothing_in_the_way(
-    parts: Path, model: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    parts: Path, model: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allocate: Callable[[int], object]
 ) -> None:
     with monkeypatch.context() as patch:
-        before_each_step(patch, lambda _: torch.empty(2**50))
+        before_each_step(patch, lambda _: allocate(2**50))
         result = train(parts, tmp_path / "p.safetensors", model)
         assert result.exit_code == 1
         assert "not enough memory; give a smaller --batch-size" in line_of(result)
