@@ -165,7 +165,7 @@ def test_a_folder_that_may_not_be_read_gets_its_entry_and_the_walk_goes_on(tmp_p
     finally:
         (tmp_path / "locked").chmod(0o755)
     assert run.stderr == ""
-    locked = "locked/ locked: the folder cannot be listed (Permission denied)"
+    locked = "locked/ locked: the folder cannot be listed (Permission denied); check that it is there and readable"
     assert run.stdout.splitlines() == ["a.png None", "locked.png None", locked]
 
 

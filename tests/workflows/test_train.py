@@ -360,6 +360,9 @@ def test_results_go_to_stdout_epochs_to_stderr_and_quiet_says_less(
     assert quiet.stdout.splitlines()[1] == loud.stdout.splitlines()[1]
 
 
+INFINITE = 1e308  # as the writer takes it; in the file it becomes 1e+999
+
+
 def stopped_in_the_second_epoch(parts: Path, out: Path, model: list[str], monkeypatch: pytest.MonkeyPatch) -> Path:
     """Leave a training of two epochs after its first, and return its checkpoint."""
     with monkeypatch.context() as patch:
@@ -424,9 +427,8 @@ def test_a_damaged_checkpoint_is_refused(parts: Path, model: list[str], tmp_path
         [1],
         [{"epoch": 1}],
         [{"epoch": 2, "loss": 1.0}],
-        [{"epoch": n, "loss": 1.0} for n in (1, 2, 3)],
         [{"epoch": 1, "loss": 1.0, "val_pixel_ap": "x"}],
-        [{"epoch": 1, "loss": float("inf")}],
+        [{"epoch": 1, "loss": INFINITE}],
         [{"epoch": 1, "loss": 1.0, "val_loss": 1.0}],
         {"a": 1},
         {},
@@ -441,6 +443,7 @@ def test_a_checkpoint_of_foreign_records_is_refused(
     checkpoint = stopped_in_the_second_epoch(parts, out, model, monkeypatch)
     artifact = read_artifact(checkpoint, CHECKPOINT)
     write_artifact(checkpoint, artifact.kind, artifact.tensors, {**artifact.fields, "history": history})
+    checkpoint.write_bytes(checkpoint.read_bytes().replace(b"1e+308", b"1e+999"))
     result = train(parts, out, model, "--epochs", 2, "--resume")
     assert result.exit_code == 1
     assert "not a whole checkpoint" in line_of(result)
@@ -527,7 +530,7 @@ def test_epochs_before_a_loss_that_is_none_are_kept(
             "step",
             lambda self, batch: real(self, batch) if next(count) <= STEPS_PER_EPOCH else math.nan,
         )
-        result = train(parts, out, model, "--epochs", 3)
+        result = train(parts, out, model, "--epochs", 3, "--quiet")
     assert result.exit_code == 2
     assert "the loss became nan in epoch 2/3; give a lower one; --resume --epochs 1 keeps" in line_of(result)
     assert train(parts, out, model, "--epochs", 1, "--resume").exit_code == 0
