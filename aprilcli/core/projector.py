@@ -124,7 +124,7 @@ def _check_match(path: Path, made_for: ModelSpec, spec: ModelSpec) -> None:
     if sides:
         raise ArtifactError(
             f"{path}: this projector was made for {made_for.label}, not for {spec.label} ({sides}); "
-            "give the projector of this model, or the model of this projector"
+            "give the projector of this model, or the model and --stages of this projector"
         )
 
 

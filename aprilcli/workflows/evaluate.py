@@ -165,7 +165,10 @@ def _settings(options: EvalOptions, dataset: LabelledDataset, console: Console) 
     if shots[-1] > available:
         short = f"{fewest.name} has {available} good training photos"
         if options.shots is not None:
-            raise InputError(f"{short}, too few for {shots[-1]} shots; ask for fewer --shots, or choose --objects")
+            raise InputError(
+                f"{short}, too few for {shots[-1]} shots; put some into train/good, ask for fewer --shots, "
+                "or choose --objects"
+            )
         shots = tuple(k for k in shots if k <= available)
         console.note(f"{short}: evaluating {', '.join(map(str, shots))} shots")
     seeds = range(options.seed, options.seed + options.seeds)

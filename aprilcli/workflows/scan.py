@@ -96,6 +96,8 @@ def run_scan(options: ScanOptions, console: Console) -> ScanSummary:
         options = replace(options, value_range=range_for(bank, options.value_range))
     detector = _load_detector(options, bank, console)
     judge = Judge.for_bank(bank, options.threshold, options.false_alarm_rate)
+    if bank is None and options.false_alarm_rate != DEFAULT_RATE:
+        console.note("--false-alarm-rate says nothing without --part: there are no good photos to set a threshold from")
     for note in (*detector.notes, *judge.notes):
         console.note(note)
     record = _describe_run(options, detector, judge, started)

@@ -155,6 +155,14 @@ def test_fail_on_anomaly_without_anything_that_calls_a_score_anomalous_is_wrong_
     assert "give --threshold or --part" in result.stderr
 
 
+def test_a_false_alarm_rate_without_a_part_is_said_to_do_nothing(
+    photos: Path, model: list[str], tmp_path: Path
+) -> None:
+    result = scan(photos, *model, "--false-alarm-rate", 0.05, "--out", tmp_path / "out")
+    assert result.exit_code == 0
+    assert "--false-alarm-rate says nothing without --part" in result.stderr
+
+
 def test_no_maps(photos: Path, model: list[str], tmp_path: Path) -> None:
     assert scan(photos, *model, "--no-maps", "--out", tmp_path / "out").exit_code == 0
     assert not (tmp_path / "out" / "maps").exists()
