@@ -136,14 +136,14 @@ def run_train(options: TrainOptions, console: Console) -> TrainSummary:
         run = _Run(options, backbone, trained_on, description, pool)
         if options.resume:
             run.resume(console)
-        run.save_checkpoint()  # now, and not first after an epoch, it shows whether this can be written
+        run.save_checkpoint(run.history)  # now, and not first after an epoch, it shows whether this can be written
         try:
             run.train(training, validation, console)
         except KeyboardInterrupt:
-            console.note(f"stopped after epoch {run.saved} of {options.epochs}; --resume goes on from there")
+            console.note(f"stopped after epoch {len(run.history)} of {options.epochs}; --resume goes on from there")
             raise
         except Exception:
-            if not run.saved:  # nothing to go on from, so nothing in the way of the next attempt
+            if not run.history:  # nothing to go on from, so nothing in the way of the next attempt
                 options.checkpoint.unlink(missing_ok=True)
             raise
         run.write_projector(started)
@@ -250,8 +250,7 @@ class _Run:
         self._trainer = ProjectorTrainer(backbone, projector, options.learning_rate)
         self._kept_weights = self._trainer.weights()
         self._text_features: dict[str, torch.Tensor] = {}
-        self.history: list[Record] = []
-        self.saved = 0  # epochs whose end is on disk
+        self.history: list[Record] = []  # of the epochs whose end is on disk
 
     def resume(self, console: Console) -> None:
         """Go on from the checkpoint, if there is one. Raises ArtifactError where it is of another training."""
@@ -259,7 +258,7 @@ class _Run:
         if not path.exists():
             console.note(f"{path}: no checkpoint, so the training starts anew")
             return
-        saved = self._checkpoint().read(path)
+        saved = self._checkpoint(self.history).read(path)
         self._trainer.restore(saved.state)
         self._kept_weights, self.history = dict(saved.kept), saved.history
         if len(self.history) > self._options.epochs:
@@ -276,13 +275,13 @@ class _Run:
             return False
         return bool(self.history) and all(fields.get(name) == value for name, value in self._result_fields().items())
 
-    def save_checkpoint(self) -> None:
-        """Write the state after the last whole epoch."""
-        self._checkpoint().write(self._options.checkpoint)
-        self.saved = len(self.history)
+    def save_checkpoint(self, history: list[Record]) -> None:
+        """Write the state after the last epoch of ``history``, which counts as done from then on."""
+        self._checkpoint(history).write(self._options.checkpoint)
+        self.history = history
 
-    def _checkpoint(self) -> Checkpoint:
-        return Checkpoint(self._description, self.history, self._trainer.state(), self._kept_weights)
+    def _checkpoint(self, history: list[Record]) -> Checkpoint:
+        return Checkpoint(self._description, history, self._trainer.state(), self._kept_weights)
 
     def train(self, training: Sequence[Sample], validation: Sequence[Sample], console: Console) -> None:
         """Run the epochs that are left, each ending with a checkpoint and a note."""
@@ -296,10 +295,10 @@ class _Run:
                 record: Record = {"epoch": epoch, "loss": self._epoch(epoch, training, what, advance)}
                 if validation:
                     record |= self._validate(validation, what, advance)
-                self.history.append(record)
-                if _kept(self.history) is record:
+                history = [*self.history, record]
+                if _kept(history) is record:
                     self._kept_weights = self._trainer.weights()
-                self.save_checkpoint()
+                self.save_checkpoint(history)
                 console.note(f"{what}: {_measures(record)}")
 
     def _epoch(self, epoch: int, samples: Sequence[Sample], what: str, advance: Callable[..., None]) -> float:
@@ -318,8 +317,8 @@ class _Run:
             way_on = (
                 "give a lower one" if self._backbone.precision == "fp32" else "give a lower one, or --precision fp32"
             )
-            if self.saved:
-                way_on += f"; --resume --epochs {self.saved} keeps what came before"
+            if self.history:
+                way_on += f"; --resume --epochs {len(self.history)} keeps what came before"
             raise OptionError(f"--lr {self._options.learning_rate}: the loss became {loss} in {what}; {way_on}")
 
     def _validate(self, samples: Sequence[Sample], what: str, advance: Callable[..., None]) -> Record:

@@ -106,6 +106,15 @@ def brushed_metal(style: Generator) -> Texture:
     return paint
 
 
+def _inside_rims(rng: Generator, widest: float) -> np.ndarray:
+    """A weight [SIDE, SIDE]: 0 on a rim of up to `widest` pixels along each edge, somewhat slanted, and 1 inside."""
+    inside = np.ones((SIDE, SIDE), np.float32)
+    for side in range(4):
+        width = rng.uniform(-widest, widest) + rng.normal(0, 0.02) * (YY - SIDE / 2) + noise(rng, 2.0)
+        inside = np.minimum(inside, np.rot90(np.clip(XX - width, 0, 1), side))
+    return inside
+
+
 def ground_metal(style: Generator) -> Texture:
     """A part's ground face: marks along one axis, smudges, soft light, often dark rims.
 
@@ -128,10 +137,7 @@ def ground_metal(style: Generator) -> Texture:
         image = base + (shade + rng.choice([-1, 1]) * smudges * cv2.GaussianBlur(faint, (0, 0), 1.2))[..., None]
         if not rims:
             return image
-        inside = np.ones((SIDE, SIDE), np.float32)
-        for side in range(4):
-            width = rng.uniform(-widest, widest) + rng.normal(0, 0.02) * (YY - SIDE / 2) + noise(rng, 2.0)
-            inside = np.minimum(inside, np.rot90(np.clip(XX - width, 0, 1), side))
+        inside = _inside_rims(rng, widest)
         return blend(rim_tone, image, cv2.GaussianBlur(inside, (0, 0), 1))
 
     return paint
@@ -158,10 +164,7 @@ def lined_metal(style: Generator) -> Texture:
         image = (base + rng.normal(0, 0.05)) * (1 + shade - smudges * cv2.GaussianBlur(faint, (0, 0), 1))[..., None]
         if not rims:
             return image
-        inside = np.ones((SIDE, SIDE), np.float32)
-        for side in range(4):
-            width = rng.uniform(-widest, widest) + rng.normal(0, 0.02) * (YY - SIDE / 2) + noise(rng, 2.0)
-            inside = np.minimum(inside, np.rot90(np.clip(XX - width, 0, 1), side))
+        inside = _inside_rims(rng, widest)
         return blend(rim_tone, image, cv2.GaussianBlur(inside, (0, 0), rng.uniform(0.6, 2)))
 
     return paint
