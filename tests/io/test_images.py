@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+from pictures import ORIENTATION, bomb, png, swapped_profile, wide
 from PIL import Image, ImageCms
 from safetensors.numpy import load_file
 
@@ -33,16 +34,6 @@ COLOUR = np.stack([GREY, GREY.T.reshape(32, 48), 255 - GREY], axis=-1)
 FADE = np.broadcast_to(np.linspace(0, 255, 48).astype(np.uint8), (32, 48))
 CLEAR = np.dstack([COLOUR, FADE])
 ON_WHITE = np.rint(COLOUR * (FADE[..., None] / 255) + 255 - FADE[..., None].astype(float)).astype(int)
-ORIENTATION = 0x0112
-
-
-def wide(values: np.ndarray) -> np.ndarray:
-    """Sixteen-bit copy, with lower bytes that are not the upper ones."""
-    return (
-        (values.astype(np.int64) * 257 + np.arange(values.size).reshape(values.shape) % 101 - 50)
-        .clip(0, 65535)
-        .astype(np.uint16)
-    )
 
 
 def decoded(path: Path, **options: Any) -> np.ndarray:
@@ -66,38 +57,8 @@ def refusal(path: Path, **options: Any) -> str:
     return message
 
 
-# PNG, written by hand: Pillow writes neither 16-bit colour nor interlaced ones.
-
-ADAM7 = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
-
-
-def write_png(path: Path, values: np.ndarray, interlaced: bool = False, transparent: tuple[int, ...] = ()) -> Path:
-    """Write [H, W, C] uint8 or uint16; rows are filtered in turn as none, difference and up."""
-    height, width, channels = values.shape
-    bits = 8 * values.dtype.itemsize
-
-    def chunk(name: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
-
-    def filtered(part: np.ndarray) -> bytes:
-        step = channels * bits // 8
-        rows = part.astype(part.dtype.newbyteorder(">")).reshape(len(part), -1).view(np.uint8).astype(int)
-        lines = []
-        for index, row in enumerate(rows):
-            before = [np.zeros_like(row), np.concatenate([np.zeros(step, int), row[:-step]]), rows[index - 1]]
-            kind = index % 3
-            lines.append(bytes([kind]) + ((row - before[kind]) % 256).astype(np.uint8).tobytes())
-        return b"".join(lines)
-
-    passes = ADAM7 if interlaced else ((0, 0, 1, 1),)
-    parts = [values[top::down, left::right] for top, left, down, right in passes]
-    colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
-    header = struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, interlaced)
-    content = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
-    if transparent:
-        content += chunk(b"tRNS", struct.pack(f">{len(transparent)}H", *transparent))
-    content += chunk(b"IDAT", zlib.compress(b"".join(filtered(part) for part in parts if part.size)))
-    path.write_bytes(content + chunk(b"IEND", b""))
+def write_png(path: Path, *arguments: Any, **options: Any) -> Path:
+    path.write_bytes(png(*arguments, **options))
     return path
 
 
@@ -413,16 +374,6 @@ def test_damaged_exif_costs_the_rotation_not_the_picture(tmp_path: Path) -> None
     assert picture.notes == (NO_EXIF,)
 
 
-def swapped_profile() -> bytes:
-    """Build a profile whose red and blue are exchanged, under a name of its own."""
-    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    for old, new in ((b"rXYZ", b"????"), (b"bXYZ", b"rXYZ"), (b"????", b"bXYZ")):
-        profile = profile.replace(old, new, 1)
-    renamed = profile.replace("sRGB".encode("utf-16-be"), "swap".encode("utf-16-be"))
-    assert renamed != profile
-    return renamed
-
-
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif", "a.webp"])
 def test_a_colour_profile_is_applied(tmp_path: Path, name: str) -> None:
     Image.new("RGB", (16, 16), (255, 0, 0)).save(tmp_path / name, icc_profile=swapped_profile())
@@ -518,10 +469,7 @@ def test_a_sixteen_bit_copy_gives_the_same_model_input(tmp_path: Path) -> None:
 
 
 def test_too_many_pixels_are_refused_before_decoding(tmp_path: Path) -> None:
-    bomb = bytearray(write_png(tmp_path / "bomb.png", COLOUR).read_bytes())
-    struct.pack_into(">II", bomb, 16, 20000, 20000)
-    struct.pack_into(">I", bomb, 29, zlib.crc32(bomb[12:29]))
-    (tmp_path / "bomb.png").write_bytes(bomb)
+    (tmp_path / "bomb.png").write_bytes(bomb(png(COLOUR)))
     expected = "20000 x 20000 pixels are more than the limit of 100000000; make it smaller, or raise that"
     assert expected in refusal(tmp_path / "bomb.png")
     saved(tmp_path / "a.png", COLOUR)

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import io
-import struct
 import time
-import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import tifffile
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageCms
+from pictures import every_form
 
 from aprilcli.errors import InputError
 from aprilcli.io.images import read_image
@@ -24,70 +19,12 @@ from aprilcli.io.images import read_image
 MAX_PIXELS = 250_000  # small, so that many fit in a second
 LONGEST = 10.0  # seconds; a picture of that size takes milliseconds
 SMALL = np.arange(24 * 20 * 3, dtype=np.uint8).reshape(24, 20, 3)
-WIDE = SMALL.astype(np.uint16) * 257
 
 # A picture's own faults make Pillow warn; the command line leaves such warnings out.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL", "ignore::RuntimeWarning:PIL")
 
 
-def encoded(file_format: str, array: np.ndarray = SMALL, mode: str = "", **options: Any) -> bytes:
-    stream = io.BytesIO()
-    picture = Image.fromarray(array)
-    (picture.convert(mode) if mode else picture).save(stream, file_format, **options)
-    return stream.getvalue()
-
-
-def encoded_tiff(array: np.ndarray, **options: Any) -> bytes:
-    stream = io.BytesIO()
-    tifffile.imwrite(stream, array, **options)
-    return stream.getvalue()
-
-
-def encoded_png16() -> bytes:
-    def chunk(name: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
-
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in WIDE)
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 20, 24, 16, 2, 0, 0, 0))
-    clear = chunk(b"tRNS", struct.pack(">3H", 0, 257, 514))
-    return b"\x89PNG\r\n\x1a\n" + header + clear + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-
-
-PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes().replace(b"s\0R\0G\0B", b"a\0R\0G\0B")
-TURNED = Image.Exif()
-TURNED[0x0112] = 6
-WHOLE = {
-    "png": encoded("PNG", exif=TURNED, icc_profile=PROFILE),
-    "png palette": encoded("PNG", mode="P", transparency=3),
-    "png 16 bit": encoded_png16(),
-    "png 16 bit grey": encoded("PNG", WIDE[..., 0].copy()),
-    "apng": encoded("PNG", save_all=True, append_images=[Image.fromarray(255 - SMALL)]),
-    "jpeg": encoded("JPEG", exif=TURNED),
-    "jpeg progressive": encoded("JPEG", progressive=True, icc_profile=PROFILE),
-    "jpeg cmyk": encoded("JPEG", mode="CMYK"),
-    "mpo": encoded("MPO", save_all=True, append_images=[Image.fromarray(SMALL)]),
-    "bmp": encoded("BMP"),
-    "bmp palette": encoded("BMP", mode="P"),
-    "webp": encoded("WEBP", exif=TURNED),
-    "webp lossless": encoded("WEBP", mode="RGBA", lossless=True, icc_profile=PROFILE),
-    "webp animated": encoded("WEBP", save_all=True, append_images=[Image.fromarray(255 - SMALL)]),
-    "ppm": encoded("PPM"),
-    "ppm text": b"P3 4 2 100\n" + b" ".join(b"%d" % value for value in range(24)),
-    "pgm 12 bit": b"P5\n20 24\n4095\n" + (WIDE[..., 0] >> 4).astype(">u2").tobytes(),
-    "pfm": b"Pf\n20 24\n-1.0\n" + (SMALL[..., 0] / 255).astype("<f4").tobytes(),
-    "tiff": encoded("TIFF", icc_profile=PROFILE),
-    "tiff lzw": encoded("TIFF", compression="tiff_lzw"),
-    "tiff jpeg": encoded("TIFF", compression="jpeg"),
-    "tiff pages": encoded("TIFF", save_all=True, append_images=[Image.fromarray(SMALL)]),
-    "tiff 16 bit": encoded_tiff(WIDE, photometric="rgb"),
-    "tiff 16 bit deflate": encoded_tiff(WIDE, photometric="rgb", compression="zlib", tile=(16, 16)),
-    "tiff 16 bit planes": encoded_tiff(np.moveaxis(WIDE, -1, 0), photometric="rgb", planarconfig="separate"),
-    "tiff grey 16 bit": encoded_tiff(WIDE[..., 0], photometric="minisblack", byteorder=">"),
-    "tiff float": encoded_tiff((SMALL[..., 0] / 255).astype(np.float32), photometric="minisblack"),
-    "tiff float colour": encoded_tiff((SMALL / 255).astype(np.float32), photometric="rgb", compression="zlib"),
-    "tiff double": encoded_tiff(SMALL[..., 0] / 255, photometric="minisblack", tile=(16, 16)),
-    "bigtiff": encoded_tiff(WIDE[..., 0], photometric="miniswhite", bigtiff=True),
-}
+WHOLE = every_form(SMALL)
 outcomes: Counter[tuple[str, str]] = Counter()  # (kind of file, read or refused): how many were tried
 FIRST_BYTES = sorted({content[:size] for content in WHOLE.values() for size in (4, 16, 40)})
 
