@@ -13,10 +13,12 @@ import typer
 
 from aprilcli import __version__
 from aprilcli.errors import AprilError, OptionError
+from aprilcli.io.walk import printable
 
 EXIT_UNREADABLE = 3
 EXIT_ANOMALOUS = 4
 EXIT_INTERRUPTED = 130
+LONGEST_ERROR = 4000  # characters; a list of ten files fits
 OUT_OF_MEMORY = ("out of memory", "allocate memory")  # how PyTorch says it on a GPU and on a CPU
 
 
@@ -37,7 +39,8 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
         try:
             function(**options)
         except AprilError as error:
-            typer.echo(f"aprilcli: error: {' '.join(str(error).splitlines())}", err=True)
+            line = printable(" ".join(str(error).split()))  # what files and folders are called may hold anything
+            typer.echo(f"aprilcli: error: {line[:LONGEST_ERROR]}", err=True)
             raise typer.Exit(error.exit_code) from error
         except (RuntimeError, MemoryError) as error:
             if isinstance(error, RuntimeError) and not any(words in str(error) for words in OUT_OF_MEMORY):
@@ -87,7 +90,12 @@ class MapSize(StrEnum):
 def _option(name: str, text: str, **settings: Any) -> Any:
     """Declare an option that the environment can set too, as APRILCLI_<OPTION>."""
     variable = "APRILCLI_" + name.lstrip("-").split("/")[0].replace("-", "_").upper()
-    return typer.Option(name, help=text, envvar=variable, show_envvar=False, **settings)
+    # A folder that cannot be read is told in our own line, not as wrong usage.
+    return typer.Option(name, help=text, envvar=variable, show_envvar=False, readable=False, **settings)
+
+
+def _argument(text: str) -> Any:
+    return typer.Argument(help=text, readable=False)  # see _option
 
 
 MODELS = "tiny, paper, an open_clip NAME[:TAG], or a model folder."
@@ -162,7 +170,7 @@ def _main(
 
 @_command
 def scan(
-    folder: Annotated[Path, typer.Argument(help="Folder of pictures; folders inside it are scanned too.")],
+    folder: Annotated[Path, _argument("Folder of pictures; folders inside it are scanned too.")],
     out: Annotated[Path, _option("--out", "Where scores.csv, maps/ and run.json go.")] = Path("april-scan"),
     model: Model = None,
     projector: ProjectorOption = None,
@@ -235,7 +243,7 @@ def scan(
 
 @_command
 def enroll(
-    folder: Annotated[Path, typer.Argument(help="Folder of good photos of one part: five to fifty, no defects.")],
+    folder: Annotated[Path, _argument("Folder of good photos of one part: five to fifty, no defects.")],
     part: Annotated[str, _option("--part", "The part's name.")],
     banks: Banks = Path("banks"),
     model: Model = None,
@@ -294,7 +302,7 @@ def enroll(
 
 @_command
 def inspect(
-    file: Annotated[Path, typer.Argument(help="A bank, a projector or a heatmap of this tool.")],
+    file: Annotated[Path, _argument("A bank, a projector or a heatmap of this tool.")],
 ) -> None:
     """Say what a bank, projector or map file holds, who made it and from what."""
     from aprilcli.workflows.console import Console
@@ -305,7 +313,7 @@ def inspect(
 
 @_command
 def train(
-    dataset: Annotated[Path, typer.Argument(help="Labelled pictures with masks of their anomalies.")],
+    dataset: Annotated[Path, _argument("Labelled pictures with masks of their anomalies.")],
     out: Annotated[Path, _option("--out", "The projector to write, a .safetensors file.")],
     layout: Annotated[str, _option("--layout", "auto, mvtec, visa, folder, loco, btad or ad2.")] = "auto",
     model: FixedModel = "tiny",
@@ -354,7 +362,7 @@ def train(
 
 @_command
 def eval(  # the name of the command; nothing here needs the built-in
-    dataset: Annotated[Path, typer.Argument(help="Labelled folder: MVTec AD, LOCO, AD 2, VisA, BTAD, or your own.")],
+    dataset: Annotated[Path, _argument("Labelled folder: MVTec AD, LOCO, AD 2, VisA, BTAD, or your own.")],
     out: Annotated[Path, _option("--out", "Where metrics.csv, metrics.json and scores.csv go.")] = Path("april-eval"),
     layout: Annotated[str, _option("--layout", "auto, mvtec, loco, btad, ad2, visa or folder.")] = "auto",
     shots: Annotated[

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import os
 import secrets
 from collections.abc import Iterator
@@ -56,7 +57,7 @@ def written_aside(path: Path) -> Iterator[Path]:
     aside = path.with_name(f"{_leftover_prefix(path)}{secrets.token_hex(4)}{path.suffix}")
     try:
         with output_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folders(path.parent)
             yield aside
             with aside.open("r+b") as file:
                 os.fsync(file.fileno())
@@ -105,10 +106,48 @@ def remove_leftovers(folder: Path, *, below: bool = True) -> int:
     """
     count = 0
     with output_errors(folder):
-        for leftover in (folder.rglob if below else folder.glob)(f"{_LEFTOVER_PREFIX}*"):
-            leftover.unlink(missing_ok=True)
-            count += 1
+        for entry in _below(folder, enter=below):
+            if entry.name.startswith(_LEFTOVER_PREFIX) and not entry.is_dir(follow_symlinks=False):
+                Path(entry.path).unlink(missing_ok=True)
+                count += 1
     return count
+
+
+def remove_tree(folder: Path) -> None:
+    """Delete a folder and all in it, however deep. Raises OutputError."""
+    with output_errors(folder):
+        folders = [folder]
+        for entry in _below(folder):
+            if entry.is_dir(follow_symlinks=False):
+                folders.append(Path(entry.path))
+            else:
+                Path(entry.path).unlink(missing_ok=True)
+        for emptied in reversed(folders):  # a folder was listed before those in it
+            emptied.rmdir()
+
+
+def make_folders(folder: Path) -> None:
+    """Make a folder and those above it that lack, however many. Raises OSError."""
+    missing = list(itertools.takewhile(lambda one: not one.exists(), (folder, *folder.parents)))
+    for one in reversed(missing):
+        one.mkdir(exist_ok=True)
+    if not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+
+
+def _below(folder: Path, enter: bool = True) -> Iterator[os.DirEntry[str]]:
+    """Yield all entries below a folder, one that is not there has none; pathlib recurses, and lists folders whole."""
+    pending = [str(folder)]
+    while pending:
+        try:
+            entries = os.scandir(pending.pop())
+        except FileNotFoundError:
+            continue
+        with entries:
+            for entry in entries:
+                if enter and entry.is_dir(follow_symlinks=False):
+                    pending.append(entry.path)
+                yield entry
 
 
 def _sync_folder(folder: Path) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from importlib import metadata
-from io import FileIO
+from io import FileIO, StringIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -58,7 +58,7 @@ class LineFile:
         self._path = path
         self._stream = stream
 
-    def write(self, text: str) -> int:
+    def write(self, text: str) -> None:
         """Append text whole or not at all. Raises OutputError (disk full, say); what was there stays."""
         end = self._stream.tell()
         content = text.encode("utf-8", "surrogateescape")
@@ -70,7 +70,6 @@ class LineFile:
             except OSError:
                 self._stream.truncate(end)
                 raise
-        return len(text)
 
 
 @contextmanager
@@ -85,52 +84,50 @@ def open_lines(path: Path, keep: int = 0) -> Iterator[LineFile]:
         yield LineFile(path, stream)
 
 
-class ScoresFile:
-    """scores.csv, open for writing: RFC 4180, UTF-8 (bytes that are no UTF-8 in a name stand as they are)."""
+def row_line(row: ScoreRow) -> str:
+    """Return a row as scores.csv holds it: RFC 4180, in UTF-8 (bytes of a name that are no UTF-8 stand as they are)."""
+    return _csv_line(_text(value) for value in asdict(row).values())
 
-    def __init__(self, lines: LineFile) -> None:
-        """Use ``open_scores``."""
-        self._writer = csv.writer(lines, lineterminator="\r\n")
 
-    def write(self, row: ScoreRow) -> None:
-        """Append a row. Raises OutputError; the rows before it stay whole."""
-        self._writer.writerow([_text(value) for value in asdict(row).values()])
-
-    def write_header(self) -> None:
-        """Write the names of the columns."""
-        self._writer.writerow(COLUMNS)
+def _csv_line(cells: Iterable[str]) -> str:
+    line = StringIO()
+    csv.writer(line, lineterminator="\r\n").writerow(cells)
+    return line.getvalue()
 
 
 @contextmanager
-def open_scores(path: Path, keep: int = 0) -> Iterator[ScoresFile]:
+def open_scores(path: Path, keep: int = 0) -> Iterator[LineFile]:
     """Create scores.csv with its header, or go on behind the first ``keep`` bytes of the one there."""
     with open_lines(path, keep) as lines:
-        scores = ScoresFile(lines)
         if keep == 0:
-            scores.write_header()
-        yield scores
+            lines.write(_csv_line(COLUMNS))
+        yield lines
 
 
 def read_rows(stream: BinaryIO) -> Iterator[tuple[ScoreRow, int]]:
-    """Read the whole rows of a scores.csv, with the position behind each; a torn or foreign line ends it."""
-    position = 0
+    """Read the rows of a scores.csv that stand as ``row_line`` writes them, with the position behind each.
+
+    A torn, damaged or foreign line ends it.
+    """
+    end, raw = 0, ""
 
     def lines() -> Iterator[str]:
-        nonlocal position
+        nonlocal end, raw
         for line in stream:
-            if not line.endswith(b"\n"):
-                return
-            position += len(line)
+            end += len(line)
+            raw += line.decode("utf-8", "surrogateescape")
             yield line.decode("utf-8", "surrogateescape")
 
     reader = csv.reader(lines(), strict=True)
     if tuple(next(reader, ())) != COLUMNS:
         return
+    raw = ""
     for cells in reader:
         row = _parse(cells)
-        if row is None:
+        if row is None or row_line(row) != raw:
             return
-        yield row, position
+        raw = ""
+        yield row, end
 
 
 def _parse(cells: list[str]) -> ScoreRow | None:

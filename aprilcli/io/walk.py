@@ -37,12 +37,13 @@ class FoundImage:
     error: str | None = None
 
 
-def find_images(folder: Path, *, follow: bool = False) -> Iterator[FoundImage]:
+def find_images(folder: Path, *, follow: bool = False, leave_out: Path | None = None) -> Iterator[FoundImage]:
     """Yield every picture below a folder, known by its extension in any case, sorted by relative path.
 
     The order is that of the paths' bytes (``LC_ALL=C sort``). Names with a leading dot are skipped. Linked files count;
-    linked folders are entered only with ``follow``, each once, and never from inside themselves. What is listed may
-    still turn out unreadable: a dangling link is a picture that cannot be opened.
+    linked folders are entered only with ``follow``, each once, and never from inside themselves. The folder
+    ``leave_out`` is not entered, whichever way leads there. What is listed may still turn out unreadable: a dangling
+    link is a picture that cannot be opened.
     """
     entered: set[tuple[int, int]] = set()  # targets of links: folders that link to each other would multiply
     pending = [("", _names(folder, follow))]  # a stack of our own: folders may lie deeper than Python recurses
@@ -61,6 +62,8 @@ def find_images(folder: Path, *, follow: bool = False) -> Iterator[FoundImage]:
         relative = prefix + os.fsdecode(name)
         if not relative.endswith("/"):
             yield FoundImage(folder / relative, relative)
+        elif leave_out is not None and _is_same(folder / relative, leave_out):
+            pass
         elif not follow or _is_new(folder / relative, (folder / above for above, _ in pending), entered):
             pending.append((relative, _names(folder / relative, follow)))
 
@@ -77,9 +80,23 @@ def require_folder(folder: Path) -> None:
 
 
 def printable(path: Path | str) -> str:
-    r"""Show a path on one line of valid text: control characters and bytes that are not UTF-8 become ``\x..``."""
-    text = os.fsencode(path).decode("utf-8", "backslashreplace")
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    r"""Show a path or foreign text on one line of valid text.
+
+    Control characters and bytes that are not UTF-8 (surrogates, as ``os.fsdecode`` gives them) become ``\x..``.
+    """
+    return "".join(char if char.isprintable() else _escaped(char) for char in str(path))
+
+
+def _escaped(char: str) -> str:
+    byte = ord(char) - 0xDC00  # of a surrogate escape
+    return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else char.encode("unicode_escape").decode()
+
+
+def _is_same(folder: Path, other: Path) -> bool:
+    try:
+        return folder.samefile(other)
+    except OSError:  # one of them is not there, or cannot be looked at: listing it will say why
+        return False
 
 
 def _is_new(folder: Path, above: Iterable[Path], entered: set[tuple[int, int]]) -> bool:

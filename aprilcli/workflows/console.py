@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import rich.console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.progress import Task as ProgressTask
 from rich.table import Table
 from rich.text import Text
+
+from aprilcli.io.atomic import output_errors
+from aprilcli.io.walk import printable
 
 SPEED_PERIOD = 3600.0  # seconds that rate and time left are drawn from: a step of a large model takes minutes
 
@@ -31,9 +35,10 @@ class Console:
         return self._err.is_terminal and not self.quiet
 
     def note(self, text: str) -> None:
-        """Say something on stderr."""
+        """Say something on stderr, on one line; where that is closed or full, the work goes on."""
         if not self.quiet:
-            self._err.print(Text(text, style="dim"))
+            with suppress(OSError):
+                self._err.print(Text(printable(text), style="dim"))
 
     def note_once(self, text: str) -> None:
         """Say something on stderr, the first time only."""
@@ -47,8 +52,9 @@ class Console:
             self.note(text)
 
     def result(self, content: str | Table) -> None:
-        """Print a result on stdout; a string stands exactly as given."""
-        self._out.print(Text(content) if isinstance(content, str) else content)
+        """Print a result on stdout; a string stands exactly as given. Raises OutputError where it cannot be written."""
+        with output_errors(Path("standard output")):
+            self._out.print(Text(content) if isinstance(content, str) else content)
 
     @contextmanager
     def progress(self, total: int, what: str) -> Iterator[Callable[..., None]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import collections
+import errno
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -17,7 +19,10 @@ from numpy.typing import NDArray
 
 from aprilcli.errors import InputError
 from aprilcli.io.images import MAX_PIXELS, SourceImage, read_image
-from aprilcli.io.walk import FoundImage
+from aprilcli.io.walk import FoundImage, printable
+
+PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE)  # the machine's trouble, not the file's
+TRY_AGAIN = "try again"  # the stamp of no file, so that a resumed scan reads it anew
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -70,23 +75,26 @@ class Reader:
             source = read_image(found.path, value_range=self.value_range, max_pixels=self.max_pixels)
             pixels = self.prepare(source)
         except InputError as error:
-            return Picture(found, error=str(error), stamp=before)
+            cause = error.__cause__
+            passing = isinstance(cause, OSError) and cause.errno in PASSING
+            return Picture(found, error=str(error), stamp=TRY_AGAIN if passing else before)
         except MemoryError:
-            return Picture(
-                found,
-                error=f"{found.path}: not enough memory to decode it; free some, or give fewer --workers",
-                stamp="try again",
-            )
+            error_line = f"{printable(found.path)}: not enough memory to decode it; free some, or give fewer --workers"
+            return Picture(found, error=error_line, stamp=TRY_AGAIN)
         return Picture(found, pixels, source.size_hw, source.notes, stamp=before)
 
 
 def stamp(found: FoundImage) -> str:
-    """Tell a file from a changed one: size in bytes, times of writing and of any change in nanoseconds, and inode."""
+    """Tell a file from a changed one, and one that may be read from one that may not.
+
+    Size in bytes, times of writing and of any change in nanoseconds, inode, and whether it may be read.
+    """
     try:
         status = found.path.stat()
+        readable = os.access(found.path, os.R_OK)
     except OSError:
         return "gone"
-    return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}"
+    return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino} {readable:d}"
 
 
 def read_all(pool: ThreadPoolExecutor, found: Iterable[FoundImage], reader: Reader, ahead: int) -> Iterator[Picture]:
@@ -98,7 +106,7 @@ def read_all(pool: ThreadPoolExecutor, found: Iterable[FoundImage], reader: Read
 def interruptible() -> Iterator[Callable[[], bool]]:
     """Let Ctrl-C finish what is in hand: yields a function that says whether it was pressed.
 
-    A second one stops at once.
+    A second one stops at once. Who starts this with Ctrl-C ignored (in the background of a script) keeps it so.
     """
     pressed = threading.Event()
 
@@ -106,8 +114,9 @@ def interruptible() -> Iterator[Callable[[], bool]]:
         pressed.set()
         signal.signal(signal.SIGINT, before)
 
-    if threading.current_thread() is not threading.main_thread():
-        yield pressed.is_set  # only the main thread hears signals
+    is_heard = threading.current_thread() is threading.main_thread()  # no other thread hears signals
+    if not is_heard or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        yield pressed.is_set
         return
     before = signal.signal(signal.SIGINT, on_interrupt)
     try:

@@ -9,7 +9,7 @@ import errno
 import itertools
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -113,15 +113,16 @@ def run_scan(options: ScanOptions, console: Console) -> ScanSummary:
         # By path, not by count: a picture may have come while the old maps were looked through.
         found = (one for one in _pictures_to_scan(options) if output.comes_after(one.relative, kept.last))
         with output.open_writer(options.out, kept) as writer:
-            for picture, row in _score_all(options, detector, judge, pool, found):
-                writer.write(picture.stamp, row)
+            for picture, row, journal_line in _score_all(options, detector, judge, pool, found, interrupted):
+                writer.write(journal_line, row)
                 tally.count(row)
                 for note in picture.notes:
                     console.note_once(note)
                 advance(1)
-                if interrupted():
-                    raise KeyboardInterrupt
         output.flush(options.out)
+        if interrupted():
+            pool.shutdown(wait=False, cancel_futures=True)  # of what was to be decoded
+            raise KeyboardInterrupt
         reports.write_json(options.out / RUN, {**record, "counts": tally.counts(), "finished": reports.timestamp()})
     return ScanSummary(
         scored=tally.scored,
@@ -210,13 +211,7 @@ class _Tally:
 
 def _pictures_to_scan(options: ScanOptions) -> Iterator[FoundImage]:
     """Find pictures, leaving out this tool's own maps where results go into the scanned folder."""
-    heatmaps, folder = (options.out / MAPS).resolve(), options.folder.resolve()
-    own = heatmaps.relative_to(folder).as_posix() + "/" if heatmaps.is_relative_to(folder) else None
-    return (
-        found
-        for found in find_images(options.folder, follow=options.follow)
-        if own is None or not found.relative.startswith(own)
-    )
+    return find_images(options.folder, follow=options.follow, leave_out=options.out / MAPS)
 
 
 def _count_pictures(options: ScanOptions) -> int:
@@ -235,6 +230,7 @@ def _prepare_output(options: ScanOptions, record: dict[str, Any], tally: _Tally)
     out = options.out
     if options.resume and output.has_results(out):
         output.check_same_run(out, record)
+        reports.write_json(out / RUN, record)  # from here on it is not finished
         return output.keep_whole(out, _pictures_to_scan(options), options.maps, options.batch_size, tally.count)
     if not options.overwrite:
         output.refuse_results(out)
@@ -255,6 +251,9 @@ def _describe_run(options: ScanOptions, detector: Detector, judge: Judge, starte
         "model": spec.to_json(),
         "device": str(detector.backbone.device),
         "precision": detector.backbone.precision,
+        # Sums over other pieces, or in other registers, differ in their last bits.
+        "omp_num_threads": torch.get_num_threads(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
         "projector": detector.projector.identity if detector.projector is not None else None,
         "bank": None if options.part is None else _describe_bank(options.part, options.banks),
         **judge.describe(),
@@ -273,28 +272,40 @@ def _score_all(
     judge: Judge,
     pool: ThreadPoolExecutor,
     found: Iterator[FoundImage],
-) -> Iterator[tuple[Picture, reports.ScoreRow]]:
-    """Chain the stages: decoding and writing run ahead on threads while this thread encodes; order is kept."""
+    interrupted: Callable[[], bool],
+) -> Iterator[tuple[Picture, reports.ScoreRow, str]]:
+    """Chain the stages: decoding and writing run ahead on threads while this thread encodes; order is kept.
+
+    Yields each row with its journal line. Once ``interrupted``, ends with what has been encoded.
+    """
     description = {
         "model": detector.backbone.spec.label,
         "projector": detector.projector.name if detector.projector is not None else None,
         "bank": options.part,
     }
 
-    def finish(scored: tuple[Picture, Detection | None]) -> tuple[Picture, reports.ScoreRow]:
+    def finish(scored: tuple[Picture, Detection | None]) -> tuple[Picture, reports.ScoreRow, str]:
         picture, detection = scored
-        if detection is None:
-            return picture, reports.ScoreRow(picture.found.relative, "error", error=picture.error)
-        if options.maps and detection.anomaly_map is not None:
-            try:
-                _write_map(options, picture, detection.anomaly_map, description)
-            except InputError as error:
-                return picture, reports.ScoreRow(picture.found.relative, "error", error=str(error))
-        return picture, _row(judge, picture, detection)
+        row = _finish(options, judge, picture, detection, description)
+        return picture, row, output.journal_line(options.out, picture.stamp, row, options.maps)
 
     ahead = 2 * (options.workers + options.batch_size)
     pictures = read_all(pool, found, _reader(options, detector), ahead)
-    return map_ahead(pool, finish, _detect(detector, pictures, options.batch_size), ahead)
+    return map_ahead(pool, finish, _detect(detector, pictures, options.batch_size, interrupted), ahead)
+
+
+def _finish(
+    options: ScanOptions, judge: Judge, picture: Picture, detection: Detection | None, description: dict[str, Any]
+) -> reports.ScoreRow:
+    """Write a picture's map and return its row."""
+    if detection is None:
+        return reports.ScoreRow(picture.found.relative, "error", error=picture.error)
+    if options.maps and detection.anomaly_map is not None:
+        try:
+            _write_map(options, picture, detection.anomaly_map, description)
+        except InputError as error:
+            return reports.ScoreRow(picture.found.relative, "error", error=str(error))
+    return _row(judge, picture, detection)
 
 
 def _reader(options: ScanOptions, detector: Detector) -> Reader:
@@ -302,9 +313,9 @@ def _reader(options: ScanOptions, detector: Detector) -> Reader:
 
 
 def _detect(
-    detector: Detector, pictures: Iterator[Picture], batch_size: int
+    detector: Detector, pictures: Iterator[Picture], batch_size: int, interrupted: Callable[[], bool]
 ) -> Iterator[tuple[Picture, Detection | None]]:
-    while batch := list(itertools.islice(pictures, batch_size)):
+    while not interrupted() and (batch := list(itertools.islice(pictures, batch_size))):
         prepared = [picture.pixels for picture in batch if picture.pixels is not None]
         detections = iter(detector.detect(np.stack(prepared)) if prepared else ())
         for picture in batch:

@@ -1,8 +1,8 @@
 """What a scan writes, so that nothing is lost: one writer at a time, rows in order, and a way to go on after a kill.
 
-``scores.csv`` grows by a row as soon as that row's map stands under its name, and on the disk. ``.journal`` holds, line
-by line, the size and time of each row's picture. Whatever happens, the rows that are whole, in order, with their maps
-whole and their pictures unchanged are a prefix of an undisturbed run: ``--resume`` keeps it and goes on behind it.
+``scores.csv`` grows by a row as soon as that row's map stands under its name, and on the disk. ``.journal`` holds a
+line for each row: its picture's size and times, and a digest of the row and its map. Whatever happens, the first rows
+for which all that still agrees are those of an undisturbed run: ``--resume`` keeps them and goes on behind them.
 """
 
 from __future__ import annotations
@@ -10,26 +10,23 @@ from __future__ import annotations
 import csv
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path, PurePosixPath
 from typing import Any
-
-import numpy as np
-import tifffile
 
 from aprilcli.errors import OutputError
 from aprilcli.io import reports
 from aprilcli.io.atomic import claimed as claimed_lock
-from aprilcli.io.atomic import output_errors, remove_leftovers
-from aprilcli.io.images import UNREADABLE
+from aprilcli.io.atomic import output_errors, remove_leftovers, remove_tree
 from aprilcli.io.walk import FoundImage, find_images, is_picture
 from aprilcli.workflows.pipeline import stamp
 
 SCORES, MAPS, RUN = "scores.csv", "maps", "run.json"
 JOURNAL, LOCK = ".journal", ".lock"
+PIECE = 1 << 20  # bytes of a map digested at a time
 TIFF = ".tiff"
 CHANGING = ("started", "finished", "counts")  # what may differ between a run and its resumption
 
@@ -73,7 +70,7 @@ def remove_results(out: Path) -> None:
         raise OutputError(f"{out / MAPS}: stands there without a scan's {RUN}; move it, or choose another --out")
     with output_errors(out):
         if (out / MAPS).exists():
-            shutil.rmtree(out / MAPS)
+            remove_tree(out / MAPS)
         for name in (SCORES, JOURNAL, RUN):  # run.json last: killed in between, these are still a scan's results
             (out / name).unlink(missing_ok=True)
 
@@ -84,7 +81,10 @@ def check_same_run(out: Path, record: dict[str, Any]) -> None:
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise OutputError(f"{path}: does not say how its run began ({error}); --overwrite starts anew") from error
+        is_lost = isinstance(error, FileNotFoundError)
+        way_on = "move what is beside it, or choose another --out" if is_lost else "--overwrite starts anew"
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise OutputError(f"{path}: does not say how its run began ({reason}); {way_on}") from error
     then, now = dict(_leaves(before)), dict(_leaves(json.loads(json.dumps(record))))
     differences = [
         f"{name}: {then.get(name)} then, {now.get(name)} now"
@@ -114,7 +114,7 @@ def keep_whole(
     kept = Kept()
     batch: list[reports.ScoreRow] = []
     for picture, (row, written, scores_end, journal_end) in zip(found, _old_rows(out), strict=False):
-        if row.path != picture.relative or written != stamp(picture) or not _map_is_whole(out, row, maps):
+        if row.path != picture.relative or written != journal_line(out, stamp(picture), row, maps):
             break
         batch.append(row)
         if len(batch) == batch_size:
@@ -135,7 +135,8 @@ def _remove_maps_behind(out: Path, last: str) -> None:
     """Delete every map whose picture comes after ``last`` in the order of the walk: it has no row, or will anew."""
     with output_errors(out):
         for found in find_images(out / MAPS):
-            if found.error is None and comes_after(found.relative.removesuffix(TIFF), last):
+            picture = found.relative.removesuffix(TIFF)
+            if found.relative.endswith(TIFF) and is_picture(picture) and comes_after(picture, last):
                 found.path.unlink()
 
 
@@ -158,14 +159,20 @@ def _stays_inside(relative: str) -> bool:
     return not Path(relative).is_absolute() and ".." not in Path(relative).parts
 
 
-def _map_is_whole(out: Path, row: reports.ScoreRow, maps: bool) -> bool:
-    if not maps or row.map_max is None:
-        return True
-    try:
-        with tifffile.TiffFile(map_path(out, row.path)) as tiff:
-            return bool(tiff.pages[0].asarray().dtype == np.float32)
-    except UNREADABLE:
-        return False
+def journal_line(out: Path, stamp: str, row: reports.ScoreRow, maps: bool) -> str:
+    """Return what tells a row, its picture and its map, which must stand already, from any other.
+
+    ``stamp`` is the picture's; ``maps``: whether rows have maps. Where a map is missing, nothing that was ever written.
+    """
+    digest = blake2b(reports.row_line(row).encode("utf-8", "surrogateescape"), digest_size=16)
+    if maps and row.map_max is not None:
+        try:
+            with map_path(out, row.path).open("rb") as content:
+                while piece := content.read(PIECE):
+                    digest.update(piece)
+        except OSError:
+            return ""
+    return f"{stamp} {digest.hexdigest()}"
 
 
 def map_path(out: Path, relative: str) -> Path:
@@ -183,15 +190,15 @@ def map_collides(folder: Path, relative: str) -> bool:
 class ScanWriter:
     """Appends rows and journal lines behind what was kept."""
 
-    def __init__(self, scores: reports.ScoresFile, journal: reports.LineFile) -> None:
+    def __init__(self, scores: reports.LineFile, journal: reports.LineFile) -> None:
         """Use ``open_writer``."""
         self._scores = scores
         self._journal = journal
 
-    def write(self, written: str, row: reports.ScoreRow) -> None:
-        """Append a row and its picture's ``stamp``; its map must stand already. Raises OutputError; the rest stays."""
-        self._journal.write(written + "\n")
-        self._scores.write(row)
+    def write(self, journal_line: str, row: reports.ScoreRow) -> None:
+        """Append a row and its ``journal_line``. Raises OutputError; what was there stays."""
+        self._journal.write(journal_line + "\n")
+        self._scores.write(reports.row_line(row))
 
 
 @contextmanager

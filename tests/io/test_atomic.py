@@ -3,12 +3,9 @@ from __future__ import annotations
 import errno
 import os
 import resource
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -113,22 +110,6 @@ def test_every_error_says_what_to_do(tmp_path: Path, code: int, way_on: str) -> 
         raise OSError(code, os.strerror(code))
     assert str(caught.value).startswith(f"{tmp_path}: cannot be written ({os.strerror(code)}); ")
     assert way_on in str(caught.value)
-
-
-@pytest.fixture
-def read_only_folder() -> Iterator[Path]:
-    """A folder that this process may not write to; root is nobody for a while."""
-    folder = Path(tempfile.mkdtemp())  # pytest's own are closed to other users
-    folder.chmod(0o555)
-    user = os.geteuid()
-    if user == 0:
-        os.seteuid(65534)
-    try:
-        yield folder
-    finally:
-        os.seteuid(user)
-        folder.chmod(0o755)
-        shutil.rmtree(folder)
 
 
 def test_read_only_folder(read_only_folder: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import errno
+import json
 import os
 import random
 import resource
@@ -16,12 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import GoldenCase, draw_photo
+import torch
+from conftest import GOLDEN, GoldenCase, draw_photo
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from aprilcli.cli import app
+from aprilcli.core.projector import Projector, save_projector
 from aprilcli.errors import OutputError
+from aprilcli.io.atomic import make_folders, remove_tree
 from aprilcli.io.reports import open_lines
 from aprilcli.workflows import scan_output
 
@@ -66,41 +72,58 @@ def undisturbed(arguments: list[str], tmp_path: Path) -> dict[str, bytes]:
 def wait_for_rows(out: Path, count: int, process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and process.poll() is None:
-        if (out / "scores.csv").exists() and (out / "scores.csv").read_bytes().count(b"\r\n") > count:
+        if count_rows(out) > count:
             return
         time.sleep(0.002)
 
 
-def kill_loop(arguments: list[str], out: Path, kills: int, seed: int) -> None:
-    rng = random.Random(seed)
-    for _ in range(kills):
+def count_rows(out: Path) -> int:
+    return (out / "scores.csv").read_bytes().count(b"\r\n") if (out / "scores.csv").exists() else 0
+
+
+def kill_loop(arguments: list[str], out: Path, expected: dict[str, bytes], kills: int, seed: int) -> tuple[int, int]:
+    """Kill scans at random moments: some while they load, most between the next rows.
+
+    Each one that gets to the end is compared and begun anew. Returns how many were killed and how many compared.
+    """
+    rng, killed, compared = random.Random(seed), 0, 0
+    while killed < kills:
+        rows, late = count_rows(out), rng.random() < 0.7
         process = start(arguments, out, "--resume")
-        wait_for_rows(out, rng.randrange(COUNT), process)
-        time.sleep(rng.random() * 0.05)
+        if late:
+            wait_for_rows(out, rows + rng.randrange(4), process)
+        time.sleep(rng.random() * (0.02 if late else 4))
         process.kill()
         process.communicate()
+        killed += process.returncode == -signal.SIGKILL
+        if process.returncode == 3:
+            assert contents(out) == expected
+            shutil.rmtree(out)
+            compared += 1
+    return killed, compared
 
 
 def test_killed_and_resumed_ends_with_the_same_bytes(
     arguments: list[str], undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    kill_loop(arguments, out, 2, 0)
+    kill_loop(arguments, out, undisturbed, 2, 0)
     assert run(arguments, out, "--resume").exit_code == 3
     assert contents(out) == undisturbed
     assert not list(out.rglob(".aprilcli-*"))
 
 
 @pytest.mark.slow
-def test_fifty_kills(arguments: list[str], undisturbed: dict[str, bytes], tmp_path: Path) -> None:
-    for batch_size in ("1", "4"):
-        out = tmp_path / f"out{batch_size}"
-        whole = tmp_path / f"whole{batch_size}"
-        run(arguments, whole, "--batch-size", batch_size)
-        kill_loop([*arguments, "--batch-size", batch_size], out, 25, int(batch_size))
-        assert run(arguments, out, "--resume", "--batch-size", batch_size).exit_code == 3
-        assert contents(out) == contents(whole)
-        print(f"\nbatch size {batch_size}: 25 kills, {len(contents(out))} files compared, all bytes equal")
+@pytest.mark.parametrize("batch_size", ["1", "4"])
+def test_fifty_kills(arguments: list[str], tmp_path: Path, batch_size: str) -> None:
+    arguments += ["--batch-size", batch_size]
+    run(arguments, tmp_path / "whole")
+    expected = contents(tmp_path / "whole")
+    killed, compared = kill_loop(arguments, tmp_path / "out", expected, 25, int(batch_size))
+    assert run(arguments, tmp_path / "out", "--resume").exit_code == 3
+    assert contents(tmp_path / "out") == expected
+    size = sum(map(len, expected.values()))
+    print(f"\nscan, batch size {batch_size}: {killed} kills, {compared + 1} whole runs of {size} bytes compared, equal")
 
 
 @pytest.mark.parametrize("batch_size", ["1", "4"])
@@ -138,7 +161,39 @@ def lose_journal(out: Path, photos: Path) -> None:
     (out / ".journal").unlink()
 
 
-@pytest.mark.parametrize("harm", [damage_map, lose_map, lose_journal])
+def exchange_map(out: Path, photos: Path) -> None:
+    shutil.copy(out / "maps" / "04.png.tiff", out / "maps" / "03.png.tiff")
+
+
+def blank_a_sector_of_a_map(out: Path, photos: Path) -> None:
+    path = out / "maps" / "03.png.tiff"
+    content = path.read_bytes()
+    path.write_bytes(content[:512] + bytes(512) + content[1024:])
+
+
+def change_a_digit(out: Path, photos: Path) -> None:
+    lines = (out / "scores.csv").read_bytes().splitlines(keepends=True)
+    lines[3] = lines[3].replace(b",0.", b",1.", 1)
+    (out / "scores.csv").write_bytes(b"".join(lines))
+
+
+def blank_a_byte_of_a_row(out: Path, photos: Path) -> None:
+    content = (out / "scores.csv").read_bytes()
+    (out / "scores.csv").write_bytes(content.replace(b"\r\n05.png", b"\0\n05.png"))
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        damage_map,
+        lose_map,
+        lose_journal,
+        exchange_map,
+        blank_a_sector_of_a_map,
+        change_a_digit,
+        blank_a_byte_of_a_row,
+    ],
+)
 def test_what_is_damaged_is_done_again(
     arguments: list[str],
     undisturbed: dict[str, bytes],
@@ -148,6 +203,7 @@ def test_what_is_damaged_is_done_again(
 ) -> None:
     out = tmp_path / "undisturbed"
     harm(out, photos)
+    assert (contents(out) != undisturbed) == (harm is not lose_journal)
     assert run(arguments, out, "--resume").exit_code == 3
     assert contents(out) == undisturbed
 
@@ -170,6 +226,9 @@ def test_changed_added_and_removed_pictures_are_noticed(arguments: list[str], ph
         (["--threshold", "0.7"], "threshold"),
         (["--image-size", "56"], "image_size"),
         (["--no-maps"], "options.maps: True then, False now"),
+        (["--follow"], "options.follow: False then, True now"),
+        (["--object", "nut"], "options.object_name: None then, nut now"),
+        (["--max-pixels", "5000"], "options.max_pixels"),
     ],
 )
 def test_another_option_is_refused_with_its_name(
@@ -183,19 +242,65 @@ def test_another_option_is_refused_with_its_name(
     assert contents(tmp_path / "undisturbed") == before
 
 
+def test_another_model_projector_bank_or_machine_is_refused_with_its_name(
+    photos: Path, golden_vit: GoldenCase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Path(shutil.copytree(golden_vit.folder, tmp_path / "model"))
+    (photos / "05b, broken.png").unlink()
+    banks = tmp_path / "banks"
+    runner = CliRunner()
+
+    def call(command: str, *more: object) -> Result:
+        options = ["--banks", banks, "--part", "p", *more]
+        return runner.invoke(app, [command, *map(str, (photos, *options)), "--device", "cpu"])
+
+    settings = ("--model", model, "--image-size", 70)
+    assert call("enroll", *settings).exit_code == 0
+    out = tmp_path / "out"
+    assert call("scan", "--out", out).exit_code == 0
+    before = contents(out)
+
+    def refusal() -> str:
+        result = call("scan", "--out", out, "--resume", "--quiet")
+        assert result.exit_code == 1, result.output
+        assert len(result.stderr.splitlines()) == 1
+        assert contents(out) == before
+        return result.stderr
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "get_num_threads", lambda: 99)
+        assert "99 now" in refusal()
+    (photos / "00.png").rename(tmp_path / "aside.png")
+    assert call("enroll", *settings, "--overwrite").exit_code == 0
+    (tmp_path / "aside.png").rename(photos / "00.png")
+    assert "bank.sha256: " in refusal()
+    projector = load_file(model / "projector.safetensors")
+    other = Projector(golden_vit.backbone.spec)
+    other.load_state_dict({name: 1.5 * weight for name, weight in projector.items()})
+    save_projector(other, model / "projector.safetensors")
+    assert call("enroll", *settings, "--overwrite").exit_code == 0
+    assert "projector.fingerprint: " in refusal()
+    (model / "projector.safetensors").unlink()
+    weights = load_file(model / "open_clip_model.safetensors")
+    weights["visual.proj"] *= 1.5
+    save_file(weights, model / "open_clip_model.safetensors")
+    assert call("enroll", *settings, "--overwrite").exit_code == 0
+    assert "model.fingerprint: " in refusal()
+
+
 def test_ctrl_c_finishes_the_picture_in_hand_and_exits_130(
     arguments: list[str], undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     process = start(arguments, out)
-    wait_for_rows(out, 0, process)
+    wait_for_rows(out, 1, process)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
-    with (out / "scores.csv").open(newline="") as stream:
-        for row in csv.DictReader(stream):
-            assert row["status"] == "error" or (out / "maps" / f"{row['path']}.tiff").exists()
+    scored = {f"{path}.tiff" for path, row in rows_of(out).items() if row["status"] == "ok"}
+    assert {path.name for path in (out / "maps").iterdir()} == scored
+    assert json.loads((out / "run.json").read_text()).keys().isdisjoint({"finished", "counts"})
     assert run(arguments, out, "--resume").exit_code == 3
     assert contents(out) == undisturbed
 
@@ -244,6 +349,139 @@ def test_a_full_disk_is_one_line_and_resume_goes_on(arguments: list[str], photos
     assert written.endswith(b"\r\n")
     assert run(arguments, out, "--resume").exit_code == 3
     assert contents(out) == undisturbed
+
+
+def test_a_run_that_is_resumed_is_not_finished(
+    arguments: list[str], photos: Path, undisturbed: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "undisturbed"
+    assert json.loads((out / "run.json").read_text())["counts"]["scored"] == COUNT
+    draw_photo(photos / "03.png", 3)  # the same picture, written later
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scan_output, "keep_whole", killed)
+        assert run(arguments, out, "--resume").exit_code == 130
+    assert json.loads((out / "run.json").read_text()).keys().isdisjoint({"finished", "counts"})
+    assert run(arguments, out, "--resume").exit_code == 3
+    assert contents(out) == undisturbed
+
+
+@pytest.mark.parametrize("trouble", [OSError(errno.EMFILE, "Too many open files"), MemoryError()])
+def test_what_the_machine_could_not_read_is_read_again(
+    arguments: list[str],
+    undisturbed: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    trouble: Exception,
+) -> None:
+    out, opened = tmp_path / "out", Path.open
+
+    def failing(path: Path, *how: Any, **options: Any) -> Any:
+        if path.name == "04.png":
+            raise trouble
+        return opened(path, *how, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", failing)
+        assert run(arguments, out).exit_code == 3
+    assert rows_of(out)["04.png"]["status"] == "error"
+    assert run(arguments, out, "--resume").exit_code == 3
+    assert contents(out) == undisturbed
+
+
+def test_a_file_that_vanishes_after_it_was_listed_gets_its_row(
+    arguments: list[str], photos: Path, tmp_path: Path
+) -> None:
+    for seed in range(COUNT, 60):
+        draw_photo(photos / f"{seed}.png", seed)
+    out = tmp_path / "out"
+    process = start(arguments, out)
+    wait_for_rows(out, 0, process)
+    process.send_signal(signal.SIGSTOP)
+    (photos / "59.png").unlink()  # one folder is listed whole, so it is awaited
+    process.send_signal(signal.SIGCONT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 3, errors
+    rows = rows_of(out)
+    assert len(rows) == 61
+    assert "59.png: cannot be read as a picture (No such file or directory)" in rows["59.png"]["error"]
+    assert run(arguments, out, "--resume").exit_code == 3
+    assert contents(out) == contents_of_new_run(arguments, tmp_path)
+
+
+def test_an_output_folder_that_another_user_may_not_write_to(
+    arguments: list[str], undisturbed: dict[str, bytes], read_only_folder: Path
+) -> None:
+    result = run([*arguments[:1], str(GOLDEN / "images"), "--no-maps", "--image-size", "64"], read_only_folder / "out")
+    assert result.exit_code == 1, result.output
+    assert f"{read_only_folder / 'out'}" in result.stderr
+    assert result.stderr.splitlines()[-1].endswith("(Permission denied); choose a place you may write to")
+    assert list(read_only_folder.iterdir()) == []
+
+
+def test_folders_deeper_than_python_recurses(arguments: list[str], photos: Path, tmp_path: Path) -> None:
+    shutil.rmtree(photos)
+    deep = photos / "/".join("d" * 1100)
+    make_folders(deep)
+    draw_photo(deep / "a.png")
+    out = tmp_path / "out"
+    for way in ((), ("--resume",), ("--overwrite",)):
+        result = run(arguments, out, *way)
+        assert result.exit_code == 0, result.output
+    assert len(rows_of(out)) == 1
+    for folder in (photos, out):
+        remove_tree(folder)  # pytest could not
+
+
+def test_linked_results_are_not_scanned(arguments: list[str], photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (photos / "link").symlink_to(tmp_path / "elsewhere")
+    out = photos / "link" / "out"
+    assert run([*arguments, "--follow"], out).exit_code == 3
+    before = contents(out)
+    assert run([*arguments, "--follow"], out, "--resume").exit_code == 3
+    assert contents(out) == before
+
+
+def test_pictures_of_others_among_the_maps_stay(
+    arguments: list[str], undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    out = tmp_path / "undisturbed"
+    (out / "maps" / "00.png.tiff").unlink()
+    others = [draw_photo(out / "maps" / name) for name in ("zz mine.png", "notes.tiff")]
+    assert run(arguments, out, "--resume").exit_code == 3
+    assert all(path.exists() for path in others)
+
+
+@pytest.mark.usefixtures("undisturbed")
+def test_a_lost_run_file_leads_to_a_way_on(arguments: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "undisturbed"
+    (out / "run.json").unlink()
+    for way in ("--resume", "--overwrite"):
+        result = run(arguments, out, way)
+        assert result.exit_code == 1
+        assert "choose another --out" in result.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize(("stream", "code"), [("stdout", 1), ("stderr", 3)])
+def test_a_summary_that_has_no_room(
+    arguments: list[str], undisturbed: dict[str, bytes], tmp_path: Path, stream: str, code: int
+) -> None:
+    out = tmp_path / "out"
+    streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "aprilcli", *arguments, "--out", str(out)]
+        result = subprocess.run(command, text=True, check=False, **{**streams, stream: full})
+    assert result.returncode == code, result.stderr
+    assert contents(out) == undisturbed
+    if stream == "stdout":
+        assert result.stderr.splitlines()[-1].startswith(
+            "aprilcli: error: standard output: cannot be written (No space"
+        )
 
 
 def test_resuming_nothing_begins(arguments: list[str], undisturbed: dict[str, bytes], tmp_path: Path) -> None:
@@ -420,7 +658,7 @@ def test_killed_while_overwriting_it_goes_on_either_way(
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(scan_output.shutil, "rmtree", killed)
+            patch.setattr(scan_output, "remove_tree", killed)
             assert run(arguments, out, "--overwrite").exit_code == 130
         assert run(arguments, out, way).exit_code == 3
         assert contents(out) == undisturbed
