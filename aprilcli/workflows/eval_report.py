@@ -25,11 +25,13 @@ import numpy as np
 import rich.box
 import rich.console
 from rich.table import Table
+from rich.text import Text
 
 from aprilcli.core.metrics import METRICS, mean_metrics
 from aprilcli.io import paper_tables
 from aprilcli.io.atomic import written_aside
 from aprilcli.io.datasets import LabelledDataset, LabelledObject
+from aprilcli.io.walk import printable
 from aprilcli.workflows.eval_encoding import Setting, TestPicture
 from aprilcli.workflows.eval_plots import Curves
 
@@ -270,12 +272,12 @@ def draw_table(report: Report) -> str:
         summaries = report.summaries(shots)
         for summary in summaries if len(summaries) > 2 else summaries[:1]:
             for name, values in _table_rows(report, summary):
-                table.add_row(str(shots), name, *values)
+                table.add_row(str(shots), Text(printable(name)), *values)  # Text: a name may look like markup
         table.add_section()
     stream = io.StringIO()
     rich.console.Console(file=stream, width=WIDEST, color_system=None).print(table)
     lines = [line.rstrip() for line in stream.getvalue().splitlines()]
-    captions = (*([report.leakage] if report.leakage else []), *report.captions)
+    captions = map(printable, (*([report.leakage] if report.leakage else []), *report.captions))
     return "\n".join([*(line for line in lines if line), *captions])
 
 

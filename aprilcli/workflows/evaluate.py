@@ -25,7 +25,7 @@ from aprilcli.core.metrics import PixelScores, image_metrics, roc_curve, vand
 from aprilcli.core.projector import Projector, load_projector
 from aprilcli.errors import InputError, OptionError, OutputError
 from aprilcli.io import paper_tables, reports
-from aprilcli.io.atomic import output_errors
+from aprilcli.io.atomic import claimed, output_errors, remove_leftovers
 from aprilcli.io.datasets import LabelledDataset, LabelledObject, read_dataset
 from aprilcli.workflows import eval_report
 from aprilcli.workflows.console import Console
@@ -75,7 +75,7 @@ class EvalSummary:
     table: str
     results: tuple[Result, ...]
     unreadable: int
-    seconds: float
+    seconds: float = 0.0
 
 
 def run_eval(options: EvalOptions, console: Console) -> EvalSummary:
@@ -89,6 +89,16 @@ def run_eval(options: EvalOptions, console: Console) -> EvalSummary:
     dataset = _choose_objects(read_dataset(options.dataset, options.layout), options.objects)
     settings = _settings(options, dataset, console)
     _tell_dataset(dataset, console)
+    busy = f"{options.out}: another eval is writing there; wait for it, or choose another --out"
+    with claimed(options.out / ".lock", busy):
+        summary = _evaluate(options, dataset, settings, started, console)
+    return replace(summary, seconds=time.monotonic() - began)
+
+
+def _evaluate(
+    options: EvalOptions, dataset: LabelledDataset, settings: tuple[Setting, ...], started: str, console: Console
+) -> EvalSummary:
+    """Measure and write, as the only one who does so in the output folder."""
     _prepare_output(options.out, options.overwrite)
     backbone, projector = _load(options, console)
     _clear_output(options.out)
@@ -131,7 +141,7 @@ def run_eval(options: EvalOptions, console: Console) -> EvalSummary:
         "finished": reports.timestamp(),
     }
     reports.write_json(options.out / "metrics.json", record)
-    return EvalSummary(eval_report.draw_table(report), tuple(results), len(unreadable), time.monotonic() - began)
+    return EvalSummary(eval_report.draw_table(report), tuple(results), len(unreadable))
 
 
 def _check_options(options: EvalOptions) -> None:
@@ -198,12 +208,12 @@ def _tell_problems(problems: Sequence[str], console: Console) -> None:
 
 
 def _prepare_output(out: Path, overwrite: bool) -> None:
-    """Make the output folder, or refuse one that holds results already."""
-    present = [name for name in OUTPUTS if (out / name).exists()]
+    """Take away what killed writers left, and refuse a folder that holds results already."""
+    with output_errors(out):
+        present = [name for name in OUTPUTS if (out / name).exists()]
     if present and not overwrite:
         raise OutputError(f"{out}: already holds results ({', '.join(present)}); choose another --out, or --overwrite")
-    with output_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(out, below=False)  # those deeper lie in results, which go as a whole
 
 
 def _clear_output(out: Path) -> None:

@@ -6,9 +6,14 @@ import csv
 import json
 import math
 import shutil
+import signal
 import statistics
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import filelock
 import numpy as np
 import pytest
 import sklearn.metrics
@@ -621,3 +626,59 @@ def test_nan_is_never_written_as_a_number(tmp_path: Path, model: list[str]) -> N
     assert "NaN" not in (tmp_path / "out" / "metrics.json").read_text()
     assert set(record_of(tmp_path / "out")["results"][0]["metrics"].values()) == {None}
     assert not math.isnan(float(table_of(tmp_path / "out" / "scores.csv")[0]["score"]))
+
+
+def test_a_second_evaluation_into_the_folder_is_refused_before_anything_is_loaded(
+    parts: Path, model: list[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    with filelock.FileLock(out / ".lock"):
+        refused = run(parts, out, "--model", "ViT-Z-99")
+    assert refused.exit_code == 1
+    assert f"{out}: another eval is writing there" in line_of(refused)
+    assert run(parts, out, *model, "--shots", 0).exit_code == 0
+    assert "already holds results" in line_of(run(parts, out, "--model", "ViT-Z-99"))
+
+
+def test_what_a_killed_evaluation_left_is_taken_away(parts: Path, model: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    left = [out / ".aprilcli-1.csv", out / "anomaly_maps" / "bolt" / ".aprilcli-2.tiff"]
+    others = out / "elsewhere" / ".aprilcli-3.csv"  # in a folder that is not ours
+    for path in (*left, others):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("half")
+    assert run(parts, out, *model, "--shots", 0, "--overwrite").exit_code == 0
+    assert not any(path.exists() for path in left)
+    assert others.exists()
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "file/out"])
+def test_a_place_that_cannot_be_written_is_one_line(parts: Path, model: list[str], tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("")
+    result = run(parts, tmp_path / name, *model, "--shots", 0)
+    assert result.exit_code == 1
+    assert "cannot be written" in line_of(result)
+
+
+def test_ctrl_c_ends_an_evaluation_with_130(parts: Path, model: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "aprilcli", "eval", parts, *model, "--out", tmp_path / "out", "--seeds", 500]
+    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "out" / ".lock").exists() and process.poll() is None:
+        time.sleep(0.01)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "Traceback" not in said
+
+
+def test_names_that_look_like_markup_stand_in_the_table(parts: Path, model: list[str], tmp_path: Path) -> None:
+    for name, odd in (("bolt", "[red]bolt"), ("metal_nut", "\x1b[31mnut[")):
+        (parts / name).rename(parts / odd)
+    draw_object(parts / "x[" / "y]", 300)  # "[/" would close a style that is not open
+    result = run(parts, tmp_path / "out", *model, "--shots", 0)
+    assert result.exit_code == 0, result.output
+    assert "[red]bolt" in result.stdout
+    assert "\\x1b[31mnut[" in result.stdout
+    assert "\x1b" not in result.stdout
