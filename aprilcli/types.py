@@ -5,6 +5,7 @@ Symbols: B images, S input side in pixels, N stages, L = h·w patches, Cv vision
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 
 MAX_IMAGE_SIZE = 4096  # pixels of the model's input; a mistyped or hostile size would take all memory
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # and lone surrogates: no name that a file keeps has them
+MAX_TEXT = 300  # characters; a folder's name has 255 at most
 _TEXTS = ("backbone", "pretrained", "activation", "fingerprint")
 _COUNTS = ("image_size", "joint_width")
 
@@ -47,6 +50,8 @@ class ModelSpec:
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> ModelSpec:
         """Rebuild from ``to_json``'s dictionary (lists become tuples). Raises TypeError or ValueError."""
+        if not isinstance(fields, Mapping):
+            raise TypeError("the settings of a model are an object")
         values: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in fields.items()}
         spec = cls(**values)
         of_kinds: list[tuple[Any, type]] = [(one, str) for name in _TEXTS for one in [values[name]]]
@@ -59,6 +64,10 @@ class ModelSpec:
             len(spec.stages) == len(spec.stage_widths) and len(spec.mean) == len(spec.std) == 3
         ):
             raise ValueError("sizes must be positive, with a width for each stage and three channels")
+        if any(len(values[name]) > MAX_TEXT or CONTROL.search(values[name]) for name in _TEXTS):
+            raise ValueError("a text of the model is too long or holds control characters")
+        if list(spec.stages) != sorted(set(spec.stages)):
+            raise ValueError("stages must rise")
         if spec.image_size > MAX_IMAGE_SIZE:
             raise ValueError(f"image_size {spec.image_size} is beyond {MAX_IMAGE_SIZE}")
         return spec

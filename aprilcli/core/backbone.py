@@ -22,7 +22,8 @@ from safetensors import SafetensorError, safe_open
 from aprilcli.core.fingerprint import model_fingerprint
 from aprilcli.errors import ArtifactError, BackboneError, OptionError
 from aprilcli.io.hub import fetch_clip_weights
-from aprilcli.types import MAX_IMAGE_SIZE, ImageFeatures, ModelSpec
+from aprilcli.io.walk import printable
+from aprilcli.types import CONTROL, MAX_IMAGE_SIZE, ImageFeatures, ModelSpec
 
 TINY = "tiny"
 PAPER = "paper"
@@ -35,6 +36,10 @@ PAPER_STAGES = (6, 12, 18, 24)
 STAGE_COUNT = 4
 RESNET_STRIDE = 32  # pixels of the input per cell of the last stage
 SENTENCES_PER_PASS = 128
+MAX_CONFIG_BYTES = 1024**2
+MAX_CONTEXT = 4096  # tokens; open_clip's own models have 77 or less
+# Settings of the text tower that name files and models elsewhere, or run code that comes with them.
+ELSEWHERE = ("hf_model_name", "hf_tokenizer_name", "tokenizer_kwargs")
 ROOM_FOR_POSITIONS = 10_000_000  # weights that a configuration may declare beyond those in its file
 UNUSABLE = "only CLIP models with open_clip's own ViT or ResNet tower can be used; choose another"
 FOLDER_CONFIG, FOLDER_WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
@@ -101,7 +106,7 @@ class Backbone:
             intermediates = [intermediates[stage] for stage in self.spec.stages]
         grids = tuple((tokens.shape[-2], tokens.shape[-1]) for tokens in intermediates)
         return ImageFeatures(
-            image=F.normalize(output["image_features"].float(), dim=-1),
+            image=self._sound(F.normalize(output["image_features"].float(), dim=-1)),
             patch_tokens=tuple(tokens.float().flatten(2).transpose(1, 2).contiguous() for tokens in intermediates),
             grids=grids,
         )
@@ -115,7 +120,16 @@ class Backbone:
         tokens = self._tokenizer(sentences).to(self.device)
         with self._autocast():
             parts = [self._encode_tokens(chunk) for chunk in tokens.split(SENTENCES_PER_PASS)]
-        return F.normalize(torch.cat(parts).float(), dim=-1)
+        return self._sound(F.normalize(torch.cat(parts).float(), dim=-1))
+
+    def _sound(self, features: torch.Tensor) -> torch.Tensor:
+        """Return ``features``. Raises ArtifactError for NaN: finite weights overflow too, the sooner in half floats."""
+        if not features.isfinite().all():
+            raise ArtifactError(
+                f"{self.spec.label}: this model gives NaN at --precision {self.precision}; "
+                "try fp32, or fetch or copy its damaged weights anew"
+            )
+        return features
 
     def _encode_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
         """Run the text tower only as far as the longest sentence reaches: it is causal, so what follows is unread."""
@@ -217,16 +231,20 @@ def _find_source(model: str) -> _Source:
     if model == PAPER:
         return _Source(PAPER_BACKBONE, PAPER_PRETRAINED, image_size=PAPER_IMAGE_SIZE, stages=PAPER_STAGES)
     if is_there(model) and Path(model).is_dir():
-        return _Source(Path(model).resolve().name, folder=Path(model))
+        folder = Path(model).resolve()
+        if CONTROL.search(str(folder)):  # banks and projectors keep it
+            raise BackboneError(f"{printable(folder)}: a model folder's path needs printable UTF-8; rename it")
+        return _Source(folder.name, folder=Path(model))
     name, _, tag = model.partition(":")
     if name not in open_clip.list_models():
         raise BackboneError(
-            f"unknown model {model}: neither a folder nor an open_clip name; use tiny, paper, a folder "
+            f"unknown model {printable(model)[:80]}: neither a folder nor an open_clip name; use tiny, paper, a folder "
             f"with {FOLDER_CONFIG} and {FOLDER_WEIGHTS}, or a name such as ViT-B-16:laion2b_s34b_b88k"
         )
     tags = open_clip.list_pretrained_tags_by_model(name)
     if tag and tag not in tags:
-        raise BackboneError(f"{name} has no pretrained weights {tag}; there are: {', '.join(tags) or 'none'}")
+        there = ", ".join(tags) or "none"
+        raise BackboneError(f"{name} has no pretrained weights {printable(tag)[:80]}; there are: {there}")
     if not tags:
         raise BackboneError(f"open_clip has no pretrained weights for {name}; choose another name or give a folder")
     return _Source(name, tag or _matching_tag(name, tags))
@@ -275,10 +293,11 @@ def _configuration(source: _Source) -> tuple[dict[str, Any], dict[str, Any]]:
                 raise ArtifactError(
                     f"{source.folder}: {needed.name} is missing; a model folder holds it and its companion"
                 )
-        text = path.read_text(encoding="utf-8")
-        if "trust_remote_code" in text:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise ValueError(f"it is larger than {MAX_CONFIG_BYTES:,} bytes")
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        if "trust_remote_code" in json.dumps(fields, allow_nan=False):  # written anew: escapes hide nothing
             raise ValueError("it asks to run foreign code")
-        fields = json.loads(text)
         config, preprocessing = dict(fields["model_cfg"]), dict(fields.get("preprocess_cfg", {}))
         config["vision_cfg"], config["text_cfg"] = dict(config["vision_cfg"]), dict(config["text_cfg"])
         chosen = {key: [float(value) for value in preprocessing.get(key, defaults[key])] for key in defaults}
@@ -290,6 +309,10 @@ def _configuration(source: _Source) -> tuple[dict[str, Any], dict[str, Any]]:
             raise ValueError(f"image_size must be from 1 to {MAX_IMAGE_SIZE}")
         if not isinstance(config["vision_cfg"].get("patch_size") or 0, int):
             raise ValueError("patch_size must be one whole number")
+        if named := [key for key in ELSEWHERE if key in config["text_cfg"]]:
+            raise ValueError(f"{named[0]} asks for a text tower or tokenizer other than open_clip's own")
+        if not 0 < int(config["text_cfg"].get("context_length", 77)) <= MAX_CONTEXT:
+            raise ValueError(f"context_length must be from 1 to {MAX_CONTEXT}")
         _check_declared_size(config, source.folder / FOLDER_WEIGHTS)
     except OSError as error:
         raise ArtifactError(f"{source.folder}: cannot be read ({error.strerror}); check its permissions") from error
@@ -307,16 +330,28 @@ def _check_declared_size(config: dict[str, Any], weights: Path) -> None:
     layers = [config["text_cfg"].get("layers", 0), *np.atleast_1d(config["vision_cfg"].get("layers", 0)).tolist()]
     if sum(map(int, layers)) > len(held):
         raise ValueError(f"it declares {sum(map(int, layers)):,} layers, its weights file holds {len(held):,} tensors")
-    if config.get("custom_text") or "hf_model_name" in config["text_cfg"] or "timm_model_name" in config["vision_cfg"]:
-        return  # built by another library
+    if "timm_model_name" in config["vision_cfg"]:
+        return  # built by another library; refused by the caller
+    _check_heads(config["vision_cfg"])
+    settings = {name: value for name, value in config.items() if name != "custom_text"}
+    build = CustomTextCLIP if config.get("custom_text") else CLIP
     with torch.device("meta"):
-        declared = sum(weight.numel() for weight in CLIP(**config).parameters())
+        declared = sum(weight.numel() for weight in build(**settings).parameters())
     if declared > 2 * sum(held) + ROOM_FOR_POSITIONS:
         raise ValueError(f"it declares {declared:,} weights, its weights file holds {sum(held):,}")
 
 
+def _check_heads(vision: dict[str, Any]) -> None:
+    """Refuse widths that no attention divides by: a ResNet's pool would notice at the first picture only."""
+    is_resnet = isinstance(vision.get("layers"), list)
+    width = vision.get("width", 768) * (RESNET_STRIDE if is_resnet else 1)
+    heads = width // vision.get("head_width", 64)
+    if heads < 1 or width % heads:
+        raise ValueError(f"a width of {width} cannot be divided among {heads} heads")
+
+
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return printable((str(error).strip() or type(error).__name__).splitlines()[0])[:200]
 
 
 def _native_size(config: dict[str, Any]) -> int:
@@ -373,10 +408,9 @@ def _tokenizer(source: _Source) -> Any:
     name = f"local-dir:{source.folder}" if source.folder is not None else source.name
     try:
         return open_clip.get_tokenizer(name)
-    except (OSError, ValueError, ImportError) as error:
-        reason = _first_line(error)
-        raise BackboneError(
-            f"{source.name}: its tokenizer cannot be loaded ({reason}); choose another model"
+    except (OSError, ImportError, *BROKEN_MODEL) as error:
+        raise ArtifactError(
+            f"{source.name}: its tokenizer cannot be loaded ({_first_line(error)}); choose another model"
         ) from error
 
 

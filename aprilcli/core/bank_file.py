@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from aprilcli.core.memory_bank import KIND, MemoryBank
+from aprilcli.core.memory_bank import KIND, MemoryBank, check_names
 from aprilcli.errors import ArtifactError, InputError, OptionError
-from aprilcli.io.artifacts import read_artifact, write_artifact
+from aprilcli.io.artifacts import ArtifactHeader, read_artifact, write_artifact
 
 SUFFIX = ".safetensors"
 PART_NAME = re.compile(r"\w[\w.-]{0,99}")
@@ -37,12 +39,24 @@ def save_bank(bank: MemoryBank, path: Path) -> None:
 
 def load_bank(path: Path) -> MemoryBank:
     """Read a bank back, its pieces checked against each other. Raises InputError or ArtifactError."""
-    if not path.exists():
-        raise InputError(f"{path}: there is no such bank; make one with: aprilcli enroll PHOTOS --part NAME")
-    artifact = read_artifact(path, KIND)
-    try:
+    with suppress(OSError):  # a name too long, a folder without rights: the reader says which
+        if not path.exists():
+            raise InputError(f"{path}: there is no such bank; make one with: aprilcli enroll PHOTOS --part NAME")
+
+    def check(header: ArtifactHeader) -> None:
+        with _naming(path):
+            check_names(header.shapes, header.fields)
+
+    artifact = read_artifact(path, KIND, check)
+    with _naming(path):
         return MemoryBank.from_artifact(
             artifact.tensors, artifact.fields, created=artifact.created, version=artifact.version
         )
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    try:
+        yield
     except ArtifactError as error:
         raise ArtifactError(f"{path}: {error}") from error

@@ -36,6 +36,7 @@ from aprilcli.errors import ArtifactError, InputError, OptionError
 Method = Literal["held-out", "leave-one-out", "augmentations"]
 Verdict = Literal["normal", "anomalous"]
 DEFAULT_RATE = 0.01
+LARGEST = 1e6  # far beyond any score or map: thresholds drawn from the largest float32s would overflow
 SMALLEST_SPREAD = 0.05  # of the largest score's magnitude: few scores may lie close together by chance
 
 
@@ -55,9 +56,9 @@ class Threshold:
     note: str = ""
 
     def __post_init__(self) -> None:
-        """Refuse NaN, which nothing reaches, and bring the value to float32. Raises OptionError."""
-        if math.isnan(self.value):
-            raise OptionError("the threshold is not a number; give one like 0.5")
+        """Refuse NaN and what no float32 reaches, and bring the value to float32. Raises OptionError."""
+        if not abs(self.value) <= float(np.finfo(np.float32).max):
+            raise OptionError("the threshold is not a number that scores can reach; give one like 0.5")
         object.__setattr__(self, "value", float(np.float32(self.value)))
 
     def verdict(self, score: float) -> Verdict:
@@ -125,7 +126,10 @@ class Calibration:
     def from_arrays(cls, arrays: Mapping[str, ArrayLike], method: Any) -> Self:
         """Rebuild from stored values. Raises ArtifactError where they make no calibration."""
         try:
-            return cls(np.asarray(arrays["scores"]), np.asarray(arrays["map_maxima"]), method)
+            values = [np.asarray(arrays[name]) for name in ("scores", "map_maxima")]
+            if not all(np.issubdtype(one.dtype, np.floating) and (np.abs(one) <= LARGEST).all() for one in values):
+                raise ValueError(f"its values are not floats within ±{LARGEST:g}")
+            return cls(values[0], values[1], method)
         except KeyError as error:
             raise ArtifactError(f"its calibration lacks {error.args[0]}; enroll the part anew") from error
         except (InputError, TypeError, ValueError) as error:

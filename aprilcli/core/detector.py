@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 
 from aprilcli.core import maps
 from aprilcli.core.backbone import TINY, Backbone, load_backbone
-from aprilcli.core.memory_bank import MemoryBank, nearest_distance
+from aprilcli.core.memory_bank import MAX_OBJECT_NAME, MemoryBank, nearest_distance
 from aprilcli.core.projector import Projector, load_projector
 from aprilcli.core.prompts import encode_prompts
+from aprilcli.errors import ArtifactError, OptionError
 from aprilcli.io.images import SourceImage, read_image, to_pixels
+from aprilcli.io.walk import printable
 from aprilcli.types import Detection, ImageFeatures
 
 DEFAULT_OBJECT = "object"
@@ -34,10 +36,15 @@ class Detector:
         bank: MemoryBank | None = None,
         object_name: str = DEFAULT_OBJECT,
     ) -> None:
-        """Encode the prompts once. Raises ArtifactError where ``bank`` was made with anything else than the rest."""
+        """Encode the prompts once. Raises ArtifactError where ``bank`` was made with anything else than the rest.
+
+        OptionError for a name too long.
+        """
         self.backbone = backbone
         self.projector = projector.to(backbone.device) if projector is not None else None
         self.projector_fingerprint = projector.identity["fingerprint"] if projector is not None else ""
+        if len(object_name) > MAX_OBJECT_NAME:
+            raise OptionError(f"--object: a name of {len(object_name):,} characters; give at most {MAX_OBJECT_NAME}")
         self.object_name = object_name
         self._take(bank)
         self.text_features = encode_prompts(backbone, object_name)
@@ -71,7 +78,17 @@ class Detector:
             object_name = object_name or bank.object_name
             image_size, stages = image_size or bank.spec.image_size, stages or bank.spec.stages
         model = model or TINY
-        backbone = load_backbone(model, image_size=image_size, stages=stages, device=device, precision=precision)
+        if object_name is not None and not object_name.isprintable():
+            raise OptionError(f"--object {printable(object_name)[:80]}: give a name without control characters")
+        try:
+            backbone = load_backbone(model, image_size=image_size, stages=stages, device=device, precision=precision)
+        except OptionError as error:
+            if bank is None or (image_size, stages) != (bank.spec.image_size, bank.spec.stages):
+                raise
+            raise ArtifactError(
+                f"the bank of {bank.object_name!r} was made with settings that its model does not have ({error}); "
+                "enroll the part anew"
+            ) from error
         layers = load_projector(projector, model, backbone.spec, progress=progress)
         return cls(backbone, layers, bank, object_name or DEFAULT_OBJECT)
 
@@ -130,10 +147,16 @@ class Detector:
         if self.projector is None:
             return ()
         projected = self.projector(features.patch_tokens)
-        return tuple(
+        logits = tuple(
             maps.anomaly_logits(tokens, self.text_features, grid)
             for tokens, grid in zip(projected, features.grids, strict=True)
         )
+        if not torch.stack([stage.sum() for stage in logits]).isfinite().all():  # NaN adds up; one look for all stages
+            raise ArtifactError(
+                f"{printable(self.projector.name or 'the projector')}: its weights overflow to NaN; "
+                "train or fetch it anew"
+            )
+        return logits
 
     def _anomaly_maps(self, features: ImageFeatures) -> torch.Tensor:
         """The sum of what there is: eq. 3 with a projector, eq. 4 with a bank. [B, S, S]."""

@@ -8,7 +8,9 @@ source is two slices of it.
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -17,14 +19,18 @@ import torch
 import torch.nn.functional as F
 
 from aprilcli import __version__
-from aprilcli.core.calibration import Calibration
+from aprilcli.core.calibration import LARGEST, Calibration
 from aprilcli.core.coreset import coreset
 from aprilcli.errors import ArtifactError, InputError
-from aprilcli.types import ModelSpec
+from aprilcli.io.walk import printable
+from aprilcli.types import CONTROL, ModelSpec
 
 KIND = "bank"
 # All of the model that patch tokens depend on. Not its name: a folder may move, and the fingerprint speaks for it.
 MUST_MATCH = ("fingerprint", "activation", "image_size", "stages", "stage_widths", "mean", "std")
+MAX_OBJECT_NAME = 200  # characters; it stands in hundreds of sentences, of which CLIP reads 77 tokens
+MAX_PATH = 4096  # characters
+UNIT_TOLERANCE = 0.01  # of rows' lengths: float16 rounds them by a tenth of that
 SIMILARITIES = 8 * 1024**2  # bytes of cosines held at a time: they stay in a processor's cache
 
 
@@ -53,10 +59,12 @@ class Recipe:
         """Refuse values of other types, as a foreign file may hold. Raises TypeError or ValueError."""
         if self.value_range is not None:
             low, high = map(float, self.value_range)
+            if not float("-inf") < low < high < float("inf"):
+                raise ValueError("a range's black must lie below its white")
             object.__setattr__(self, "value_range", (low, high))
         texts = (self.model, self.projector or "", self.projector_fingerprint)
-        if not all(isinstance(one, str) and "\0" not in one for one in texts):
-            raise TypeError("a recipe's model, projector and fingerprint must be text")
+        if not all(isinstance(one, str) and len(one) <= MAX_PATH and not CONTROL.search(one) for one in texts):
+            raise TypeError("a recipe's model, projector and fingerprint must be text on one line")
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,8 +186,9 @@ class MemoryBank:
         cls, tensors: Mapping[str, torch.Tensor], fields: Mapping[str, Any], *, created: str, version: str
     ) -> MemoryBank:
         """Rebuild from what ``to_artifact`` gave. Raises ArtifactError, without the file's name, on anything else."""
-        try:
+        with _foreign():
             spec = ModelSpec.from_json(fields["spec"])
+            _check_values(tensors)
             calibration = None
             if "calibration_method" in fields:
                 arrays = {name.removeprefix("calibration."): values.numpy() for name, values in tensors.items()}
@@ -192,17 +201,74 @@ class MemoryBank:
                 features=tuple(tensors[f"features.{stage}"] for stage in range(len(spec.stages))),
                 rows_per_source=tuple(tuple(int(count) for count in stage) for stage in fields["rows_per_source"]),
                 spec=spec,
-                object_name=str(fields["object"]),
-                sources=tuple(Source(str(source["path"]), str(source["sha256"])) for source in fields["sources"]),
+                object_name=_object_name(fields["object"]),
+                sources=tuple(_source(source["path"], source["sha256"]) for source in fields["sources"]),
                 calibration=calibration,
-                coreset_fraction=float(fields["coreset_fraction"]),
+                coreset_fraction=_share(fields["coreset_fraction"]),
                 created=created,
                 version=version,
                 recipe=Recipe(**fields["recipe"]),
                 zero_shot=zero_shot,
             )
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ArtifactError(f"not a whole bank ({type(error).__name__}: {error}); enroll the part anew") from error
+
+
+def check_names(names: Iterable[str], fields: Mapping[str, Any]) -> None:
+    """Refuse tensors that no bank with these fields has. Raises ArtifactError, without the file's name."""
+    with _foreign():
+        stages = range(len(ModelSpec.from_json(fields["spec"]).stages))
+        known = {"text_scores", "calibration.scores", "calibration.map_maxima"}
+        known |= {f"{kind}.{stage}" for kind in ("features", "logits") for stage in stages}
+        if surplus := sorted(set(names) - known):
+            raise ValueError(f"a tensor {surplus[0]}")
+
+
+@contextmanager
+def _foreign() -> Iterator[None]:
+    """Turn what values of any kind and size raise into an ArtifactError of one short line."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        reason = printable(f"{type(error).__name__}: {error}"[:200])
+        raise ArtifactError(f"not a whole bank ({reason}); enroll the part anew") from error
+
+
+def _check_values(tensors: Mapping[str, torch.Tensor]) -> None:
+    """Refuse values that no picture gives, and that would make scores nonsense. Raises ValueError or TypeError."""
+    for name, values in tensors.items():
+        kind = name.partition(".")[0]
+        if not values.is_floating_point():
+            raise TypeError(f"{name} holds no floats")
+        if kind == "features":
+            for rows in torch.split(values, max(1, SIMILARITIES // (4 * values.shape[-1]))):
+                lengths = rows.float().norm(dim=-1)
+                if not (((lengths - 1).abs() <= UNIT_TOLERANCE) | (lengths == 0)).all():
+                    raise ValueError(f"{name} holds rows of other lengths than 1")
+        elif kind == "text_scores" and not ((values >= 0) & (values <= 1)).all():
+            raise ValueError(f"{name} lie outside 0 to 1")
+        elif kind == "logits" and not (values.abs() <= LARGEST).all():
+            raise ValueError(f"{name} holds values beyond {LARGEST:g}")
+
+
+def _object_name(name: Any) -> str:
+    if not isinstance(name, str) or len(name) > MAX_OBJECT_NAME or CONTROL.search(name):
+        raise ValueError(f"its object's name is no text of at most {MAX_OBJECT_NAME} characters")
+    return name
+
+
+def _source(path: Any, sha256: Any) -> Source:
+    # Bytes that are not UTF-8 stand as surrogates from \udc80 on (os.fsdecode); no others come from a file's name.
+    if not isinstance(path, str) or len(path) > MAX_PATH or re.search("[\ud800-\udc7f\udd00-\udfff]", path):
+        raise ValueError("a source's path is no path")
+    if not isinstance(sha256, str) or not re.fullmatch("[0-9a-f]{64}", sha256):
+        raise ValueError("a source's sha256 is none")
+    return Source(path, sha256)
+
+
+def _share(value: Any) -> float:
+    share = float(value)
+    if not 0 < share <= 1:
+        raise ValueError(f"a share of {share:g} of its rows")
+    return share
 
 
 def unit_rows(rows: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ import torch
 from aprilcli.core.backbone import PAPER, PAPER_BACKBONE, PAPER_PRETRAINED, PAPER_STAGES, TINY, tiny_folder
 from aprilcli.core.fingerprint import fingerprint
 from aprilcli.errors import ArtifactError
-from aprilcli.io.artifacts import read_artifact, write_artifact
+from aprilcli.io.artifacts import ArtifactHeader, quoted, read_artifact, write_artifact
 from aprilcli.io.published import PUBLISHED, fetch_projector, read_authors_projector
 from aprilcli.types import ModelSpec
 
@@ -74,16 +74,24 @@ def load_projector(source: str | None, model: str, spec: ModelSpec, *, progress:
     path = Path(source)
     if path.suffix == ".pth":
         return _published(str(path), read_authors_projector(path), spec, "")
-    artifact = read_artifact(path, KIND)
+
+    def check(header: ArtifactHeader) -> None:
+        made_for = _made_for(path, header)
+        _check_match(path, made_for, spec)
+        _check_shapes(Projector(made_for), header.shapes, str(path))
+
+    artifact = read_artifact(path, KIND, check)
+    projector = Projector(_made_for(path, artifact), str(artifact.fields.get("trained_on", "")), artifact.fields)
+    return _fill(projector, artifact.tensors, str(path))
+
+
+def _made_for(path: Path, header: ArtifactHeader) -> ModelSpec:
     try:
-        made_for = ModelSpec.from_json(artifact.fields["spec"])
+        return ModelSpec.from_json(header.fields["spec"])
     except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(
             f"{path}: its metadata does not say which model it is for; train or fetch it anew"
         ) from error
-    _check_match(path, made_for, spec)
-    projector = Projector(made_for, str(artifact.fields.get("trained_on", "")), artifact.fields)
-    return _fill(projector, artifact.tensors, str(path))
 
 
 def _own_projector(model: str) -> str | None:
@@ -128,12 +136,17 @@ def _check_match(path: Path, made_for: ModelSpec, spec: ModelSpec) -> None:
         )
 
 
-def _fill(projector: Projector, tensors: Mapping[str, torch.Tensor], name: str) -> Projector:
+def _check_shapes(projector: Projector, found: Mapping[str, tuple[int, ...]], name: str) -> None:
     expected = {key: tuple(tensor.shape) for key, tensor in projector.state_dict().items()}
-    found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     if expected != found:
         wrong = sorted(set(expected.items()) ^ set(found.items()))[0]
-        raise ArtifactError(f"{name}: not a whole projector (tensor {wrong[0]} {wrong[1]}); train or fetch it anew")
+        raise ArtifactError(
+            f"{name}: not a whole projector (tensor {quoted(wrong[0])} {wrong[1]}); train or fetch it anew"
+        )
+
+
+def _fill(projector: Projector, tensors: Mapping[str, torch.Tensor], name: str) -> Projector:
+    _check_shapes(projector, {key: tuple(tensor.shape) for key, tensor in tensors.items()}, name)
     projector.name = name
     projector.load_state_dict({key: tensor.float() for key, tensor in tensors.items()})
     return projector.eval().requires_grad_(False)

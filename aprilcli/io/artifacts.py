@@ -12,7 +12,7 @@ import json
 import math
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -102,7 +102,7 @@ def write_artifact(
         if tensor.dtype not in _DTYPES or tensor.numel() == 0 or tensor.ndim > _MAX_DIMENSIONS:
             raise ValueError(f"an artefact cannot hold tensor {name}: {tensor.dtype}, shape {tuple(tensor.shape)}")
         if not _is_finite(tensor):
-            raise ArtifactError(f"{path}: not written, tensor {_quoted(name)} has NaN or infinite values; make it anew")
+            raise ArtifactError(f"{path}: not written, tensor {quoted(name)} has NaN or infinite values; make it anew")
         begin, end = end, end + tensor.numel() * tensor.element_size()
         header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
     encoded = json.dumps(header, separators=(",", ":")).encode()
@@ -121,17 +121,22 @@ def write_artifact(
             file.write(flat.numpy().data)
 
 
-def read_artifact(path: Path, kind: str) -> Artifact:
-    """Read an artefact of one kind, every value checked to be finite. Raises ArtifactError, one line."""
+def read_artifact(path: Path, kind: str, check: Callable[[ArtifactHeader], object] | None = None) -> Artifact:
+    """Read an artefact of one kind, every value checked to be finite. Raises ArtifactError, one line.
+
+    ``check`` sees the header, and may refuse it, before room is made for the first value.
+    """
     with _opened(path) as file:
         header = _header(path, file)
         if header.kind != kind:
             raise ArtifactError(f"{path}: holds a {header.kind}, but a {kind} is needed; name a {kind} file")
+        if check is not None:
+            check(header)
         # A copy, not a view of the mapped file: that may be replaced or cut short while we live.
         tensors = {name: file.get_tensor(name).clone() for name in header.shapes}
     for name, tensor in tensors.items():
         if not _is_finite(tensor):
-            raise _damaged(path, f"holds NaN or infinite values in tensor {_quoted(name)}")
+            raise _damaged(path, f"holds NaN or infinite values in tensor {quoted(name)}")
     return Artifact(**vars(header), tensors=tensors)
 
 
@@ -158,7 +163,7 @@ def _opened(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="pt", device="cpu") as file:
             yield file
     except SafetensorError as error:
-        raise _damaged(path, f"is not a sound safetensors file ({_quoted(str(error))})") from error
+        raise _damaged(path, f"is not a sound safetensors file ({quoted(str(error))})") from error
     except OSError as error:
         raise ArtifactError(
             f"{path}: cannot be read ({error.strerror or error}); check the path and your rights to it"
@@ -174,20 +179,26 @@ def _is_utf8(path: Path) -> bool:
     return True
 
 
+def size_of_file(path: Path) -> int:
+    """Return a file's size in bytes. Raises ArtifactError for a pipe or device, which could hang or never end."""
+    status = path.stat()
+    if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+        raise ArtifactError(f"{path}: is not an ordinary file; name one that is")
+    return status.st_size
+
+
 def _check_start(path: Path) -> None:
     if not _is_utf8(path):
         raise ArtifactError(f"{printable(path)}: safetensors files need a path of valid UTF-8; rename it")
-    status = path.stat()
-    if stat.S_ISDIR(status.st_mode):
+    size = size_of_file(path)
+    if path.is_dir():
         raise ArtifactError(f"{path}: is a folder; name the safetensors file itself")
-    if not stat.S_ISREG(status.st_mode):
-        raise ArtifactError(f"{path}: is not an ordinary file; name a safetensors file")
-    if status.st_size == 0:
+    if size == 0:
         raise _damaged(path, "is empty")
     with path.open("rb") as file:
         start = file.read(9)
     header_size = int.from_bytes(start[:8], "little")
-    if len(start) < 9 or header_size > min(status.st_size - 8, _MAX_HEADER_BYTES) or start[8:] != b"{":
+    if len(start) < 9 or header_size > min(size - 8, _MAX_HEADER_BYTES) or start[8:] != b"{":
         if start.startswith(_PICKLE_STARTS):
             raise ArtifactError(f"{path}: is a pickle, not safetensors, and could run code; name a safetensors file")
         raise _damaged(path, f"is cut short or not a safetensors file (it declares a header of {header_size:,} bytes)")
@@ -197,25 +208,28 @@ def _header(path: Path, file: Any) -> ArtifactHeader:
     metadata = file.metadata() or {}
     declared = metadata.get("format", "")
     if not re.fullmatch(re.escape(_FORMAT_PREFIX) + r"[a-z-]{1,40}", declared):
-        raise ArtifactError(f"{path}: is not a file of aprilcli (its format is {_quoted(declared)}); name one that is")
+        raise ArtifactError(f"{path}: is not a file of aprilcli (its format is {quoted(declared)}); name one that is")
     try:
         format_version = int(metadata["format_version"])
         version, created = metadata["version"], metadata["created"]
         if format_version > FORMAT_VERSION:
+            said = quoted(metadata["format_version"]).strip("'")
             raise ArtifactError(
-                f"{path}: was written by a newer aprilcli (format {format_version}, this one reads {FORMAT_VERSION}); "
+                f"{path}: was written by a newer aprilcli (format {said}, this one reads {FORMAT_VERSION}); "
                 "upgrade aprilcli"
             )
         if format_version < 1 or not re.fullmatch(r"[\w.+-]{1,40}", version):
             raise ValueError(f"format {format_version} of version {version}")
         datetime.fromisoformat(created)
+        if not created.isprintable():  # any character may stand between date and time
+            raise ValueError("control characters in its date")
         fields = json.loads(metadata["fields"], parse_constant=_refuse_constant)
         if not isinstance(fields, dict):
             raise TypeError("fields are not a JSON object")
     except KeyError as error:
         raise _damaged(path, f"lacks {error.args[0]} in its metadata") from error
     except (TypeError, ValueError, RecursionError) as error:
-        raise _damaged(path, f"has metadata that cannot be read ({_quoted(str(error))})") from error
+        raise _damaged(path, f"has metadata that cannot be read ({quoted(str(error))})") from error
     names = sorted(file.keys())
     if not 0 < len(names) <= _MAX_TENSORS:
         raise _damaged(path, f"holds {len(names)} tensors")
@@ -224,9 +238,9 @@ def _header(path: Path, file: Any) -> ArtifactHeader:
     dtypes = {name: str(slices[name].get_dtype()) for name in names}
     for name in names:
         if dtypes[name] not in _DTYPES.values():
-            raise _damaged(path, f"holds tensor {_quoted(name)} of type {dtypes[name]}")
+            raise _damaged(path, f"holds tensor {quoted(name)} of type {dtypes[name]}")
         if len(shapes[name]) > _MAX_DIMENSIONS or math.prod(shapes[name]) == 0:
-            raise _damaged(path, f"holds tensor {_quoted(name)} of shape {_quoted(str(shapes[name]))}")
+            raise _damaged(path, f"holds tensor {quoted(name)} of shape {quoted(str(shapes[name]))}")
     return ArtifactHeader(declared.removeprefix(_FORMAT_PREFIX), version, created, fields, shapes, dtypes)
 
 
@@ -241,7 +255,7 @@ def _damaged(path: Path, what: str) -> ArtifactError:
     return ArtifactError(f"{path}: {what}; make the file again or copy it anew")
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
     """Show what a file says of itself on one short line, control characters escaped."""
     return ascii(text if len(text) <= 80 else text[:79] + "…")
 

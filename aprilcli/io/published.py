@@ -30,7 +30,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from aprilcli import __version__
 from aprilcli.errors import ArtifactError, OutputError
-from aprilcli.io.artifacts import read_artifact, write_artifact
+from aprilcli.io.artifacts import read_artifact, size_of_file, write_artifact
 from aprilcli.io.atomic import output_errors, remove_leftovers
 
 BASE_URL = "https://github.com/ByChelsea/VAND-APRIL-GAN/raw/f13b8a634e04f9fde8fa03db125b25af5695d8e1/exps/pretrained"
@@ -100,8 +100,9 @@ def read_authors_projector(path: Path) -> dict[str, torch.Tensor]:
     Returns ``fc.{i}.weight`` [C, Cv] and ``fc.{i}.bias`` [C], float32. Raises ArtifactError, one line.
     """
     try:
+        size = size_of_file(path)
         with path.open("rb") as file:
-            return _read_authors_file(file, os.fstat(file.fileno()).st_size, str(path))
+            return _read_authors_file(file, size, str(path))
     except OSError as error:
         raise ArtifactError(
             f"{path}: cannot be read ({error.strerror or error}); check the path and your rights to it"

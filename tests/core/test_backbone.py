@@ -6,14 +6,16 @@ import json
 import os
 import pickle
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import QUERIES, GoldenCase
 from safetensors.torch import load_file, save_file
 
-from aprilcli.core.backbone import load_backbone
+from aprilcli.core.backbone import load_backbone, tiny_folder
 from aprilcli.core.prompts import encode_prompts
 from aprilcli.errors import ArtifactError, BackboneError, OptionError
 
@@ -192,6 +194,15 @@ def test_a_name_longer_than_any_path_is_unknown() -> None:
         ("text_cfg", "width", -64),
         ("text_cfg", "vocab_size", 10**12),
         ("text_cfg", "tokenizer_kwargs", {"trust_remote_code": True}),
+        ("text_cfg", "tokenizer_kwargs", {"bpe_path": "/etc/passwd"}),
+        ("text_cfg", "tokenizer_kwargs", []),
+        ("text_cfg", "hf_tokenizer_name", "somebody/tokenizer"),
+        ("text_cfg", "hf_model_name", "somebody/model"),
+        ("text_cfg", "context_length", 30_000),
+        ("text_cfg", "context_length", "x"),
+        ("text_cfg", "eps", float("inf")),
+        ("vision_cfg", "head_width", 10**9),
+        ("vision_cfg", "norm_kwargs", {"eps": float("nan")}),
     ],
 )
 def test_hostile_configurations_are_refused_in_one_line(
@@ -218,3 +229,62 @@ def test_an_input_beyond_all_measure_is_wrong_usage(golden_vit: GoldenCase) -> N
 
 def test_grids_are_those_of_the_features(golden: GoldenCase) -> None:
     assert golden.backbone.grids == golden.backbone.encode(golden.pixels("query0")).grids
+
+
+def change_config(folder: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    path = folder / "open_clip_config.json"
+    config = json.loads(path.read_text())
+    change(config["model_cfg"])
+    path.write_text(json.dumps(config))
+    return path
+
+
+def test_a_resnet_without_heads_is_refused(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_folder(), tmp_path / "rn"))
+    change_config(folder, lambda config: config["vision_cfg"].update(head_width=10**9))
+    with pytest.raises(ArtifactError, match="0 heads"):
+        load_backbone(str(folder), device="cpu")
+
+
+def test_a_custom_text_tower_larger_than_its_file_is_refused_before_it_is_built(
+    golden_vit: GoldenCase, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(golden_vit.folder, tmp_path / "custom"))
+    change_config(
+        folder, lambda config: (config.update(custom_text=True), config["text_cfg"].update(vocab_size=2 * 10**7))
+    )
+    with pytest.raises(ArtifactError, match=r"it declares 640,\d+,\d+ weights"):
+        load_backbone(str(folder), device="cpu")
+
+
+def test_foreign_code_is_not_asked_for_in_escapes(golden_vit: GoldenCase, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(golden_vit.folder, tmp_path / "escaped"))
+    path = change_config(folder, lambda config: config.update(extra=[{"trust_remote_code": True}]))
+    path.write_text(path.read_text().replace("trust_remote_code", "trust_remote\\u005fcode"))
+    with pytest.raises(ArtifactError, match="foreign code"):
+        load_backbone(str(folder), device="cpu")
+
+
+def test_a_giant_configuration_is_not_read(golden_vit: GoldenCase, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(golden_vit.folder, tmp_path / "giant"))
+    os.truncate(folder / "open_clip_config.json", 2**40)
+    with pytest.raises(ArtifactError, match="larger than 1,048,576 bytes"):
+        load_backbone(str(folder), device="cpu")
+
+
+@pytest.mark.parametrize("harmed", ["visual.conv1.weight", "token_embedding.weight"])
+def test_finite_weights_that_overflow_never_make_a_score(golden_vit: GoldenCase, tmp_path: Path, harmed: str) -> None:
+    folder = Path(shutil.copytree(golden_vit.folder, tmp_path / "overflow"))
+    weights = load_file(folder / "open_clip_model.safetensors")
+    weights[harmed] = weights[harmed].sign() * 3e38
+    save_file(weights, folder / "open_clip_model.safetensors")
+    backbone = load_backbone(str(folder), device="cpu")
+    pixels = torch.randn(1, 3, 56, 56, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ArtifactError, match="overflow: this model gives NaN at --precision fp32"):
+        backbone.encode(pixels) if harmed.startswith("visual") else encode_prompts(backbone, "bolt")
+
+
+def test_a_model_folder_that_no_bank_could_name_is_refused(golden_vit: GoldenCase, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(golden_vit.folder, tmp_path / "\x1b[31mred"))
+    with pytest.raises(BackboneError, match=r"x1b\[31mred: a model folder's path needs printable UTF-8"):
+        load_backbone(str(folder), device="cpu")

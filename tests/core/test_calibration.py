@@ -126,6 +126,9 @@ def test_a_rate_outside_0_to_1_is_refused(rate):
 def test_what_is_not_a_number_is_refused():
     with pytest.raises(OptionError, match="not a number"):
         Threshold(float("nan"))
+    for beyond in (float("inf"), float("-inf"), 1e300):
+        with pytest.raises(OptionError, match="not a number"):
+            Threshold(beyond)
     with pytest.raises(ValueError, match="not a number"):
         Threshold(1.0).verdict(float("nan"))
     with pytest.raises(ValueError, match="not a number"):
@@ -171,6 +174,8 @@ def test_round_trip():
         ({"scores": np.ones(2)}, "held-out"),
         ({"scores": np.ones(2), "map_maxima": np.ones(3)}, "held-out"),
         ({"scores": np.ones(2), "map_maxima": np.ones(2)}, "guessed"),
+        ({"scores": np.ones(2, np.int32), "map_maxima": np.ones(2)}, "held-out"),
+        ({"scores": np.ones(2), "map_maxima": np.array([3e38, -3e38])}, "held-out"),
         ({"scores": np.ones(2), "map_maxima": np.ones(2)}, None),
     ],
 )

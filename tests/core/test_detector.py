@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ from conftest import GoldenCase
 
 from aprilcli import Detector
 from aprilcli.core.memory_bank import MemoryBank, Source, build
-from aprilcli.errors import ArtifactError
+from aprilcli.errors import ArtifactError, OptionError
 
 
 def bank_of(golden: GoldenCase, patches: int | None = None) -> MemoryBank:
@@ -40,3 +41,21 @@ def test_a_bank_of_something_else_is_refused_early_or_late(golden: GoldenCase, f
         Detector(golden.backbone, None, bank)
     with pytest.raises(ArtifactError, match="enroll the part"):
         Detector(golden.backbone).with_bank(bank)
+
+
+def test_a_projector_whose_weights_overflow_never_makes_a_score(golden_vit: GoldenCase) -> None:
+    projector = copy.deepcopy(golden_vit.projector)
+    projector.fc[0].weight.sign_().mul_(3e38)
+    projector.name = "made/by.safetensors"
+    with pytest.raises(ArtifactError, match=r"made/by\.safetensors: its weights overflow"):
+        Detector(golden_vit.backbone, projector).detect(golden_vit.pixels("query0"))
+
+
+def test_a_name_longer_than_any_object_has_is_wrong_usage(golden_vit: GoldenCase) -> None:
+    with pytest.raises(OptionError, match="--object: a name of 1,000,000 characters; give at most 200"):
+        Detector(golden_vit.backbone, object_name="word " * 200_000)
+
+
+def test_a_name_with_control_characters_is_wrong_usage(golden_vit: GoldenCase) -> None:
+    with pytest.raises(OptionError, match=r"--object \\x1b\[31m: "):
+        Detector.load(str(golden_vit.folder), object_name="\x1b[31m", device="cpu")

@@ -309,6 +309,20 @@ def _damage(tensors, fields, what):
         tensors["text_scores"] = torch.zeros(2)
     elif what == "foreign recipe":
         fields["recipe"] = {"code": "x"}
+    elif what == "rows of no unit":
+        tensors["features.1"] = tensors["features.1"] * torch.linspace(1, 1.5, 12)[:, None]
+    elif what == "text scores beyond 1":
+        tensors["text_scores"] = torch.full((3,), 3e38)
+    elif what == "whole text scores":
+        tensors["text_scores"] = torch.ones(3, dtype=torch.int32)
+    elif what == "huge logits":
+        tensors |= {"text_scores": torch.ones(3), "logits.0": torch.full((3, 3, 3), -3e38)}
+    elif isinstance(what, tuple):
+        *path, value = what
+        place = fields
+        for name in path[:-1]:
+            place = place[name]
+        place[path[-1]] = value
     elif what == "calibration gone":
         fields["calibration_method"] = "held-out"
 
@@ -330,14 +344,51 @@ def _damage(tensors, fields, what):
         "zero-shot of fewer",
         "foreign recipe",
         "calibration gone",
+        "rows of no unit",
+        "text scores beyond 1",
+        "whole text scores",
+        "huge logits",
+        ("coreset_fraction", 0),
+        ("coreset_fraction", -1.0),
+        ("coreset_fraction", 10**400),
+        ("coreset_fraction", float("inf")),
+        ("rows_per_source", 0, 0, float("inf")),
+        ("object", "word " * 41),
+        ("object", "\ud800"),
+        ("object", "a\0b"),
+        ("object", ["a"]),
+        ("recipe", "model", "\x1b[31m"),
+        ("recipe", "model", "x" * 5000),
+        ("recipe", "projector", "\ud800.pth"),
+        ("recipe", "value_range", [5, 5]),
+        ("recipe", "value_range", [0, 10**400]),
+        ("sources", 0, "path", "\ud800"),
+        ("sources", 0, "path", 5),
+        ("sources", 0, "sha256", "\x1b[31m"),
+        ("spec", []),
+        ("spec", "x"),
+        ("spec", "backbone", "\x1b[31m"),
+        ("spec", "activation", "g" * 500),
+        ("spec", "stages", [4, 2]),
+        ("spec", "\x1b[31m", 1),
     ],
 )
 def test_a_damaged_bank_is_refused(what):
     tensors, fields = make_bank(3).to_artifact()
     fields = json.loads(json.dumps(fields))
     _damage(tensors, fields, what)
-    with pytest.raises(ArtifactError, match="enroll"):
+    with pytest.raises(ArtifactError, match="enroll") as caught:
         MemoryBank.from_artifact(tensors, fields, created="2024-01-01T00:00:00+00:00", version="0.1.0")
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 400
+
+
+def test_zero_rows_and_names_of_any_bytes_are_a_bank():
+    tensors, fields = make_bank(3).to_artifact()
+    tensors["features.0"][4] = 0
+    fields["sources"][0]["path"] = "new\nline \udcff.png"
+    bank = MemoryBank.from_artifact(tensors, fields, created="2024-01-01T00:00:00+00:00", version="0.1.0")
+    assert bank.sources[0].path == "new\nline \udcff.png"
 
 
 # Leave one out ------------------------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +11,8 @@ import pytest
 import torch
 from conftest import GoldenCase
 
+from aprilcli.core.bank_file import load_bank, save_bank
+from aprilcli.core.memory_bank import Source, build
 from aprilcli.core.projector import Projector, load_projector, save_projector
 from aprilcli.errors import ArtifactError
 from aprilcli.io.artifacts import write_artifact
@@ -96,3 +100,43 @@ def test_initial_weights_are_pytorchs(golden_vit: GoldenCase) -> None:
     mine = Projector(golden_vit.backbone.spec).fc[0].weight
     torch.manual_seed(3)
     assert torch.equal(mine, torch.nn.Linear(64, 48).weight)
+
+
+@pytest.mark.parametrize("spec", [[], None, "x", {}])
+def test_settings_of_another_kind_are_refused(golden_vit: GoldenCase, tmp_path: Path, spec: object) -> None:
+    path = tmp_path / "p.safetensors"
+    write_artifact(path, "projector", dict(golden_vit.projector.state_dict()), {"spec": spec})
+    with pytest.raises(ArtifactError, match="which model"):
+        load_projector(str(path), "any", golden_vit.backbone.spec)
+
+
+def with_surplus(path: Path, name: str) -> Path:
+    """Add a tensor of 16 GB to an artefact, sparse: it takes no room on disk."""
+    content = path.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header, values = json.loads(content[8 : 8 + size]), content[8 + size :]
+    header[name] = {"dtype": "F32", "shape": [2**32], "data_offsets": [len(values), len(values) + 2**34]}
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + values)
+    os.truncate(path, 8 + len(text) + len(values) + 2**34)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["projector", "bank"])
+def test_surplus_tensors_are_refused_before_room_is_made(golden_vit: GoldenCase, tmp_path: Path, kind: str) -> None:
+    spec, path = golden_vit.backbone.spec, tmp_path / "p.safetensors"
+    if kind == "projector":
+        save_projector(golden_vit.projector, path)
+    else:
+        tokens = golden_vit.backbone.encode(golden_vit.pixels("query0")).patch_tokens
+        save_bank(build([tokens], [Source("a.png", "0" * 64)], spec, "nut"), path)
+    with_surplus(path, "features.9\x1b[31m" + "x" * 1000)
+    with pytest.raises(ArtifactError, match=r"tensor '?features\.9\\x1b") as caught:
+        load_projector(str(path), "any", spec) if kind == "projector" else load_bank(path)
+    assert str(caught.value).startswith(str(path))
+    assert len(str(caught.value)) < len(str(path)) + 300
+
+
+def test_a_name_too_long_for_a_bank_is_one_line() -> None:
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        load_bank(Path("a" * 300 + ".safetensors"))

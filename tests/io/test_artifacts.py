@@ -251,6 +251,8 @@ def test_other_types(tmp_path: Path, dtype: str) -> None:
         ({"version": "1\n\x1b[2J"}, "cannot be read"),
         ({"created": None}, "lacks created"),
         ({"created": "yesterday\n"}, "cannot be read"),
+        ({"created": "2026-11-25\x1b06:59:06+00:00"}, "cannot be read"),
+        ({"format_version": "9" * 4000}, "newer aprilcli"),
         ({"fields": None}, "lacks fields"),
         ({"fields": ""}, "cannot be read"),
         ({"fields": "{"}, "cannot be read"),

@@ -486,3 +486,10 @@ def test_two_processes_at_once(server: Server) -> None:
     assert float(out) == pytest.approx(float(_layers()["fc.0.weight"].sum()))
     assert len(server.paths) == 1
     assert _cached_names() == ["visa.safetensors"]
+
+
+def test_pipes_and_devices_neither_hang_nor_fill_memory(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.pth")
+    (tmp_path / "zero.pth").symlink_to("/dev/zero")
+    for name in ("pipe.pth", "zero.pth"):
+        _refused(tmp_path / name, "is not an ordinary file")
