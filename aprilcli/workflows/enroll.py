@@ -27,6 +27,7 @@ from aprilcli.io.atomic import claimed_file
 from aprilcli.io.images import MAX_PIXELS
 from aprilcli.io.published import PUBLISHED
 from aprilcli.io.walk import FoundImage, find_images, printable, require_folder
+from aprilcli.types import CONTROL
 from aprilcli.workflows.console import Console
 from aprilcli.workflows.pipeline import Reader, read_all
 
@@ -89,6 +90,8 @@ def _enroll(options: EnrollOptions, path: Path, console: Console) -> EnrollSumma
         options = replace(options, value_range=range_for(old, options.value_range))
     if old is not None and (old.coreset_fraction < 1 or old.zero_shot is None):
         raise OptionError(f"--append: {path} was thinned, its photos' other rows are gone; enrol all photos anew")
+    if options.projector is not None and CONTROL.search(_lasting(options.projector)):
+        raise OptionError(f"--projector {printable(options.projector)}: a bank keeps this path in UTF-8; rename it")
     further = None if options.calibrate is None else _photos_in(options.calibrate, options.follow)
     found, sources, known = _new_photos(_photos_in(options.folder, options.follow), () if old is None else old.sources)
     if not found:

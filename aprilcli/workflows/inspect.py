@@ -10,38 +10,51 @@ import numpy as np
 import tifffile
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from aprilcli.core import memory_bank
 from aprilcli.core.bank_file import load_bank
 from aprilcli.core.projector import UNDATED
 from aprilcli.errors import ArtifactError
-from aprilcli.io.artifacts import read_header
+from aprilcli.io.artifacts import read_header, size_of_file
 from aprilcli.io.images import UNREADABLE
 from aprilcli.io.walk import printable
 
 TIFF_SUFFIXES = (".tif", ".tiff")
+LONGEST = 1000  # characters of a value
 
 
 def describe(path: Path) -> Table:
     """Return a table of what ``path`` holds. Raises ArtifactError or InputError for anything else."""
-    table = Table(title=str(path), box=box.SIMPLE, show_header=False, title_justify="left")
+    table = Table(title=_shown(path), box=box.SIMPLE, show_header=False, title_justify="left")
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    rows = _describe_map(path) if path.suffix.lower() in TIFF_SUFFIXES else _describe_artifact(path)
+    try:
+        rows = _describe_map(path) if path.suffix.lower() in TIFF_SUFFIXES else _describe_artifact(path)
+    except RecursionError as error:
+        raise ArtifactError(f"{printable(path)}: its fields lie too deep in each other; make it anew") from error
     for name, value in rows.items():
-        table.add_row(name, str(value))
+        table.add_row(_shown(name), _shown(value))
     return table
+
+
+def _shown(value: Any) -> Text:
+    """Show what a file says of itself as it stands, cut where it is long: never as markup or control characters."""
+    text = printable(str(value)[: LONGEST + 1])
+    return Text(text if len(text) <= LONGEST else text[: LONGEST - 1] + "…")
 
 
 def _describe_map(path: Path) -> dict[str, Any]:
     try:
+        size_of_file(path)
         with tifffile.TiffFile(path) as tiff:
             values = tiff.pages[0].asarray()
             made = dict(json.loads(tiff.pages[0].description))
             if values.ndim != 2:
                 raise ValueError(f"it has {values.ndim} dimensions")
     except UNREADABLE as error:
-        raise ArtifactError(f"{path}: not a heatmap of this tool ({error}); name one of maps/") from error
+        reason = printable(str(error))[:200]
+        raise ArtifactError(f"{path}: not a heatmap of this tool ({reason}); name one of maps/") from error
     rows = {"holds": "heatmap", "size": f"{values.shape[1]} x {values.shape[0]}", "type": values.dtype}
     rows["peak"] = "x {1}, y {0}".format(*np.unravel_index(values.argmax(), values.shape))
     return {**rows, **made}
@@ -73,7 +86,7 @@ def _describe_bank(path: Path) -> dict[str, Any]:
         rows["good scores"] = f"{scored.scores.min():.4f} to {scored.scores.max():.4f}"
         rows["good map maxima"] = f"{scored.map_maxima.min():.4f} to {scored.map_maxima.max():.4f}"
     rows["references"] = len(bank.sources)
-    return rows | {printable(source.path): f"sha256 {source.sha256}" for source in bank.sources}
+    return rows | {source.path: f"sha256 {source.sha256}" for source in bank.sources}
 
 
 def _flat(name: str, value: Any) -> dict[str, Any]:

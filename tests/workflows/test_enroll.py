@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import random
+import resource
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -24,6 +28,7 @@ from aprilcli.core.bank_file import load_bank
 from aprilcli.core.detector import Detector
 from aprilcli.core.memory_bank import build
 from aprilcli.io.artifacts import read_artifact, write_artifact
+from aprilcli.workflows import enroll
 
 
 def run(*arguments: object) -> Result:
@@ -476,3 +481,142 @@ def test_a_bank_remembers_how_its_photos_were_read(model: list[object], banks: P
     other = run(*scan, "--out", tmp_path / "other", "--range", "0,1023")
     assert other.exit_code == 2
     assert "0,4095" in line_of(other)
+
+
+@pytest.mark.parametrize("odd", ["[/foo]", "[red]x", "\x1b[31mred", "x" * 2000])
+def test_inspect_shows_texts_as_they_stand(
+    golden_vit: GoldenCase, model: list[object], banks: Path, tmp_path: Path, odd: str
+) -> None:
+    shown = "x" * 40 if len(odd) > 1000 else odd.replace("\x1b", "\\x1b")
+    path = banks / "p.safetensors"
+    run("enroll", draw_good(tmp_path / "good", 2), "--part", "p", "--banks", banks, *model)
+    artifact = read_artifact(path, "bank")
+    artifact.fields["sources"][0]["path"] = odd
+    write_artifact(path, "bank", artifact.tensors, artifact.fields)
+    projector = tmp_path / f"{odd[:20].replace('/', '')}.safetensors"
+    write_artifact(projector, "projector", dict(golden_vit.projector.state_dict()), {"trained_on": odd})
+    for file in (path, projector):
+        result = run("inspect", file)
+        assert result.exit_code == 0, result.output
+        assert shown in result.stdout.replace("\n", "")
+        assert "\x1b" not in result.stdout
+        assert "x" * 1001 not in "".join(result.stdout.split())
+
+
+def test_inspect_of_fields_deep_in_each_other_is_one_line(golden_vit: GoldenCase, tmp_path: Path) -> None:
+    path, fields = tmp_path / "p.safetensors", {}
+    for _ in range(900):
+        fields = {"a": fields}
+    write_artifact(path, "projector", dict(golden_vit.projector.state_dict()), fields)
+    assert "too deep" in line_of(run("inspect", path))
+
+
+def test_inspect_neither_hangs_on_a_pipe_nor_reads_a_device(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.tiff")
+    (tmp_path / "zero.tiff").symlink_to("/dev/zero")
+    for name in ("pipe.tiff", "zero.tiff"):
+        assert "is not an ordinary file" in line_of(run("inspect", tmp_path / name))
+
+
+def test_stages_that_the_banks_model_does_not_have_are_the_banks_fault(
+    model: list[object], banks: Path, tmp_path: Path
+) -> None:
+    good = draw_good(tmp_path / "good", 2)
+    run("enroll", good, "--part", "p", "--banks", banks, *model)
+    artifact = read_artifact(banks / "p.safetensors", "bank")
+    artifact.fields["spec"]["stages"] = [2, 4, 6, 10**30]
+    write_artifact(banks / "p.safetensors", "bank", artifact.tensors, artifact.fields)
+    result = run("scan", good, "--part", "p", "--banks", banks, "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "settings that its model does not have" in line_of(result)
+
+
+def test_a_projector_path_that_no_bank_could_keep_is_wrong_usage(
+    golden_vit: GoldenCase, model: list[object], banks: Path, tmp_path: Path
+) -> None:
+    odd = shutil.copy(golden_vit.folder / "projector.safetensors", tmp_path / "new\nline.safetensors")
+    result = run("enroll", draw_good(tmp_path / "good", 1), "--part", "p", "--banks", banks, *model, "--projector", odd)
+    assert result.exit_code == 2
+    assert "new\\nline.safetensors" in line_of(result)
+
+
+def test_a_photo_that_goes_between_listing_and_reading_stops_enrolling(
+    model: list[object], banks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = draw_good(tmp_path / "good", 3)
+    run("enroll", good, "--part", "p", "--banks", banks, *model)
+    before = (banks / "p.safetensors").read_bytes()
+    draw_good(good, 2, 10)
+    real = {name: getattr(enroll, name) for name in ("find_images", "read_all")}
+    for name, lost in (("find_images", "010.png"), ("read_all", "011.png")):  # before it is hashed, and after
+
+        def lose(*arguments: object, name: str = name, lost: str = lost, **options: object) -> object:
+            found = list(real[name](*arguments, **options)) if name == "find_images" else None
+            (good / lost).unlink()
+            return found if found is not None else real[name](*arguments, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(enroll, name, lose)
+            result = run("enroll", good, "--part", "p", "--banks", banks, "--append")
+        assert result.exit_code == 1
+        assert lost in line_of(result)
+        assert (banks / "p.safetensors").read_bytes() == before
+
+
+def test_a_full_disk_leaves_the_old_bank_whole(model: list[object], banks: Path, tmp_path: Path) -> None:
+    good = draw_good(tmp_path / "good", 2)
+    run("enroll", good, "--part", "p", "--banks", banks, *model)
+    before = (banks / "p.safetensors").read_bytes()
+    draw_good(good, 2, 10)
+
+    def few_bytes() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before), len(before)))
+
+    command = [sys.executable, "-m", "aprilcli", "enroll", good, "--part", "p", "--banks", banks, "--append"]
+    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, preexec_fn=few_bytes, check=False)
+    assert result.returncode == 1, result.stderr
+    assert result.stderr.count("\n") == 1, result.stderr
+    assert "p.safetensors: cannot be written (File too large)" in result.stderr
+    assert (banks / "p.safetensors").read_bytes() == before
+    assert not list(banks.glob(".aprilcli-*"))
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_a_bank_is_the_old_or_the_new_one(
+    model: list[object], banks: Path, tmp_path: Path
+) -> None:
+    good, path = draw_good(tmp_path / "good", 2), banks / "p.safetensors"
+    run("enroll", good, "--part", "p", "--banks", banks, *model)
+    old = path.read_bytes()
+    draw_good(good, 40, 10)
+    command = [sys.executable, "-m", "aprilcli", "enroll", good, "--part", "p", "--banks", banks, "--append"]
+
+    def start() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    began = time.monotonic()
+    assert start().wait() == 0
+    duration, new = time.monotonic() - began, dated_then(path)
+    rng, found = random.Random(0), {"old": 0, "new": 0}
+    for kill in range(15):
+        path.write_bytes(old)
+        process = start()
+        # A third of the kills near the end, where the bank is written.
+        time.sleep(duration * (rng.uniform(0.85, 1.05) if kill % 3 == 0 else rng.uniform(0, 1.05)))
+        process.kill()
+        process.wait()
+        is_old = path.read_bytes() == old
+        assert is_old or dated_then(path) == new
+        found["old" if is_old else "new"] += 1
+    path.write_bytes(old)
+    assert start().wait() == 0
+    assert dated_then(path) == new
+    assert not list(banks.glob(".aprilcli-*"))
+    print(f"15 kills within {duration:.1f} s: {found}")
+
+
+def dated_then(path: Path) -> bytes:
+    """A bank's bytes with one date for all."""
+    artifact = read_artifact(path, "bank")
+    return path.read_bytes().replace(artifact.created.encode(), b"then")
