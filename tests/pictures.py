@@ -145,6 +145,8 @@ def grey_forms(grey: np.ndarray) -> dict[str, bytes]:
         "tif grey, white is zero": tiff(255 - grey, photometric="miniswhite"),
         "tif grey 16 bit": tiff(sixteen, photometric="minisblack", byteorder=">"),
         "tif grey bigtiff": tiff(65535 - sixteen, photometric="miniswhite", bigtiff=True),
+        "tif two channels": tiff(np.dstack([sixteen, 65535 - sixteen]), photometric="minisblack", extrasamples=[0]),
+        "tif grey float, swapped": tiff(unit.astype("f4"), photometric="minisblack", byteorder=">", compression="zlib"),
         "tif grey float": tiff(unit.astype(np.float32), photometric="minisblack"),
         "tif grey double": tiff(unit, photometric="minisblack", tile=(16, 16)),
     }
@@ -164,10 +166,20 @@ def lossy_forms(colour: np.ndarray) -> dict[str, bytes]:
         "png profile": encoded("PNG", colour[..., ::-1].copy(), icc_profile=profile),
         "png palette": encoded("PNG", colour, "P"),
         "bmp palette": encoded("BMP", colour, "P"),
+        "bmp 5-6-5": _bmp_565(colour),
         "webp": encoded("WEBP", colour, quality=95),
         "tif jpeg": encoded("TIFF", colour, compression="jpeg", quality=95),
         "tif profile": encoded("TIFF", colour[..., ::-1].copy(), icc_profile=profile),
     }
+
+
+def _bmp_565(colour: np.ndarray) -> bytes:
+    height, width = colour.shape[:2]
+    red, green, blue = (colour[::-1, :, channel].astype(np.uint16) for channel in range(3))
+    pixels = np.zeros((height, width + width % 2), "<u2")  # rows of whole four bytes
+    pixels[:, :width] = (red >> 3) << 11 | (green >> 2) << 5 | blue >> 3
+    info = struct.pack("<IiiHHIIiiII3I", 40, width, height, 1, 16, 3, pixels.nbytes, 0, 0, 0, 0, 0xF800, 0x7E0, 0x1F)
+    return b"BM" + struct.pack("<IHHI", 14 + len(info) + pixels.nbytes, 0, 0, 14 + len(info)) + info + pixels.tobytes()
 
 
 def bitmap_forms(grey: np.ndarray) -> dict[str, bytes]:

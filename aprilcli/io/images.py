@@ -19,17 +19,19 @@ from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageCms, ImageFile, TiffImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageFile, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 from aprilcli.errors import InputError, OptionError
 from aprilcli.io.samples import FORMATS, check_size, read_samples, read_tiff, to_eight_bit
 from aprilcli.io.walk import printable
 
-MAX_PIXELS = 100_000_000  # of a picture, looked up before it is decoded: 300 MB of RGB
-MAX_SCANS = 100  # of a progressive JPEG; encoders use about ten, and each costs a pass over all pixels
+# Of a picture, looked up before it is decoded: 300 MB of RGB; while 16 bits or floats are scaled, up to 20 times that.
+MAX_PIXELS = 100_000_000
+MAX_SCANS = 100  # of a JPEG; encoders use about ten, and each costs a pass over all pixels
 START_OF_SCAN, END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
-MARKER = re.compile(rb"\xff[\x01\xc0-\xcf\xd9-\xfe]")  # in coded data 0xff is followed by 0, or by a restart's number
+MARKER = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]")  # in coded data 0xff is followed by 0, or by a restart's number
 TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+LONGEST_REASON = 200  # characters
 SOME_PAGE = "pictures of several pages: the first page is scored"
 TRANSPARENT = "transparent pictures: scored on white"
 NO_PROFILE = "pictures with a colour profile that cannot be applied: it is left out"
@@ -54,7 +56,6 @@ UNREADABLE = (
     AttributeError,
     AssertionError,
     EOFError,
-    MemoryError,
     RuntimeError,
     Warning,
     struct.error,
@@ -62,6 +63,7 @@ UNREADABLE = (
 )
 
 Image.MAX_IMAGE_PIXELS = None  # our limit is checked before decoding; Pillow's would warn below it and refuse above
+PngImagePlugin.MAX_TEXT_CHUNK = 16 * 1024**2  # bytes; editors leave more than Pillow's 1 MB of notes and profile
 for _decoder in ("PIL", "tifffile"):  # what they log of damaged files is said in our own line
     logging.getLogger(_decoder).addHandler(logging.NullHandler())
 
@@ -86,7 +88,8 @@ def read_image(
 
     Upright (EXIF), alpha on white, colour profiles to sRGB, the first page of many. Samples of more than 8 bits are
     scaled linearly to 8: from their type's range ([0, 1] for floats), or from ``value_range``. Raises InputError, one
-    line, for whatever cannot be decoded or has more than ``max_pixels`` pixels; OptionError for a range that is none.
+    line, for whatever cannot be decoded or has more than ``max_pixels`` pixels; OptionError for a range that is none;
+    MemoryError where the picture may be sound.
     """
     if value_range is not None and not (isfinite(value_range[1] - value_range[0]) and value_range[0] < value_range[1]):
         raise OptionError(f"--range {value_range[0]:g},{value_range[1]:g}: give two numbers, the smaller one first")
@@ -99,10 +102,10 @@ def read_image(
         with path.open("rb") as file:
             return _decode(file, value_range, max_pixels)
     except InputError as error:
-        raise InputError(f"{printable(path)}: {error}") from None
+        raise InputError(f"{printable(path)}: {printable(str(error))[:LONGEST_REASON]}") from None
     except UNREADABLE as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
-        reason = printable(" ".join(reason.split()))[:200]
+        reason = printable(" ".join(reason.split()))[:LONGEST_REASON]
         raise InputError(f"{printable(path)}: cannot be read as a picture ({reason}); save or copy it anew") from error
 
 
@@ -115,8 +118,7 @@ def _decode(file: BinaryIO, value_range: tuple[float, float] | None, max_pixels:
         opened = Image.open(file, formats=FORMATS)
     except UnidentifiedImageError:
         if not head.startswith(TIFF_SIGNATURES):
-            known = "JPEG, PNG, TIFF, BMP, WebP, PGM, PPM"
-            raise InputError(f"not a picture, or not in a known format ({known}); save it as one of them") from None
+            raise InputError(_why_unknown(head)) from None
         page = read_tiff(file, max_pixels)  # of a kind Pillow does not know
         notes = [SOME_PAGE] if page.has_more else []
         rgb = _to_rgb(to_eight_bit(page.samples, value_range), page.profile, notes)
@@ -132,15 +134,31 @@ def _decode(file: BinaryIO, value_range: tuple[float, float] | None, max_pixels:
         return SourceImage(_upright(rgb, _orientation(picture, notes)), tuple(notes))
 
 
+def _why_unknown(head: bytes) -> str:
+    if head.startswith(b"\xff\xd8\xff"):
+        return "a damaged JPEG, or of a kind that cannot be read (12 bit, lossless); save it as an 8-bit one, or as PNG"
+    if head.startswith(b"\x89PNG"):
+        return "a damaged PNG; save or copy it anew"
+    known = "JPEG, PNG, TIFF, BMP, WebP, PGM, PPM"
+    return f"not a picture, or not in a known format ({known}); save it as one of them"
+
+
 def _check(file: BinaryIO, picture: ImageFile.ImageFile, max_pixels: int) -> None:
     """Refuse what would take memory or time without end."""
     check_size(picture.width, picture.height, max_pixels)
     if isinstance(picture, TiffImagePlugin.TiffImageFile):
         check_size(picture.tag_v2.get(322, 1), picture.tag_v2.get(323, 1), max_pixels)  # a tile
-    if "progressive" in picture.info:
+    if picture.format in ("JPEG", "MPO"):
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            if sum(1 for _ in islice(_scans(content), MAX_SCANS + 1)) > MAX_SCANS:
-                raise InputError(f"a progressive JPEG of more than {MAX_SCANS} scans; save it again")
+            # Looking for a scan's two bytes costs little, and finds some too many: in thumbnails, behind the picture.
+            if all(sum(1 for _ in islice(find(content), MAX_SCANS + 1)) > MAX_SCANS for find in (_starts, _scans)):
+                raise InputError(f"a JPEG of more than {MAX_SCANS} scans; save it again")
+
+
+def _starts(content: mmap.mmap) -> Iterator[int]:
+    position = -1
+    while (position := content.find(START_OF_SCAN, position + 1)) >= 0:
+        yield position
 
 
 def _scans(content: mmap.mmap) -> Iterator[int]:
@@ -167,6 +185,10 @@ def _upright(rgb: Image.Image, orientation: int) -> Image.Image:
 
 
 def _to_rgb(picture: Image.Image, profile: bytes | None, notes: list[str]) -> Image.Image:
+    if picture.mode == "La":  # premultiplied
+        picture = picture.convert("LA")
+    if picture.format == "BMP" and picture.mode == "RGBA" and picture.getchannel("A").getextrema() == (0, 0):
+        picture = picture.convert("RGB")  # many programs leave the fourth byte at 0
     if not picture.has_transparency_data:
         return _to_srgb(picture, profile, notes)
     layered = picture.convert("RGBA")

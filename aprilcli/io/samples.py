@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 import zlib
 from dataclasses import dataclass
@@ -19,8 +20,10 @@ FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "PPM")  # what a picture's cont
 MAX_SIDE = 1_000_000  # pixels: a line camera's hour; decoding a longer one takes time out of proportion
 WHITE = 65535  # of 16 bits
 ROWS_AT_ONCE = 256  # scaled in float64, so that a large picture needs no second copy of that width
-TIFF_MODES = {(0, 1): "L", (1, 1): "L", (1, 2): "LA", (2, 3): "RGB", (2, 4): "RGBA", (5, 4): "CMYK"}  # photometric, n
-UNPACKED_SAFELY = (1, 8, 32946, 32773)  # TIFF compressions: none, two names for deflate, PackBits
+TIFF_MODES = {0: "L", 1: "L", 2: "RGB", 5: "CMYK"}  # by photometric interpretation
+UNPACKED_SAFELY = (1, 8, 32946)  # TIFF compressions: none, two names for deflate; PackBits takes 500 times the file
+UNSPECIFIED, PREMULTIPLIED = 0, 1  # what a TIFF's extra channel may be; else it is alpha
+SIXTEEN_BIT = (";16L", ";16B", ";16N")  # how Pillow's raw modes of 16-bit samples end; BGR;16 is a pixel of 5-6-5
 
 
 @dataclass(frozen=True)
@@ -53,14 +56,20 @@ def read_samples(file: BinaryIO, picture: ImageFile.ImageFile) -> Samples | None
         return None
     if picture.format == "PPM":
         return _read_pnm(file, picture)
+    if isinstance(picture, TiffImagePlugin.TiffImageFile) and _is_beyond_pillow(picture):
+        return read_tiff(file, picture.width * picture.height).samples
     if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
         return _read_grey(picture)
-    if isinstance(picture, TiffImagePlugin.TiffImageFile):
-        bits, planes = max(picture.tag_v2.get(258, (1,))), picture.tag_v2.get(284)
-        if bits > 8 and planes == 2:  # each channel on its own
-            return read_tiff(file, picture.width * picture.height).samples
     rawmode = _arguments(picture)[0]
-    return _read_colour(file, picture, rawmode) if ";16" in rawmode else None
+    return _read_colour(file, picture, rawmode) if rawmode.endswith(SIXTEEN_BIT) else None
+
+
+def _is_beyond_pillow(picture: TiffImagePlugin.TiffImageFile) -> bool:
+    """Say whether Pillow would take signed bytes for unsigned ones, or loses itself in channels stored one by one."""
+    tags = picture.tag_v2
+    bits, channels, planes = max(tags.get(258, (1,))), tags.get(277, 1), tags.get(284)
+    is_signed = bits == 8 and 2 in tags.get(339, ())
+    return is_signed or (planes == 2 and channels > 1 and (bits > 8 or 338 in tags))
 
 
 def to_eight_bit(samples: Samples, value_range: tuple[float, float] | None) -> Image.Image:
@@ -83,13 +92,17 @@ def to_eight_bit(samples: Samples, value_range: tuple[float, float] | None) -> I
         black_white = (0.0, 1.0)
     if samples.mode in ("LA", "RGBA"):
         colour = _scale(values[..., :-1], black_white)
-        alpha = _scale(values[..., -1:], samples.black_white or (0.0, 1.0))
+        alpha = _scale(values[..., -1:], samples.black_white or _whole_range(values.dtype))
         scaled = np.concatenate([colour, alpha], axis=-1)
     else:
         scaled = _scale(values, black_white)
         scaled = 255 - scaled if samples.inverted else scaled
     height, width = scaled.shape[:2]
     return Image.frombytes(samples.mode, (width, height), scaled.tobytes())
+
+
+def _whole_range(dtype: np.dtype[Any]) -> tuple[float, float]:
+    return (0.0, 1.0) if dtype.kind == "f" else (float(np.iinfo(dtype).min), float(np.iinfo(dtype).max))
 
 
 def _scale(values: NDArray[Any], black_white: tuple[float, float]) -> NDArray[np.uint8]:
@@ -118,8 +131,12 @@ def _read_grey(picture: ImageFile.ImageFile) -> Samples:
     if isinstance(picture, TiffImagePlugin.TiffImageFile):
         bits, kind = picture.tag_v2.get(258, (1,))[0], picture.tag_v2.get(339, (1,))[0]
         inverted = picture.tag_v2.get(262) == 0
-    picture.load()
-    values = np.asarray(picture)
+    rawmode = str(_arguments(picture)[0])
+    if picture.tile[0].codec_name == "libtiff" and rawmode.endswith(("BS", "BF")):
+        values = _load_as(picture, rawmode[:-2] + "N" + rawmode[-1])  # libtiff has swapped the bytes already
+    else:
+        picture.load()
+        values = np.asarray(picture)
     if "transparency" in picture.info:
         return _with_alpha(values[..., None], picture.info["transparency"])
     if picture.mode == "F":
@@ -153,11 +170,18 @@ def _read_colour(file: BinaryIO, picture: ImageFile.ImageFile, rawmode: str) -> 
         upper = _load_as(picture, f"{unpacked};16{order}")
     values = upper.astype(np.uint16) << 8 | lower
     if layout == "RGBa":
-        alpha = np.maximum(values[..., 3:], 1)
-        values[..., :3] = np.minimum(values[..., :3].astype(np.uint32) * WHITE // alpha, WHITE)
+        values = _unmultiplied(values, WHITE)
     if "transparency" in picture.info:
         return _with_alpha(values, picture.info["transparency"])
     return Samples("LA" if layout == "LA" else picture.mode, values, (0.0, float(WHITE)))
+
+
+def _unmultiplied(values: NDArray[Any], white: float) -> NDArray[Any]:
+    """Divide the colours of samples [H, W, C] by their alpha, the last channel, of which ``white`` is opaque."""
+    alpha = values[..., -1:]
+    factor = white / np.where(alpha > 0, alpha, white).astype(np.float64)
+    colour = np.minimum(values[..., :-1] * factor, white)
+    return np.concatenate([colour.astype(values.dtype), alpha], axis=-1)
 
 
 def _with_alpha(values: NDArray[Any], clear: int | tuple[int, ...]) -> Samples:
@@ -167,7 +191,7 @@ def _with_alpha(values: NDArray[Any], clear: int | tuple[int, ...]) -> Samples:
     return Samples("LA" if layered.shape[-1] == 2 else "RGBA", layered, (0.0, float(WHITE)))
 
 
-def _load_as(picture: ImageFile.ImageFile, rawmode: str) -> NDArray[np.uint8]:
+def _load_as(picture: ImageFile.ImageFile, rawmode: str) -> NDArray[Any]:
     arguments = _arguments(picture)
     picture.tile = [
         tile._replace(args=(rawmode, *arguments[1:]) if isinstance(tile.args, tuple) else rawmode)
@@ -185,6 +209,8 @@ def _read_pnm(file: BinaryIO, picture: ImageFile.ImageFile) -> Samples | None:
         return Samples("L", np.asarray(picture), None)
     white = arguments[-1] if isinstance(arguments[-1], int) else WHITE if arguments[0] == "I;16B" else 255
     if codec == "ppm_plain":
+        if picture.mode == "RGB" and white > 255:
+            return _read_text(file, picture, white)
         if picture.mode != "I":
             return None
         picture.load()
@@ -201,6 +227,15 @@ def _read_pnm(file: BinaryIO, picture: ImageFile.ImageFile) -> Samples | None:
     return Samples(mode, np.frombuffer(content, dtype).reshape(shape), (0.0, float(white)))
 
 
+def _read_text(file: BinaryIO, picture: ImageFile.ImageFile, white: int) -> Samples:
+    """Read the numbers of a text PPM of more than 8 bits, which Pillow rounds to 8."""
+    file.seek(picture.tile[0].offset)
+    shape = (picture.height, picture.width, 3)
+    text = re.sub(rb"#[^\n]*", b"", file.read(16 * math.prod(shape)))  # a number takes six bytes
+    values = np.fromstring(text.decode("ascii"), dtype=np.int64, sep=" ")[: math.prod(shape)]
+    return Samples("RGB", values.clip(0, white).astype(np.uint16).reshape(shape), (0.0, float(white)))
+
+
 def read_tiff(file: BinaryIO, max_pixels: int) -> TiffPage:
     """Read the first page of a TIFF that Pillow cannot: colour of float or of 32 bits, one plane per channel, and such.
 
@@ -212,8 +247,9 @@ def read_tiff(file: BinaryIO, max_pixels: int) -> TiffPage:
         check_size(page.imagewidth, page.imagelength, max_pixels)
         if page.is_tiled:
             check_size(page.tilewidth, page.tilelength, max_pixels)
-        mode = TIFF_MODES.get((page.photometric, page.samplesperpixel))
-        if mode is None or page.imagedepth != 1 or page.compression not in UNPACKED_SAFELY:
+        mode = TIFF_MODES.get(page.photometric)
+        extra = 0 if mode is None else page.samplesperpixel - len(mode)
+        if mode is None or extra not in (0, 1) or page.imagedepth != 1 or page.compression not in UNPACKED_SAFELY:
             kind = f"{page.samplesperpixel} x {page.bitspersample} bit, photometric {int(page.photometric)}"
             kind += f", compression {int(page.compression)}"
             raise InputError(f"a TIFF of this kind cannot be read ({kind}); save it as RGB or grey, uncompressed")
@@ -229,12 +265,20 @@ def read_tiff(file: BinaryIO, max_pixels: int) -> TiffPage:
     kind = values.dtype.kind
     black_white = _range_of(page.bitspersample, kind == "i") if kind in "iu" else None
     values = values.reshape(page.imagelength, page.imagewidth, page.samplesperpixel)
+    if extra and (UNSPECIFIED in page.extrasamples or mode == "CMYK"):
+        values = values[..., :-1]
+    elif extra:
+        mode += "A"
+        if PREMULTIPLIED in page.extrasamples:
+            values = _unmultiplied(values, (black_white or _whole_range(values.dtype))[1])
     samples = Samples(mode, values, black_white, inverted=page.photometric == 0)
     return TiffPage(samples, orientation.value if orientation else 1, profile.value if profile else None, has_more)
 
 
 def check_size(width: int, height: int, max_pixels: int) -> None:
     """Raise InputError for no pixels, or more than ``max_pixels``, before anything is allocated for them."""
+    if not (isinstance(width, int) and isinstance(height, int)):
+        raise InputError("a picture without a size; the file is damaged")
     if width < 1 or height < 1:
         raise InputError(f"a picture of {width} x {height} pixels; the file is damaged")
     if max(width, height) > MAX_SIDE:

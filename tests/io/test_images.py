@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
-from pictures import ORIENTATION, bomb, png, swapped_profile, wide
-from PIL import Image, ImageCms
+from pictures import ORIENTATION, bomb, encoded, png, swapped_profile, wide
+from PIL import Image, ImageCms, PngImagePlugin
 from safetensors.numpy import load_file
 
 from aprilcli.errors import InputError, OptionError
@@ -307,6 +307,87 @@ def test_unsigned_32_bits_do_not_turn_negative(tmp_path: Path) -> None:
     assert decoded(tmp_path / "a.tif", value_range=(0, 2**32 - 1))[0, :, 0].tolist() == [0, 128, 255]
 
 
+@pytest.mark.parametrize("dtype", ["f4", "i2", "i4"])
+@pytest.mark.parametrize("options", [{}, {"predictor": True}, {"tile": (16, 16)}], ids=str)
+def test_compressed_samples_are_swapped_once(tmp_path: Path, dtype: str, options: dict[str, Any]) -> None:
+    values = GREY.astype(dtype)
+    compressed = {"photometric": "minisblack", "byteorder": ">", "compression": "zlib"}
+    if "predictor" in options and dtype == "f4":
+        pytest.skip("the predictor of floats is another one")
+    tifffile.imwrite(tmp_path / "a.tif", values, **compressed, **options)
+    assert np.array_equal(decoded(tmp_path / "a.tif", value_range=(0, 255))[..., 0], GREY)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("planes", ["contig", "separate"])
+@pytest.mark.parametrize("colour", [GREY[..., None], COLOUR], ids=["grey", "colour"])
+def test_only_what_is_called_alpha_is_alpha(tmp_path: Path, dtype: type, planes: str, colour: np.ndarray) -> None:
+    scale = {np.uint8: 1, np.uint16: 257, np.float32: 1 / 255}[dtype]
+    for kind, extra in ((0, FADE), (2, FADE), (1, FADE)):
+        opacity = FADE[..., None] / 255
+        stored = colour * (opacity if kind == 1 else 1.0)
+        values = (np.dstack([np.rint(stored), extra]) * scale).astype(dtype)
+        tifffile.imwrite(
+            tmp_path / "a.tif",
+            np.moveaxis(values, -1, 0) if planes == "separate" else values,
+            photometric="rgb" if colour.shape[2] == 3 else "minisblack",
+            planarconfig=planes,
+            extrasamples=[kind],
+        )
+        picture = read_image(tmp_path / "a.tif")
+        expected = colour if kind == 0 else np.rint(colour * opacity + 255 - 255 * opacity)
+        assert abs(np.asarray(picture.rgb).astype(int) - expected).max() <= (3 if kind == 1 else 1)
+        assert picture.notes == ((TRANSPARENT,) if kind else ())
+
+
+def test_alpha_of_32_bits_spans_its_type(tmp_path: Path) -> None:
+    values = np.dstack([COLOUR.astype(np.uint32), np.full_like(GREY, 2**32 - 1, dtype=np.uint32)])
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="rgb", extrasamples=[2])
+    picture = read_image(tmp_path / "a.tif", value_range=(0, 255))
+    assert np.array_equal(np.asarray(picture.rgb), COLOUR)
+    assert picture.notes == ()
+
+
+def test_signed_bytes_begin_with_black(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", (GREY.astype(int) - 128).astype(np.int8), photometric="minisblack")
+    assert np.array_equal(decoded(tmp_path / "a.tif")[..., 0], GREY)
+
+
+def test_text_of_more_than_eight_bits_keeps_them(tmp_path: Path) -> None:
+    twelve = wide(COLOUR) >> 4
+    numbers = b" ".join(b"%d" % value for value in twelve.flat)
+    (tmp_path / "a.ppm").write_bytes(b"P3 48 32 65535\n# twelve bits\n" + numbers)
+    assert abs(decoded(tmp_path / "a.ppm", value_range=(0, 4095)) - COLOUR).max() <= 1
+    (tmp_path / "a.ppm").write_bytes(b"P3 48 32 65535\n" + numbers[:-2000])
+    assert refusal(tmp_path / "a.ppm")
+
+
+def test_a_bitmap_whose_fourth_byte_is_left_at_zero_is_opaque(tmp_path: Path) -> None:
+    content = bytearray(encoded("BMP", np.dstack([COLOUR, np.full_like(GREY, 255)])))
+    start = int.from_bytes(content[10:14], "little")
+    content[start + 3 :: 4] = bytes(len(content[start + 3 :: 4]))
+    (tmp_path / "a.bmp").write_bytes(content)
+    picture = read_image(tmp_path / "a.bmp")
+    assert np.array_equal(np.asarray(picture.rgb), COLOUR)
+    assert picture.notes == ()
+
+
+def test_a_png_with_much_to_say_is_read(tmp_path: Path) -> None:
+    notes = PngImagePlugin.PngInfo()
+    notes.add_itxt("XML:com.adobe.xmp", "x" * 3_000_000, zip=True)
+    saved(tmp_path / "a.png", COLOUR, pnginfo=notes)
+    assert np.array_equal(decoded(tmp_path / "a.png"), COLOUR)
+
+
+def test_no_memory_is_not_the_pictures_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Image, "open", full)
+    with pytest.raises(MemoryError):
+        read_image(saved(tmp_path / "a.png", COLOUR))
+
+
 def test_first_page_of_many_is_said(tmp_path: Path) -> None:
     pages = [Image.fromarray(COLOUR), Image.fromarray(255 - COLOUR)]
     for name in ("a.tif", "a.png", "a.webp"):
@@ -524,6 +605,36 @@ def test_a_jpeg_of_endless_scans_is_refused(tmp_path: Path) -> None:
     scan, end = content[start:-2], content[-2:]
     (tmp_path / "a.jpg").write_bytes(content[:start] + scan * (MAX_SCANS + 1) + end)
     assert f"more than {MAX_SCANS} scans" in refusal(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("hidden", [b"", b"\xff\x01"], ids=["plain", "behind a marker without length"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_no_jpeg_hides_its_scans(tmp_path: Path, progressive: bool, hidden: bytes) -> None:
+    whole = encoded("JPEG", GREY, progressive=progressive)
+    start = whole.index(b"\xff\xda")
+    header = whole[start : start + 2 + int.from_bytes(whole[start + 2 : start + 4], "big")]
+    (tmp_path / "a.jpg").write_bytes(whole[:start] + header + hidden + header * MAX_SCANS + whole[start:])
+    assert f"more than {MAX_SCANS} scans" in refusal(tmp_path / "a.jpg")
+
+
+def test_a_jpeg_of_twelve_bits_is_called_one(tmp_path: Path) -> None:
+    content = bytearray(encoded("JPEG", GREY))
+    content[content.index(b"\xff\xc0") + 4] = 12
+    (tmp_path / "a.jpg").write_bytes(content)
+    assert "a damaged JPEG, or of a kind that cannot be read (12 bit" in refusal(tmp_path / "a.jpg")
+
+
+def test_packed_bits_without_end_are_refused(tmp_path: Path) -> None:
+    strip = b"\x81\0" * 1_000_000
+    tifffile.imwrite(tmp_path / "a.tif", (COLOUR / 255).astype(np.float32), photometric="rgb")
+    with tifffile.TiffFile(tmp_path / "a.tif") as tiff:
+        places = {code: tiff.pages[0].tags[code].valueoffset for code in (259, 273, 279)}
+    content = bytearray((tmp_path / "a.tif").read_bytes())
+    struct.pack_into("<H", content, places[259], 32773)
+    struct.pack_into("<I", content, places[273], len(content))
+    struct.pack_into("<I", content, places[279], len(strip))
+    (tmp_path / "a.tif").write_bytes(bytes(content) + strip)
+    assert "compression 32773" in refusal(tmp_path / "a.tif")
 
 
 def test_what_follows_a_jpeg_is_no_scan_of_it(tmp_path: Path) -> None:
