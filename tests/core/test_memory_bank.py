@@ -316,7 +316,11 @@ def _damage(tensors, fields, what):
     elif what == "whole text scores":
         tensors["text_scores"] = torch.ones(3, dtype=torch.int32)
     elif what == "huge logits":
-        tensors |= {"text_scores": torch.ones(3), "logits.0": torch.full((3, 3, 3), -3e38)}
+        tensors |= {
+            "text_scores": torch.ones(3),
+            "logits.0": torch.full((3, 3, 3), -3e38),
+            "logits.1": torch.ones(3, 2, 2),
+        }
     elif isinstance(what, tuple):
         *path, value = what
         place = fields

@@ -7,7 +7,11 @@ import hashlib
 import itertools
 import json
 import math
+import random
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -700,3 +704,31 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_first_step(
     result = train(parts, tmp_path / "file" / "p.safetensors", model)
     assert result.exit_code == 1
     assert "cannot be written" in line_of(result)
+
+
+@pytest.mark.slow
+def test_killed_at_any_moments_and_resumed_is_never_stopped(parts: Path, model: list[str], tmp_path: Path) -> None:
+    def start(out: Path, *arguments: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "aprilcli", "train", str(parts), "--out", str(out), *model, *arguments]
+        settings = ["--batch-size", "4", "--epochs", "40", "--device", "cpu"]
+        return subprocess.Popen([*command, *settings], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    straight, killed = tmp_path / "straight.safetensors", tmp_path / "killed.safetensors"
+    began = time.monotonic()
+    assert start(straight).wait() == 0
+    duration = time.monotonic() - began
+    rng, kills = random.Random(0), 0
+    while not killed.exists() and kills < 15:
+        process = start(killed, "--resume")
+        try:
+            assert process.wait(timeout=duration * rng.uniform(0.05, 0.6)) == 0
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            kills += 1
+    if not killed.exists():
+        assert start(killed, "--resume").wait() == 0
+    assert kills > 0
+    assert killed.read_bytes() == straight.read_bytes()
+    assert not list(tmp_path.glob(".aprilcli-*"))
+    print(f"{kills} kills of a training of {duration:.1f} s")
