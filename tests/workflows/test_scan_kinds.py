@@ -1,0 +1,128 @@
+"""`scan` over a folder of every kind of picture: one score whatever the form, or one row that says why not."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pictures import bitmap_forms, bomb, colour_forms, encoded, grey_forms, lossy_forms, png, wide
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from aprilcli.cli import app
+from aprilcli.io.images import MAX_SCANS, SOME_PAGE, TRANSPARENT
+
+SAMPLE = Path(__file__).parents[1] / "samples" / "washer_crack_3.png"
+SIXTEEN_BIT_TOLERANCE = 2e-3  # between a 16-bit picture's score and its 8-bit copy's
+LOSSY_TOLERANCE = 0.1  # JPEG and palettes change a picture itself
+
+
+def scan(folder: Path, out: Path, *more: str) -> tuple[Result, dict[str, dict[str, str]]]:
+    result = CliRunner().invoke(app, ["scan", str(folder), "--out", str(out), "--device", "cpu", *more])
+    with (out / "scores.csv").open(newline="", encoding="utf-8") as stream:
+        return result, {row["path"]: row for row in csv.DictReader(stream)}
+
+
+@pytest.fixture
+def colour() -> np.ndarray:
+    """A sample with a white frame, which is clear in the forms with alpha."""
+    values = np.asarray(Image.open(SAMPLE).convert("RGB")).copy()
+    values[:3] = values[-3:] = 255
+    return values
+
+
+def file_name(kind: str) -> str:
+    return f"{kind}.{kind.split()[0].strip(',')}"
+
+
+def damaged_forms(whole: dict[str, bytes]) -> dict[str, tuple[bytes, str]]:
+    """Files that are no pictures, by name, each with what its row must say."""
+    jpeg = whole["jpg progressive"]
+    start = jpeg.index(b"\xff\xda")
+    scan_header = jpeg[start : start + 2 + int.from_bytes(jpeg[start + 2 : start + 4], "big")]
+    cut = {f"{name}, cut": (content[: len(content) // 2], "") for name, content in whole.items()}
+    canvas = b"VP8X" + bytes([10, 0, 0, 0]) + bytes(4) + b"\xff" * 6
+    return cut | {
+        "png empty": (b"", "the file is empty"),
+        "jpg text": (b"hello", "not a picture, or not in a known format"),
+        "png gif": (b"GIF89a\x01\x00\x01\x00", "not a picture, or not in a known format"),
+        "png bomb": (bomb(whole["png"]), "20000 x 20000 pixels are more than the limit"),
+        "webp bomb": (b"RIFF" + bytes([22, 0, 0, 0]) + b"WEBP" + canvas, "16777216 x 16777216 pixels"),
+        "pgm bomb": (b"P5 99999 99999 255\n" + bytes(100), "99999 x 99999 pixels are more than the limit"),
+        "jpg endless": (jpeg[:start] + scan_header * (MAX_SCANS + 1) + jpeg[start:], "scans"),
+    }
+
+
+def test_every_kind_of_picture_in_one_folder(tmp_path: Path, colour: np.ndarray) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    grey = np.asarray(Image.fromarray(colour).convert("L"))
+    groups = {"colour": colour_forms(colour), "grey": grey_forms(grey), "lossy": lossy_forms(colour)}
+    groups["bitmap"] = bitmap_forms(grey)
+    groups["odd"] = {
+        "png, one pixel": encoded("PNG", np.full((1, 1), 200, np.uint8)),
+        "jpg, 20000 x 30": encoded("JPEG", np.full((30, 20000, 3), 128, np.uint8)),
+        "tif, 30 x 20000": encoded("TIFF", np.full((20000, 30), 128, np.uint8)),
+        "JPG, upper case": groups["lossy"]["jpg"],
+    }
+    groups["colour"] |= {"jpg, a PNG": groups["colour"]["png"], "bmp, a TIFF": groups["colour"]["tif"]}
+    damaged = damaged_forms({**groups["colour"], **groups["lossy"]})
+    files = {file_name(kind): content for group in groups.values() for kind, content in group.items()}
+    files |= {file_name(kind): content for kind, (content, _) in damaged.items()}
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+
+    result, rows = scan(folder, tmp_path / "out")
+    assert result.exit_code == 3, result.output
+    assert rows.keys() == files.keys()
+    for kind, group in groups.items():
+        for name in group:
+            row = rows[file_name(name)]
+            assert row["status"] == "ok", (name, row["error"])
+            like = {"grey": "png grey.png"}.get(kind, "png.png")
+            tolerance = {"colour": SIXTEEN_BIT_TOLERANCE, "grey": SIXTEEN_BIT_TOLERANCE, "lossy": LOSSY_TOLERANCE}
+            if kind in tolerance:
+                assert float(row["score"]) == pytest.approx(float(rows[like]["score"]), abs=tolerance[kind]), name
+    for name, (_, reason) in damaged.items():
+        row = rows[file_name(name)]
+        if row["status"] == "ok":  # what was cut off was a second page, or nothing that the first one needs
+            assert reason == ""
+            assert any(word in name for word in ("pages", "animated", "two views"))
+        else:
+            assert reason in row["error"]
+            assert row["error"].isprintable()
+            assert row["score"] == ""
+    for note in (SOME_PAGE, TRANSPARENT):
+        assert result.stderr.count(note) == 1
+    print()
+    for kind in (*(kind for group in groups.values() for kind in group), *damaged):
+        row = rows[file_name(kind)]
+        print(f"{kind:32} {row['status']:6} {row['score'] or row['error'].partition(file_name(kind))[2]}")
+    print(f"{len(rows)} files, {sum(row['status'] == 'ok' for row in rows.values())} scored")
+
+
+def test_twelve_bits_in_sixteen_score_as_their_eight_bit_copy(tmp_path: Path, colour: np.ndarray) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    grey = np.asarray(Image.fromarray(colour).convert("L"))
+    for name, values in (("grey.png", grey[..., None]), ("colour.png", colour)):
+        (folder / name).write_bytes(png(wide(values) >> 4))
+        (folder / f"eight {name}").write_bytes(png(values))
+    result, rows = scan(folder, tmp_path / "out", "--range", "0,4095")
+    assert result.exit_code == 0, result.output
+    for name in ("grey.png", "colour.png"):
+        scores = [float(rows[one]["score"]) for one in (name, f"eight {name}")]
+        assert scores[0] == pytest.approx(scores[1], abs=SIXTEEN_BIT_TOLERANCE)
+    assert scan(folder, tmp_path / "no range")[1]["grey.png"]["score"] != rows["grey.png"]["score"]
+
+
+def test_the_limit_on_pixels_can_be_raised(tmp_path: Path, colour: np.ndarray) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(png(colour))
+    result, rows = scan(folder, tmp_path / "low", "--max-pixels", "1000")
+    assert result.exit_code == 3
+    assert "--max-pixels" in rows["a.png"]["error"]
+    assert scan(folder, tmp_path / "high", "--max-pixels", "100000")[0].exit_code == 0
