@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +16,19 @@ import torch.nn.functional as F
 from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.transformer import QuickGELU, VisionTransformer
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from aprilcli.core.fingerprint import model_fingerprint
+from aprilcli.core.model_folder import (
+    BROKEN_MODEL,
+    FOLDER_CONFIG,
+    FOLDER_WEIGHTS,
+    RESNET_STRIDE,
+    first_line,
+    native_size,
+    read_configuration,
+    read_with_suspicion,
+)
 from aprilcli.errors import ArtifactError, BackboneError, OptionError
 from aprilcli.io.hub import fetch_clip_weights
 from aprilcli.io.walk import printable
@@ -34,19 +43,9 @@ PAPER_IMAGE_SIZE = 518  # pixels
 PAPER_STAGES = (6, 12, 18, 24)
 
 STAGE_COUNT = 4
-RESNET_STRIDE = 32  # pixels of the input per cell of the last stage
 SENTENCES_PER_PASS = 128
-MAX_CONFIG_BYTES = 1024**2
-MAX_CONTEXT = 4096  # tokens; open_clip's own models have 77 or less
-# Settings of the text tower that name files and models elsewhere, or run code that comes with them.
-ELSEWHERE = ("hf_model_name", "hf_tokenizer_name", "tokenizer_kwargs")
 ROOM_FOR_POSITIONS = 10_000_000  # weights that a configuration may declare beyond those in its file
 UNUSABLE = "only CLIP models with open_clip's own ViT or ResNet tower can be used; choose another"
-FOLDER_CONFIG, FOLDER_WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
-# What json, open_clip and PyTorch raise for configurations that make no sense and weights that do not fit them.
-BROKEN_MODEL = (
-    ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, RuntimeError, SafetensorError,
-)  # fmt: skip
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -106,7 +105,7 @@ class Backbone:
             intermediates = [intermediates[stage] for stage in self.spec.stages]
         grids = tuple((tokens.shape[-2], tokens.shape[-1]) for tokens in intermediates)
         return ImageFeatures(
-            image=self._sound(F.normalize(output["image_features"].float(), dim=-1)),
+            image=self.sound(F.normalize(output["image_features"].float(), dim=-1)),
             patch_tokens=tuple(tokens.float().flatten(2).transpose(1, 2).contiguous() for tokens in intermediates),
             grids=grids,
         )
@@ -120,16 +119,16 @@ class Backbone:
         tokens = self._tokenizer(sentences).to(self.device)
         with self._autocast():
             parts = [self._encode_tokens(chunk) for chunk in tokens.split(SENTENCES_PER_PASS)]
-        return self._sound(F.normalize(torch.cat(parts).float(), dim=-1))
+        return self.sound(F.normalize(torch.cat(parts).float(), dim=-1))
 
-    def _sound(self, features: torch.Tensor) -> torch.Tensor:
-        """Return ``features``. Raises ArtifactError for NaN: finite weights overflow too, the sooner in half floats."""
-        if not features.isfinite().all():
+    def sound(self, values: torch.Tensor) -> torch.Tensor:
+        """Return what came of this model. Raises ArtifactError for NaN: finite weights overflow too."""
+        if not values.isfinite().all():
             raise ArtifactError(
                 f"{self.spec.label}: this model gives NaN at --precision {self.precision}; "
                 "try fp32, or fetch or copy its damaged weights anew"
             )
-        return features
+        return values
 
     def _encode_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
         """Run the text tower only as far as the longest sentence reaches: it is causal, so what follows is unread."""
@@ -183,7 +182,7 @@ def load_backbone(
     if "timm_model_name" in config["vision_cfg"]:
         raise BackboneError(f"{source.name}: {UNUSABLE}")
     is_resnet = isinstance(config["vision_cfg"].get("layers"), list)
-    size = image_size or source.image_size or _native_size(config)
+    size = image_size or source.image_size or native_size(config)
     _check_image_size(source.name, config, size, is_resnet)
     resolved_device = resolve_device(device)
     resolved_precision = ("fp16" if resolved_device.type == "cuda" else "fp32") if precision == "auto" else precision
@@ -285,41 +284,10 @@ def _configuration(source: _Source) -> tuple[dict[str, Any], dict[str, Any]]:
     defaults = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
     if source.folder is None:
         tag = _tag_config(source.name, source.pretrained)
-        return open_clip.get_model_config(source.name), {key: tag.get(key, defaults[key]) for key in defaults}
-    path = source.folder / FOLDER_CONFIG
-    try:
-        for needed in (path, source.folder / FOLDER_WEIGHTS):
-            if not needed.is_file():
-                raise ArtifactError(
-                    f"{source.folder}: {needed.name} is missing; a model folder holds it and its companion"
-                )
-        if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise ValueError(f"it is larger than {MAX_CONFIG_BYTES:,} bytes")
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        if "trust_remote_code" in json.dumps(fields, allow_nan=False):  # written anew: escapes hide nothing
-            raise ValueError("it asks to run foreign code")
-        config, preprocessing = dict(fields["model_cfg"]), dict(fields.get("preprocess_cfg", {}))
-        config["vision_cfg"], config["text_cfg"] = dict(config["vision_cfg"]), dict(config["text_cfg"])
-        chosen = {key: [float(value) for value in preprocessing.get(key, defaults[key])] for key in defaults}
-        if any(len(values) != 3 for values in chosen.values()):
-            raise ValueError("mean and std need three values")
-        if not all(abs(value) <= 255 for value in chosen["mean"]) or not all(1e-3 < v <= 255 for v in chosen["std"]):
-            raise ValueError("mean and std must be numbers of pixel values in 0 to 1")
-        if not 0 < _native_size(config) <= MAX_IMAGE_SIZE:
-            raise ValueError(f"image_size must be from 1 to {MAX_IMAGE_SIZE}")
-        if not isinstance(config["vision_cfg"].get("patch_size") or 0, int):
-            raise ValueError("patch_size must be one whole number")
-        if named := [key for key in ELSEWHERE if key in config["text_cfg"]]:
-            raise ValueError(f"{named[0]} asks for a text tower or tokenizer other than open_clip's own")
-        if not 0 < int(config["text_cfg"].get("context_length", 77)) <= MAX_CONTEXT:
-            raise ValueError(f"context_length must be from 1 to {MAX_CONTEXT}")
+        return open_clip.get_model_config(source.name), {key: tag.get(key, values) for key, values in defaults.items()}
+    config, chosen = read_configuration(source.folder, defaults)
+    with read_with_suspicion(source.folder):
         _check_declared_size(config, source.folder / FOLDER_WEIGHTS)
-    except OSError as error:
-        raise ArtifactError(f"{source.folder}: cannot be read ({error.strerror}); check its permissions") from error
-    except BROKEN_MODEL as error:
-        raise ArtifactError(
-            f"{path}: not an open_clip configuration ({_first_line(error)}); copy the model folder anew"
-        ) from error
     return config, chosen
 
 
@@ -332,31 +300,12 @@ def _check_declared_size(config: dict[str, Any], weights: Path) -> None:
         raise ValueError(f"it declares {sum(map(int, layers)):,} layers, its weights file holds {len(held):,} tensors")
     if "timm_model_name" in config["vision_cfg"]:
         return  # built by another library; refused by the caller
-    _check_heads(config["vision_cfg"])
     settings = {name: value for name, value in config.items() if name != "custom_text"}
     build = CustomTextCLIP if config.get("custom_text") else CLIP
     with torch.device("meta"):
         declared = sum(weight.numel() for weight in build(**settings).parameters())
     if declared > 2 * sum(held) + ROOM_FOR_POSITIONS:
         raise ValueError(f"it declares {declared:,} weights, its weights file holds {sum(held):,}")
-
-
-def _check_heads(vision: dict[str, Any]) -> None:
-    """Refuse widths that no attention divides by: a ResNet's pool would notice at the first picture only."""
-    is_resnet = isinstance(vision.get("layers"), list)
-    width = vision.get("width", 768) * (RESNET_STRIDE if is_resnet else 1)
-    heads = width // vision.get("head_width", 64)
-    if heads < 1 or width % heads:
-        raise ValueError(f"a width of {width} cannot be divided among {heads} heads")
-
-
-def _first_line(error: Exception) -> str:
-    return printable((str(error).strip() or type(error).__name__).splitlines()[0])[:200]
-
-
-def _native_size(config: dict[str, Any]) -> int:
-    size = config["vision_cfg"].get("image_size", 224)
-    return int(size[0] if isinstance(size, list | tuple) else size)
 
 
 def _check_image_size(name: str, config: dict[str, Any], size: int, is_resnet: bool) -> None:
@@ -400,7 +349,7 @@ def _create(source: _Source, size: int, is_resnet: bool, preprocessing: dict[str
     except (OSError, *BROKEN_MODEL) as error:
         where = source.folder or f"{source.name}:{source.pretrained}"
         raise ArtifactError(
-            f"{where}: the model cannot be loaded ({_first_line(error)}); fetch or copy it anew"
+            f"{where}: the model cannot be loaded ({first_line(error)}); fetch or copy it anew"
         ) from error
 
 
@@ -410,7 +359,7 @@ def _tokenizer(source: _Source) -> Any:
         return open_clip.get_tokenizer(name)
     except (OSError, ImportError, *BROKEN_MODEL) as error:
         raise ArtifactError(
-            f"{source.name}: its tokenizer cannot be loaded ({_first_line(error)}); choose another model"
+            f"{source.name}: its tokenizer cannot be loaded ({first_line(error)}); choose another model"
         ) from error
 
 

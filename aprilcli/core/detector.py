@@ -131,7 +131,7 @@ class Detector:
         if not self.has_maps:
             return [Detection(text, None, text, None) for text in text_scores.tolist()]
         anomaly_maps = self._anomaly_maps(features)
-        maxima = anomaly_maps.flatten(1).amax(dim=1)
+        maxima = self.backbone.sound(anomaly_maps.flatten(1).amax(dim=1))
         scores = text_scores + maxima if self.bank is not None else text_scores  # in float32, as they are written
         columns = zip(text_scores.tolist(), maxima.tolist(), scores.tolist(), anomaly_maps.cpu().numpy(), strict=True)
         return [Detection(*values) for values in columns]

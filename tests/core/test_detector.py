@@ -59,3 +59,12 @@ def test_a_name_longer_than_any_object_has_is_wrong_usage(golden_vit: GoldenCase
 def test_a_name_with_control_characters_is_wrong_usage(golden_vit: GoldenCase) -> None:
     with pytest.raises(OptionError, match=r"--object \\x1b\[31m: "):
         Detector.load(str(golden_vit.folder), object_name="\x1b[31m", device="cpu")
+
+
+def test_patches_that_are_no_numbers_are_no_score(golden_vit: GoldenCase) -> None:
+    features = golden_vit.backbone.encode(golden_vit.pixels("query0"))
+    lost = replace(features, patch_tokens=(*features.patch_tokens[:-1], features.patch_tokens[-1] * torch.nan))
+    detector = Detector(golden_vit.backbone, None, bank_of(golden_vit))
+    assert detector.score(features)[0].map_max is not None
+    with pytest.raises(ArtifactError, match="gives NaN"):
+        detector.score(lost)
