@@ -114,8 +114,10 @@ def remove_leftovers(folder: Path, *, below: bool = True) -> int:
 
 
 def remove_tree(folder: Path) -> None:
-    """Delete a folder and all in it, however deep. Raises OutputError."""
+    """Delete a folder and all in it, however deep. Raises OutputError, and touches nothing, where it is a link."""
     with output_errors(folder):
+        if folder.is_symlink():
+            raise OSError(errno.ELOOP, "a link: what it leads to is not deleted")
         folders = [folder]
         for entry in _below(folder):
             if entry.is_dir(follow_symlinks=False):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from aprilcli.errors import OutputError
-from aprilcli.io.atomic import claimed_file, output_errors, remove_leftovers, written_aside
+from aprilcli.io.atomic import claimed_file, output_errors, remove_leftovers, remove_tree, written_aside
 
 
 def _names(folder: Path) -> list[str]:
@@ -162,3 +162,19 @@ def test_a_claimed_file_is_rid_of_what_a_killed_writer_of_it_left(tmp_path: Path
     assert not left[beside].exists()
     assert left[other].exists()
     assert mine.read_bytes() == b"half"
+
+
+def test_a_tree_goes_with_all_in_it_and_nothing_that_it_links_to(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "precious.txt").write_text("x")
+    tree = tmp_path / "tree"
+    (tree / "a" / "b").mkdir(parents=True)
+    (tree / "a" / "file").write_text("x")
+    (tree / "a" / "link").symlink_to(other)
+    remove_tree(tree)
+    assert _names(tmp_path) == ["other"]
+    tree.symlink_to(other)
+    with pytest.raises(OutputError, match="a link: what it leads to is not deleted"):
+        remove_tree(tree)
+    assert (other / "precious.txt").exists()
