@@ -208,6 +208,32 @@ def test_what_is_damaged_is_done_again(
     assert contents(out) == undisturbed
 
 
+def damage(content: bytes, rng: random.Random) -> bytes:
+    """What a power cut or a failing disk leaves: a cut end, a stretch of zeros, a flipped bit, old bytes behind."""
+    place = rng.randrange(len(content))
+    match rng.randrange(4):
+        case 0:
+            return content[:place]
+        case 1:
+            zeros = bytes(min(rng.choice((1, 16, 512, 4096)), len(content) - place))
+            return content[:place] + zeros + content[place + len(zeros) :]
+        case 2:
+            return content[:place] + bytes([content[place] ^ 1 << rng.randrange(8)]) + content[place + 1 :]
+        case _:
+            return content + content[place:]
+
+
+@pytest.mark.parametrize("count", [8, pytest.param(400, marks=pytest.mark.slow)])
+def test_any_damage_is_mended(arguments: list[str], undisturbed: dict[str, bytes], tmp_path: Path, count: int) -> None:
+    out, rng = tmp_path / "undisturbed", random.Random(count)
+    for number in range(count):
+        for path in rng.sample([out / name for name in (".journal", *undisturbed)], rng.randrange(1, 4)):
+            path.write_bytes(damage(path.read_bytes(), rng))
+        assert run(arguments, out, "--resume").exit_code == 3, number
+        assert contents(out) == undisturbed, number
+    print(f"\n{count} times damaged and resumed, all bytes equal")
+
+
 @pytest.mark.usefixtures("undisturbed")
 def test_changed_added_and_removed_pictures_are_noticed(arguments: list[str], photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "undisturbed"
