@@ -19,6 +19,7 @@ from aprilcli.errors import InputError
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "PPM")  # what a picture's content may be
 MAX_SIDE = 1_000_000  # pixels: a line camera's hour; decoding a longer one takes time out of proportion
 WHITE = 65535  # of 16 bits
+MOST_COMMENTS = 1 << 16  # bytes, in a text PPM
 ROWS_AT_ONCE = 256  # scaled in float64, so that a large picture needs no second copy of that width
 TIFF_MODES = {0: "L", 1: "L", 2: "RGB", 5: "CMYK"}  # by photometric interpretation
 UNPACKED_SAFELY = (1, 8, 32946)  # TIFF compressions: none, two names for deflate; PackBits takes 500 times the file
@@ -58,6 +59,10 @@ def read_samples(file: BinaryIO, picture: ImageFile.ImageFile) -> Samples | None
         return _read_pnm(file, picture)
     if isinstance(picture, TiffImagePlugin.TiffImageFile) and _is_beyond_pillow(picture):
         return read_tiff(file, picture.width * picture.height).samples
+    if isinstance(picture, TiffImagePlugin.TiffImageFile) and _is_signed_bytes(picture):
+        picture.load()
+        signed = np.asarray(picture).view(np.int8)  # Pillow takes them for unsigned ones
+        return Samples("L", signed, _whole_range(signed.dtype), picture.tag_v2.get(262) == 0)
     if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
         return _read_grey(picture)
     rawmode = _arguments(picture)[0]
@@ -65,11 +70,15 @@ def read_samples(file: BinaryIO, picture: ImageFile.ImageFile) -> Samples | None
 
 
 def _is_beyond_pillow(picture: TiffImagePlugin.TiffImageFile) -> bool:
-    """Say whether Pillow would take signed bytes for unsigned ones, or loses itself in channels stored one by one."""
+    """Say whether Pillow loses itself in channels stored one by one: of over 8 bits, or uncompressed extra ones."""
     tags = picture.tag_v2
-    bits, channels, planes = max(tags.get(258, (1,))), tags.get(277, 1), tags.get(284)
-    is_signed = bits == 8 and 2 in tags.get(339, ())
-    return is_signed or (planes == 2 and channels > 1 and (bits > 8 or 338 in tags))
+    if tags.get(284) != 2 or tags.get(277, 1) == 1:
+        return False
+    return max(tags.get(258, (1,))) > 8 or (338 in tags and tags.get(259, 1) == 1)
+
+
+def _is_signed_bytes(picture: TiffImagePlugin.TiffImageFile) -> bool:
+    return picture.mode == "L" and picture.tag_v2.get(258, (1,))[0] == 8 and 2 in picture.tag_v2.get(339, ())
 
 
 def to_eight_bit(samples: Samples, value_range: tuple[float, float] | None) -> Image.Image:
@@ -92,6 +101,7 @@ def to_eight_bit(samples: Samples, value_range: tuple[float, float] | None) -> I
         black_white = (0.0, 1.0)
     if samples.mode in ("LA", "RGBA"):
         colour = _scale(values[..., :-1], black_white)
+        colour = 255 - colour if samples.inverted else colour
         alpha = _scale(values[..., -1:], samples.black_white or _whole_range(values.dtype))
         scaled = np.concatenate([colour, alpha], axis=-1)
     else:
@@ -180,7 +190,9 @@ def _unmultiplied(values: NDArray[Any], white: float) -> NDArray[Any]:
     """Divide the colours of samples [H, W, C] by their alpha, the last channel, of which ``white`` is opaque."""
     alpha = values[..., -1:]
     factor = white / np.where(alpha > 0, alpha, white).astype(np.float64)
-    colour = np.minimum(values[..., :-1] * factor, white)
+    colour = values[..., :-1] * factor
+    if values[..., :-1].max() <= white:  # floats may have a range of their own
+        colour = np.minimum(colour, white)
     return np.concatenate([colour.astype(values.dtype), alpha], axis=-1)
 
 
@@ -231,9 +243,13 @@ def _read_text(file: BinaryIO, picture: ImageFile.ImageFile, white: int) -> Samp
     """Read the numbers of a text PPM of more than 8 bits, which Pillow rounds to 8."""
     file.seek(picture.tile[0].offset)
     shape = (picture.height, picture.width, 3)
-    text = re.sub(rb"#[^\n]*", b"", file.read(16 * math.prod(shape)))  # a number takes six bytes
+    text = re.sub(rb"#[^\n]*", b"", file.read(16 * math.prod(shape) + MOST_COMMENTS))  # a number takes six bytes
     values = np.fromstring(text.decode("ascii"), dtype=np.int64, sep=" ")[: math.prod(shape)]
-    return Samples("RGB", values.clip(0, white).astype(np.uint16).reshape(shape), (0.0, float(white)))
+    if len(values) < math.prod(shape):
+        raise InputError("the file is truncated; save or copy it anew")
+    if values.min() < 0 or values.max() > white:
+        raise InputError(f"values beyond its own white of {white}; the file is damaged, save or copy it anew")
+    return Samples("RGB", values.astype(np.uint16).reshape(shape), (0.0, float(white)))
 
 
 def read_tiff(file: BinaryIO, max_pixels: int) -> TiffPage:

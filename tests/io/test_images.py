@@ -348,6 +348,41 @@ def test_alpha_of_32_bits_spans_its_type(tmp_path: Path) -> None:
     assert picture.notes == ()
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_white_may_be_zero_beside_alpha(tmp_path: Path, dtype: type) -> None:
+    scale = {np.uint8: 1, np.uint16: 257, np.float32: 1 / 255}[dtype]
+    values = (np.dstack([255.0 - GREY, FADE]) * scale).astype(dtype)
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="miniswhite", planarconfig="contig", extrasamples=[2])
+    expected = np.rint(GREY * (FADE / 255) + 255 - FADE.astype(float))
+    assert abs(decoded(tmp_path / "a.tif")[..., 0] - expected).max() <= 1
+
+
+def test_premultiplied_floats_may_have_a_range(tmp_path: Path) -> None:
+    alpha = np.full((32, 48, 1), 0.5)
+    tifffile.imwrite(
+        tmp_path / "a.tif",
+        np.dstack([COLOUR * alpha, alpha]).astype(np.float32),
+        photometric="rgb",
+        extrasamples=[1],
+    )
+    expected = np.rint(COLOUR / 2 + 127.5)
+    assert abs(decoded(tmp_path / "a.tif", value_range=(0, 255)) - expected).max() <= 1
+
+
+def test_compressed_planes_of_eight_bits_are_read(tmp_path: Path) -> None:
+    planes = np.moveaxis(CLEAR, -1, 0)
+    options = {"photometric": "rgb", "planarconfig": "separate", "extrasamples": [2], "compression": "zlib"}
+    tifffile.imwrite(tmp_path / "a.tif", planes, **options)
+    assert abs(decoded(tmp_path / "a.tif") - ON_WHITE).max() <= 1
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "packbits"])
+def test_compressed_signed_bytes_begin_with_black(tmp_path: Path, compression: str) -> None:
+    signed = (GREY.astype(int) - 128).astype(np.int8).view(np.uint8)
+    saved(tmp_path / "a.tif", signed, compression=compression, tiffinfo={339: 2})
+    assert np.array_equal(decoded(tmp_path / "a.tif")[..., 0], GREY)
+
+
 def test_signed_bytes_begin_with_black(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", (GREY.astype(int) - 128).astype(np.int8), photometric="minisblack")
     assert np.array_equal(decoded(tmp_path / "a.tif")[..., 0], GREY)
@@ -359,7 +394,11 @@ def test_text_of_more_than_eight_bits_keeps_them(tmp_path: Path) -> None:
     (tmp_path / "a.ppm").write_bytes(b"P3 48 32 65535\n# twelve bits\n" + numbers)
     assert abs(decoded(tmp_path / "a.ppm", value_range=(0, 4095)) - COLOUR).max() <= 1
     (tmp_path / "a.ppm").write_bytes(b"P3 48 32 65535\n" + numbers[:-2000])
-    assert refusal(tmp_path / "a.ppm")
+    assert "truncated" in refusal(tmp_path / "a.ppm")
+    (tmp_path / "a.ppm").write_bytes(b"P3 1 1 300\n#" + b"x" * 1000 + b"\n0 150 300\n")
+    assert decoded(tmp_path / "a.ppm").tolist() == [[[0, 128, 255]]]
+    (tmp_path / "a.ppm").write_bytes(b"P3 1 1 300\n0 150 301\n")
+    assert "beyond its own white" in refusal(tmp_path / "a.ppm")
 
 
 def test_a_bitmap_whose_fourth_byte_is_left_at_zero_is_opaque(tmp_path: Path) -> None:
