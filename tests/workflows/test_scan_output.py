@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import GOLDEN, GoldenCase, draw_photo
+from conftest import GoldenCase, draw_photo
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
@@ -29,7 +29,7 @@ from aprilcli.core.projector import Projector, save_projector
 from aprilcli.errors import OutputError
 from aprilcli.io.atomic import make_folders, remove_tree
 from aprilcli.io.reports import open_lines
-from aprilcli.workflows import scan_output
+from aprilcli.workflows import scan, scan_output
 
 COUNT = 12
 
@@ -439,9 +439,18 @@ def test_a_file_that_vanishes_after_it_was_listed_gets_its_row(
 
 
 def test_an_output_folder_that_another_user_may_not_write_to(
-    arguments: list[str], undisturbed: dict[str, bytes], read_only_folder: Path
+    arguments: list[str], read_only_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    result = run([*arguments[:1], str(GOLDEN / "images"), "--no-maps", "--image-size", "64"], read_only_folder / "out")
+    load, another_user = scan._load_detector, os.geteuid()
+
+    def then_be_another_user(*given: Any) -> Any:
+        detector = load(*given)
+        os.seteuid(another_user)
+        return detector
+
+    os.seteuid(os.getuid())  # tests' own folders, and perhaps the installed package, are closed to others
+    monkeypatch.setattr(scan, "_load_detector", then_be_another_user)
+    result = run(arguments, read_only_folder / "out")
     assert result.exit_code == 1, result.output
     assert f"{read_only_folder / 'out'}" in result.stderr
     assert result.stderr.splitlines()[-1].endswith("(Permission denied); choose a place you may write to")
