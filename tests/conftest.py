@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -125,3 +126,8 @@ def read_only_folder() -> Iterator[Path]:
         os.seteuid(user)
         folder.chmod(0o755)
         shutil.rmtree(folder)
+
+
+def hear_ctrl_c() -> None:
+    """Run in a child before its program: where the tests run in the background, it would inherit a deaf ear."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -19,7 +19,7 @@ import pytest
 import sklearn.metrics
 import tifffile
 import torch
-from conftest import GoldenCase, draw_photo
+from conftest import GoldenCase, draw_photo, hear_ctrl_c
 from PIL import Image
 from typer.testing import CliRunner, Result
 
@@ -663,7 +663,8 @@ def test_a_place_that_cannot_be_written_is_one_line(parts: Path, model: list[str
 
 def test_ctrl_c_ends_an_evaluation_with_130(parts: Path, model: list[str], tmp_path: Path) -> None:
     command = [sys.executable, "-m", "aprilcli", "eval", parts, *model, "--out", tmp_path / "out", "--seeds", 500]
-    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(list(map(str, command)), text=True, preexec_fn=hear_ctrl_c, **pipes)
     while not (tmp_path / "out" / ".lock").exists() and process.poll() is None:
         time.sleep(0.01)
     time.sleep(0.5)

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import GoldenCase, draw_photo
+from conftest import GoldenCase, draw_photo, hear_ctrl_c
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
@@ -29,7 +29,7 @@ from aprilcli.core.projector import Projector, save_projector
 from aprilcli.errors import OutputError
 from aprilcli.io.atomic import make_folders, remove_tree
 from aprilcli.io.reports import open_lines
-from aprilcli.workflows import scan, scan_output
+from aprilcli.workflows import scan_output
 
 COUNT = 12
 
@@ -54,7 +54,8 @@ def run(arguments: list[str], out: Path, *more: str) -> Result:
 
 def start(arguments: list[str], out: Path, *more: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "aprilcli", *arguments, "--out", str(out), *more]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, text=True, preexec_fn=hear_ctrl_c, **pipes)
 
 
 def contents(out: Path) -> dict[str, bytes]:
@@ -441,15 +442,14 @@ def test_a_file_that_vanishes_after_it_was_listed_gets_its_row(
 def test_an_output_folder_that_another_user_may_not_write_to(
     arguments: list[str], read_only_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load, another_user = scan._load_detector, os.geteuid()
+    claimed, another_user = scan_output.claimed, os.geteuid()
 
-    def then_be_another_user(*given: Any) -> Any:
-        detector = load(*given)
+    def claimed_by_another_user(out: Path) -> Any:
         os.seteuid(another_user)
-        return detector
+        return claimed(out)
 
-    os.seteuid(os.getuid())  # tests' own folders, and perhaps the installed package, are closed to others
-    monkeypatch.setattr(scan, "_load_detector", then_be_another_user)
+    os.seteuid(os.getuid())  # tests' own folders, and perhaps the installed packages, are closed to others
+    monkeypatch.setattr(scan_output, "claimed", claimed_by_another_user)
     result = run(arguments, read_only_folder / "out")
     assert result.exit_code == 1, result.output
     assert f"{read_only_folder / 'out'}" in result.stderr
