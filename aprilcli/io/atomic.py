@@ -77,7 +77,7 @@ def claimed(lock_path: Path, busy: str) -> Iterator[None]:
     """Hold ``lock_path``, its folder made if need be, against a second holder, who is told ``busy`` (OutputError)."""
     lock = filelock.FileLock(lock_path, timeout=0)
     with output_errors(lock_path):
-        lock_path.parent.mkdir(parents=True, exist_ok=True)
+        make_folders(lock_path.parent)
         try:
             lock.acquire()
         except filelock.Timeout as error:

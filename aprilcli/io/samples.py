@@ -57,12 +57,13 @@ def read_samples(file: BinaryIO, picture: ImageFile.ImageFile) -> Samples | None
         return None
     if picture.format == "PPM":
         return _read_pnm(file, picture)
-    if isinstance(picture, TiffImagePlugin.TiffImageFile) and _is_beyond_pillow(picture):
-        return read_tiff(file, picture.width * picture.height).samples
-    if isinstance(picture, TiffImagePlugin.TiffImageFile) and _is_signed_bytes(picture):
-        picture.load()
-        signed = np.asarray(picture).view(np.int8)  # Pillow takes them for unsigned ones
-        return Samples("L", signed, _whole_range(signed.dtype), picture.tag_v2.get(262) == 0)
+    if isinstance(picture, TiffImagePlugin.TiffImageFile):
+        if _is_beyond_pillow(picture):
+            return read_tiff(file, picture.width * picture.height).samples
+        if _is_signed_bytes(picture):
+            picture.load()
+            signed = np.asarray(picture).view(np.int8)  # Pillow takes them for unsigned ones
+            return Samples("L", signed, _whole_range(signed.dtype), picture.tag_v2.get(262) == 0)
     if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
         return _read_grey(picture)
     rawmode = _arguments(picture)[0]
