@@ -13,7 +13,7 @@ import typer
 
 from aprilcli import __version__
 from aprilcli.errors import AprilError, OptionError
-from aprilcli.io.walk import printable
+from aprilcli.text import printable
 
 EXIT_UNREADABLE = 3
 EXIT_ANOMALOUS = 4

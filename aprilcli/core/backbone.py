@@ -24,14 +24,13 @@ from aprilcli.core.model_folder import (
     FOLDER_CONFIG,
     FOLDER_WEIGHTS,
     RESNET_STRIDE,
-    first_line,
+    as_artifact_errors,
     native_size,
     read_configuration,
-    read_with_suspicion,
 )
 from aprilcli.errors import ArtifactError, BackboneError, OptionError
 from aprilcli.io.hub import fetch_clip_weights
-from aprilcli.io.walk import printable
+from aprilcli.text import first_line, printable
 from aprilcli.types import CONTROL, MAX_IMAGE_SIZE, ImageFeatures, ModelSpec
 
 TINY = "tiny"
@@ -105,7 +104,7 @@ class Backbone:
             intermediates = [intermediates[stage] for stage in self.spec.stages]
         grids = tuple((tokens.shape[-2], tokens.shape[-1]) for tokens in intermediates)
         return ImageFeatures(
-            image=self.sound(F.normalize(output["image_features"].float(), dim=-1)),
+            image=self.check_finite(F.normalize(output["image_features"].float(), dim=-1)),
             patch_tokens=tuple(tokens.float().flatten(2).transpose(1, 2).contiguous() for tokens in intermediates),
             grids=grids,
         )
@@ -119,9 +118,9 @@ class Backbone:
         tokens = self._tokenizer(sentences).to(self.device)
         with self._autocast():
             parts = [self._encode_tokens(chunk) for chunk in tokens.split(SENTENCES_PER_PASS)]
-        return self.sound(F.normalize(torch.cat(parts).float(), dim=-1))
+        return self.check_finite(F.normalize(torch.cat(parts).float(), dim=-1))
 
-    def sound(self, values: torch.Tensor) -> torch.Tensor:
+    def check_finite(self, values: torch.Tensor) -> torch.Tensor:
         """Return what came of this model. Raises ArtifactError for NaN: finite weights overflow too."""
         if not values.isfinite().all():
             raise ArtifactError(
@@ -286,7 +285,7 @@ def _configuration(source: _Source) -> tuple[dict[str, Any], dict[str, Any]]:
         tag = _tag_config(source.name, source.pretrained)
         return open_clip.get_model_config(source.name), {key: tag.get(key, values) for key, values in defaults.items()}
     config, chosen = read_configuration(source.folder, defaults)
-    with read_with_suspicion(source.folder):
+    with as_artifact_errors(source.folder):
         _check_declared_size(config, source.folder / FOLDER_WEIGHTS)
     return config, chosen
 

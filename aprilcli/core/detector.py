@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 
 from aprilcli.core import maps
 from aprilcli.core.backbone import TINY, Backbone, load_backbone
-from aprilcli.core.memory_bank import MAX_OBJECT_NAME, MemoryBank, nearest_distance
+from aprilcli.core.memory_bank import MAX_OBJECT_NAME, MemoryBank
+from aprilcli.core.nearest import nearest_distance
 from aprilcli.core.projector import Projector, load_projector
 from aprilcli.core.prompts import encode_prompts
 from aprilcli.errors import ArtifactError, OptionError
 from aprilcli.io.images import SourceImage, read_image, to_pixels
-from aprilcli.io.walk import printable
+from aprilcli.text import printable
 from aprilcli.types import Detection, ImageFeatures
 
 DEFAULT_OBJECT = "object"
@@ -131,7 +132,7 @@ class Detector:
         if not self.has_maps:
             return [Detection(text, None, text, None) for text in text_scores.tolist()]
         anomaly_maps = self._anomaly_maps(features)
-        maxima = self.backbone.sound(anomaly_maps.flatten(1).amax(dim=1))
+        maxima = self.backbone.check_finite(anomaly_maps.flatten(1).amax(dim=1))
         scores = text_scores + maxima if self.bank is not None else text_scores  # in float32, as they are written
         columns = zip(text_scores.tolist(), maxima.tolist(), scores.tolist(), anomaly_maps.cpu().numpy(), strict=True)
         return [Detection(*values) for values in columns]

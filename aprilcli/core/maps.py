@@ -62,6 +62,6 @@ def _sum(maps: Iterable[torch.Tensor]) -> torch.Tensor:
     return functools.reduce(torch.add, maps)
 
 
-def stretch(anomaly_map: torch.Tensor, size_hw: tuple[int, int]) -> torch.Tensor:
+def resize_map(anomaly_map: torch.Tensor, size_hw: tuple[int, int]) -> torch.Tensor:
     """Undo the squash: [S, S] → [H, W], bilinear, antialiased where it shrinks. Values stay within the map's range."""
     return F.interpolate(anomaly_map[None, None], size=size_hw, mode="bilinear", antialias=True)[0, 0]

@@ -7,7 +7,6 @@ source is two slices of it.
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from aprilcli import __version__
 from aprilcli.core.calibration import LARGEST, Calibration
 from aprilcli.core.coreset import coreset
 from aprilcli.errors import ArtifactError, InputError
-from aprilcli.io.walk import printable
+from aprilcli.text import printable
 from aprilcli.types import CONTROL, ModelSpec
 
 KIND = "bank"
@@ -30,8 +29,8 @@ KIND = "bank"
 MUST_MATCH = ("fingerprint", "activation", "image_size", "stages", "stage_widths", "mean", "std")
 MAX_OBJECT_NAME = 200  # characters; it stands in hundreds of sentences, of which CLIP reads 77 tokens
 MAX_PATH = 4096  # characters
+CHECKED_BYTES = 8 * 1024**2  # of rows checked at a time
 UNIT_TOLERANCE = 0.01  # of rows' lengths: float16 rounds them by a tenth of that
-SIMILARITIES = 8 * 1024**2  # bytes of cosines held at a time: they stay in a processor's cache
 
 
 @dataclass(frozen=True)
@@ -239,7 +238,7 @@ def _check_values(tensors: Mapping[str, torch.Tensor]) -> None:
         if not values.is_floating_point():
             raise TypeError(f"{name} holds no floats")
         if kind == "features":
-            for rows in torch.split(values, max(1, SIMILARITIES // (4 * values.shape[-1]))):
+            for rows in torch.split(values, max(1, CHECKED_BYTES // (4 * values.shape[-1]))):
                 lengths = rows.float().norm(dim=-1)
                 if not (((lengths - 1).abs() <= UNIT_TOLERANCE) | (lengths == 0)).all():
                     raise ValueError(f"{name} holds rows of other lengths than 1")
@@ -321,46 +320,7 @@ def append(bank: MemoryBank, batches: Iterable[Sequence[torch.Tensor]], sources:
     )
 
 
-@torch.inference_mode()
-def nearest_distance(patch_tokens: torch.Tensor, *bank_features: torch.Tensor) -> torch.Tensor:
-    """Eq. 4: 1 − the largest cosine to any row of the bank, in [0, 2], float32.
-
-    ``patch_tokens`` [B, L, Cv], of any length; ``bank_features`` [M, Cv] unit rows in one piece or several, all on one
-    device. Returns [B, L]. Cosines are taken and compared in float32, ``SIMILARITIES`` bytes of them at a time
-    (and at most three times that of rows made float32), one picture at a time: memory does not grow with B·L·M, and a
-    picture's distances never depend on its neighbours.
-    """
-    pictures = [unit_rows(tokens) for tokens in patch_tokens]
-    largest = torch.full(patch_tokens.shape[:2], -1.0, device=patch_tokens.device)
-    size = max(1, SIMILARITIES // (4 * max(patch_tokens.shape[1:])))  # where L < Cv the rows themselves are larger
-    for rows in itertools.chain.from_iterable(torch.split(piece, size) for piece in bank_features if len(piece)):
-        columns = unit_rows(rows).T  # again: float16 rows are units but for their rounding, which would be a distance
-        for best, picture in zip(largest, pictures, strict=True):
-            torch.maximum(best, (picture @ columns).amax(dim=1), out=best)
-    return (1 - largest).clamp_(0, 2)
-
-
-def leave_one_out(bank: MemoryBank, references: MemoryBank) -> Iterator[tuple[torch.Tensor, ...]]:
-    """Yield each source's distances to ``bank`` without its own rows, N × [1, L], in the order of the sources.
-
-    ``references`` holds the same sources with all their rows: the bank itself, or what it was thinned from. Nothing is
-    copied: the bank without a source is what lies before and after its rows. A stage in which a thinned bank has no
-    row of any other source has distance 2 everywhere. Raises InputError where there is but one source.
-    """
-    if len(bank.sources) == 1:
-        raise InputError(f"{bank.sources[0].path}: one reference alone cannot be left out; give a second good photo")
-    if bank.sources != references.sources or references.coreset_fraction != 1:
-        raise ValueError("leave_one_out needs all rows of the bank's own sources")
-    own = [list(itertools.accumulate(counts, initial=0)) for counts in bank.rows_per_source]
-    whole = [list(itertools.accumulate(counts, initial=0)) for counts in references.rows_per_source]
-    for k in range(len(bank.sources)):
-        yield tuple(
-            nearest_distance(tokens[None, start[k] : start[k + 1]], rows[: skip[k]], rows[skip[k + 1] :])
-            for tokens, start, rows, skip in zip(references.features, whole, bank.features, own, strict=True)
-        )
-
-
-def thin(bank: MemoryBank, fraction: float, seed: int = 0) -> MemoryBank:
+def subsample(bank: MemoryBank, fraction: float, seed: int = 0) -> MemoryBank:
     """Keep a ``coreset`` of each stage's rows; the calibration is dropped, as it was measured against all of them."""
     features, counts = [], []
     for rows, stage_counts in zip(bank.features, bank.rows_per_source, strict=True):

@@ -11,7 +11,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from aprilcli.errors import ArtifactError
-from aprilcli.io.walk import printable
+from aprilcli.text import first_line
 from aprilcli.types import MAX_IMAGE_SIZE
 
 RESNET_STRIDE = 32  # pixels of the input per cell of the last stage
@@ -34,7 +34,7 @@ def read_configuration(
     What would run foreign code, or open files elsewhere, is refused. Raises ArtifactError, one line.
     """
     path = folder / FOLDER_CONFIG
-    with read_with_suspicion(folder):
+    with as_artifact_errors(folder):
         for needed in (path, folder / FOLDER_WEIGHTS):
             if not needed.is_file():
                 raise ArtifactError(f"{folder}: {needed.name} is missing; a model folder holds it and its companion")
@@ -63,7 +63,7 @@ def read_configuration(
 
 
 @contextmanager
-def read_with_suspicion(folder: Path) -> Iterator[None]:
+def as_artifact_errors(folder: Path) -> Iterator[None]:
     """Turn what a foreign folder's files make libraries raise into an ArtifactError of one line."""
     try:
         yield
@@ -81,11 +81,6 @@ def _check_heads(vision: dict[str, Any]) -> None:
     heads = width // vision.get("head_width", 64)
     if heads < 1 or width % heads:
         raise ValueError(f"a width of {width} cannot be divided among {heads} heads")
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of what a library says, short and printable."""
-    return printable((str(error).strip() or type(error).__name__).splitlines()[0])[:200]
 
 
 def native_size(config: dict[str, Any]) -> int:

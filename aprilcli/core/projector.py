@@ -11,8 +11,9 @@ import torch
 from aprilcli.core.backbone import PAPER, PAPER_BACKBONE, PAPER_PRETRAINED, PAPER_STAGES, TINY, tiny_folder
 from aprilcli.core.fingerprint import fingerprint
 from aprilcli.errors import ArtifactError
-from aprilcli.io.artifacts import ArtifactHeader, quoted, read_artifact, write_artifact
+from aprilcli.io.artifacts import ArtifactHeader, read_artifact, write_artifact
 from aprilcli.io.published import PUBLISHED, fetch_projector, read_authors_projector
+from aprilcli.text import quoted
 from aprilcli.types import ModelSpec
 
 KIND = "projector"

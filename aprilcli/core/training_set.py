@@ -128,7 +128,7 @@ def split_validation(
     return training, [samples[index] for index in sorted(chosen)]
 
 
-def squash_mask(mask: NDArray[np.bool_], size: int) -> NDArray[np.float32]:
+def resize_mask(mask: NDArray[np.bool_], size: int) -> NDArray[np.float32]:
     """Resize a mask, bool [H, W], as its picture is: to [S, S] float32 of 0 and 1.
 
     Bilinear with antialias, as Pillow does it and the authors use it, then > 0.5.
@@ -153,7 +153,7 @@ def prepare_input(parts: Sequence[Sample], spec: ModelSpec) -> tuple[torch.Tenso
     for sample in parts:
         source = read_image(sample.image.path)
         pixels.append(to_pixels(source, size, spec.mean, spec.std))
-        masks.append(squash_mask(read_mask(sample.image, source.size_hw), size))
+        masks.append(resize_mask(read_mask(sample.image, source.size_hw), size))
     if len(parts) == 1:
         return torch.from_numpy(pixels[0]), torch.from_numpy(masks[0])
     return torch.from_numpy(mosaic_of(pixels, spec.image_size)), torch.from_numpy(mosaic_of(masks, spec.image_size))

@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from aprilcli import __version__
 from aprilcli.errors import ArtifactError, InputError, OutputError
 from aprilcli.io.atomic import written_aside
-from aprilcli.io.walk import printable
+from aprilcli.text import printable, quoted
 
 FORMAT_VERSION = 1
 _FORMAT_PREFIX = "aprilcli."
@@ -253,11 +253,6 @@ def _is_finite(tensor: torch.Tensor) -> bool:
 
 def _damaged(path: Path, what: str) -> ArtifactError:
     return ArtifactError(f"{path}: {what}; make the file again or copy it anew")
-
-
-def quoted(text: str) -> str:
-    """Show what a file says of itself on one short line, control characters escaped."""
-    return ascii(text if len(text) <= 80 else text[:79] + "…")
 
 
 def _refuse_constant(name: str) -> float:

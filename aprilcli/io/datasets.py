@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from aprilcli.errors import InputError
-from aprilcli.io.walk import is_picture
+from aprilcli.io.walk import is_image_name
 
 LAYOUTS = ("mvtec", "loco", "btad", "ad2", "visa", "folder")
 GOOD = "good"  # the ``defect`` of normal images
@@ -209,7 +209,7 @@ def _read_object(folder: Path, layout: str, notes: _Notes) -> LabelledObject:
     for other in (f for f in _folders(folder / "train") if f not in train):
         notes.add(other, "not good, so not learnt from; left out")
     for parent in dict.fromkeys((folder, folder / "train", test)):
-        for stray in (p for p in _children(parent) if p.is_file() and is_picture(p.name)):
+        for stray in (p for p in _children(parent) if p.is_file() and is_image_name(p.name)):
             notes.add(stray, "a picture outside the folders of labels; left out")
     images = {path: label for label in labels for path in _pictures(label, notes)}
     masks = _pair(images, mask_folders[0], notes) if mask_folders else {}
@@ -355,7 +355,7 @@ def _pictures(folder: Path, notes: _Notes) -> list[Path]:
         if child.is_dir():
             pictures += _pictures(child, notes)
         else:
-            (pictures if is_picture(child.name) else others).append(child)
+            (pictures if is_image_name(child.name) else others).append(child)
     if others:
         notes.add(folder, f"{len(others)} files that are no pictures, {others[0].name} the first; left out")
     return pictures

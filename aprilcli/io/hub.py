@@ -8,6 +8,7 @@ import urllib.request
 from pathlib import Path
 
 from aprilcli.errors import BackboneError
+from aprilcli.text import first_line
 
 CONNECT_TIMEOUT = 5.0  # seconds; the hub's own client retries for minutes
 WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
@@ -34,11 +35,11 @@ def fetch_clip_weights(name: str, repository: str) -> Path:
         try:
             return Path(huggingface_hub.hf_hub_download(repository, filename))
         except errors.LocalEntryNotFoundError as error:  # the connection broke
-            raise _unavailable(name, repository, _first_line(error)) from error
+            raise _unavailable(name, repository, first_line(error)) from error
         except errors.EntryNotFoundError:
             continue
         except (errors.HfHubHTTPError, OSError, ValueError) as error:
-            raise _unavailable(name, repository, _first_line(error)) from error
+            raise _unavailable(name, repository, first_line(error)) from error
     raise _unavailable(name, repository, reason)
 
 
@@ -51,10 +52,6 @@ def _check_reachable(name: str, repository: str, endpoint: str) -> None:
         socket.create_connection((host, port), timeout=CONNECT_TIMEOUT).close()
     except OSError as error:
         raise _unavailable(name, repository, f"{host} cannot be reached ({error.strerror or error})") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _unavailable(name: str, repository: str, reason: str) -> BackboneError:

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms, ImageFile, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 from aprilcli.errors import InputError, OptionError
-from aprilcli.io.samples import FORMATS, check_size, read_samples, read_tiff, to_eight_bit
-from aprilcli.io.walk import printable
+from aprilcli.io.high_bit_depth import FORMATS, check_size, read_samples, read_tiff, to_eight_bit
+from aprilcli.text import printable
 
 # Of a picture, looked up before it is decoded: 300 MB of RGB; while 16 bits or floats are scaled, up to 20 times that.
 MAX_PIXELS = 100_000_000

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aprilcli.errors import InputError
+from aprilcli.text import printable
 
 EXTENSIONS = frozenset(
     {b".jpg", b".jpeg", b".jpe", b".jfif", b".png", b".tif", b".tiff", b".bmp"}
@@ -18,7 +19,7 @@ EXTENSIONS = frozenset(
 NAMES_AT_ONCE = 50_000  # names of one folder in memory; larger folders are listed again for the next so many
 
 
-def is_picture(name: str | bytes) -> bool:
+def is_image_name(name: str | bytes) -> bool:
     """Say whether a file's name has the extension of a picture, in any case."""
     name = os.fsencode(name)
     return name[name.rfind(b".") :].lower() in EXTENSIONS
@@ -79,19 +80,6 @@ def require_folder(folder: Path) -> None:
         raise InputError(f"{printable(folder)}: is not a folder; give the folder that holds the pictures")
 
 
-def printable(path: Path | str) -> str:
-    r"""Show a path or foreign text on one line of valid text.
-
-    Control characters and bytes that are not UTF-8 (surrogates, as ``os.fsdecode`` gives them) become ``\x..``.
-    """
-    return "".join(char if char.isprintable() else _escaped(char) for char in str(path))
-
-
-def _escaped(char: str) -> str:
-    byte = ord(char) - 0xDC00  # of a surrogate escape
-    return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else char.encode("unicode_escape").decode()
-
-
 def _is_same(folder: Path, other: Path) -> bool:
     try:
         return folder.samefile(other)
@@ -134,7 +122,7 @@ def _wanted(entry: os.DirEntry[bytes], follow: bool) -> bytes:
     name = entry.name
     if name.startswith(b"."):
         return b""
-    wanted = is_picture(name)
+    wanted = is_image_name(name)
     try:
         if entry.is_dir(follow_symlinks=follow):
             return name + b"/"

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from aprilcli.io.atomic import output_errors
-from aprilcli.io.walk import printable
+from aprilcli.text import printable
 
 SPEED_PERIOD = 3600.0  # seconds that rate and time left are drawn from: a step of a large model takes minutes
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from aprilcli.core import calibration, maps, memory_bank
+from aprilcli.core import calibration, maps, memory_bank, nearest
 from aprilcli.core.backbone import PAPER, TINY, is_there
 from aprilcli.core.bank_file import load_bank, new_bank_path, save_bank
 from aprilcli.core.calibration import Calibration
@@ -26,7 +26,8 @@ from aprilcli.io.artifacts import sha256_of_file
 from aprilcli.io.atomic import claimed_file
 from aprilcli.io.images import MAX_PIXELS
 from aprilcli.io.published import PUBLISHED
-from aprilcli.io.walk import FoundImage, find_images, printable, require_folder
+from aprilcli.io.walk import FoundImage, find_images, require_folder
+from aprilcli.text import printable
 from aprilcli.types import CONTROL
 from aprilcli.workflows.console import Console
 from aprilcli.workflows.pipeline import Reader, read_all
@@ -113,7 +114,7 @@ def _enroll(options: EnrollOptions, path: Path, console: Console) -> EnrollSumma
         console.note("the bank was calibrated on further photos; without --calibrate it is now on its own references")
     half = options.coreset is not None or detector.backbone.precision != "fp32"
     whole = _remember(options, detector, console, found, sources, old, torch.float16 if half else torch.float32)
-    bank = whole if options.coreset is None else memory_bank.thin(whole, options.coreset, options.seed)
+    bank = whole if options.coreset is None else memory_bank.subsample(whole, options.coreset, options.seed)
     bank = replace(bank, calibration=_calibrate(options, detector, console, bank, whole, found, further))
     save_bank(bank, path)
     return EnrollSummary(path, bank, len(found), known)
@@ -221,15 +222,15 @@ def _calibrate(
             raise InputError(
                 f"{options.calibrate}: every photo is a reference already; calibrate on further good photos"
             )
-        return _score_pictures(
+        return _score_images(
             detector.with_bank(bank), _read_batches(options, detector, console, photos, "calibrating"), "held-out"
         )
     if len(bank.sources) > 1:
-        distances = memory_bank.leave_one_out(bank, whole)
+        distances = nearest.leave_one_out(bank, whole)
         scores, maxima = _score_references(detector, whole, distances, console)
         return Calibration(scores, maxima, "leave-one-out")
     (pixels,) = _read_batches(options, detector, console, found, "calibrating")
-    return _score_pictures(detector.with_bank(bank), _mild_changes(pixels, detector), "augmentations")
+    return _score_images(detector.with_bank(bank), _mild_changes(pixels, detector), "augmentations")
 
 
 def _score_references(
@@ -271,9 +272,7 @@ def _mild_changes(pixels: NDArray[np.float32], detector: Detector) -> Iterator[N
         yield padded[:, :, 2 + down : 2 + down + height, 2 + right : 2 + right + width].copy()
 
 
-def _score_pictures(
-    scanner: Detector, batches: Iterator[NDArray[np.float32]], method: calibration.Method
-) -> Calibration:
+def _score_images(scanner: Detector, batches: Iterator[NDArray[np.float32]], method: calibration.Method) -> Calibration:
     detections = [detection for pixels in batches for detection in scanner.detect(pixels)]
     maxima = [detection.map_max for detection in detections if detection.map_max is not None]
     return Calibration(

@@ -25,14 +25,15 @@ from numpy.typing import NDArray
 
 from aprilcli.core import maps
 from aprilcli.core.detector import Detector
-from aprilcli.core.memory_bank import nearest_distance, unit_rows
-from aprilcli.core.training_set import squash_mask
+from aprilcli.core.memory_bank import unit_rows
+from aprilcli.core.nearest import nearest_distance
+from aprilcli.core.training_set import resize_mask
 from aprilcli.errors import InputError
 from aprilcli.io.artifacts import sha256_of_file
 from aprilcli.io.datasets import LabelledImage, LabelledObject, read_mask
 from aprilcli.io.walk import FoundImage
 from aprilcli.types import ImageFeatures
-from aprilcli.workflows.pipeline import Picture, Reader, map_ahead
+from aprilcli.workflows.pipeline import PreparedImage, Reader, map_ahead
 
 Item = TypeVar("Item")
 
@@ -46,7 +47,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class TestPicture:
+class TestImage:
     """A test photo and what its maps are made from; ``path`` is relative to the data set, with ``/``.
 
     ``logits`` N × [h, w] (eq. 2) and ``distances`` N × [F, h, w] (eq. 4) stay on the device: for the paper's model
@@ -88,13 +89,13 @@ class EncodedObject:
 
     settings: tuple[Setting, ...]
     references: tuple[tuple[str, ...], ...]
-    pictures: tuple[TestPicture, ...]
+    pictures: tuple[TestImage, ...]
     problems: tuple[str, ...]
     notes: tuple[str, ...]
     digests: tuple[str, ...]
 
     def bank_of(self, setting: Setting) -> int | None:
-        """Return the position of a setting's bank in ``TestPicture.distances``; None for zero shots."""
+        """Return the position of a setting's bank in ``TestImage.distances``; None for zero shots."""
         with_bank = [one for one in self.settings if one.shots]
         return with_bank.index(setting) if setting.shots else None
 
@@ -115,7 +116,7 @@ class ObjectEncoder:
     def encode(self, one: LabelledObject, detector: Detector, advance: Callable[[], None]) -> EncodedObject:
         """Draw and encode the references, then encode every test picture once. Raises InputError: too few references.
 
-        Memory: the references' tokens (22 MB each for the paper's model) and what ``TestPicture`` says of each picture.
+        Memory: the references' tokens (22 MB each for the paper's model) and what ``TestImage`` says of each picture.
         """
         drawing = _Drawing(one, self._root, detector, self._settings)
         banks = [rows for setting, rows in zip(self._settings, drawing.chosen, strict=True) if setting.shots]
@@ -150,11 +151,11 @@ class ObjectEncoder:
         references: list[tuple[torch.Tensor, ...]],
         banks: list[tuple[int, ...]],
         advance: Callable[[], None],
-    ) -> Iterator[tuple[TestPicture, _Read]]:
+    ) -> Iterator[tuple[TestImage, _Read]]:
         size = detector.backbone.spec.image_size
 
         def read(image: LabelledImage) -> _Read:
-            return _read_test_picture(image, self._root, detector, size)
+            return _read_test_image(image, self._root, detector, size)
 
         for batch in _batches(map_ahead(self._pool, read, one.test, self._ahead), self._batch_size):
             pixels = [read.picture.pixels for read in batch if read.picture.pixels is not None]
@@ -162,11 +163,11 @@ class ObjectEncoder:
             for found in batch:
                 path, error = found.picture.found.relative, found.picture.error
                 if error is not None:
-                    yield TestPicture(found.image, path, error=error), found
+                    yield TestImage(found.image, path, error=error), found
                 else:
                     text_score, logits, distances = next(rows)
                     yield (
-                        TestPicture(
+                        TestImage(
                             image=found.image,
                             path=path,
                             size_hw=found.picture.size_hw,
@@ -239,14 +240,14 @@ class _Read:
     """A test photo and its mask, read on a thread."""
 
     image: LabelledImage
-    picture: Picture
+    picture: PreparedImage
     mask: NDArray[np.bool_] | None = None
     has_pixels: bool = False
     problems: tuple[str, ...] = ()
     digests: tuple[str, ...] = ()
 
 
-def _read_test_picture(image: LabelledImage, root: Path, detector: Detector, size: int) -> _Read:
+def _read_test_image(image: LabelledImage, root: Path, detector: Detector, size: int) -> _Read:
     name = relative_path(image.path, root)
     picture = Reader(detector.prepare)(FoundImage(image.path, name))
     if picture.pixels is None:
@@ -261,7 +262,7 @@ def _read_test_picture(image: LabelledImage, root: Path, detector: Detector, siz
         return _Read(image, picture, problems=(f"{error}; its pixels are left out",), digests=tuple(digests))
     if not mask.any():
         return _Read(image, picture, has_pixels=True, digests=tuple(digests))
-    squashed = squash_mask(mask, size) > 0
+    squashed = resize_mask(mask, size) > 0
     vanished = f"{name}: its defect is too small for a mask of {size} x {size} pixels, where all count as normal"
     problems = () if squashed.any() else (vanished,)
     return _Read(image, picture, squashed, True, problems, tuple(digests))

@@ -31,8 +31,8 @@ from aprilcli.core.metrics import METRICS, mean_metrics
 from aprilcli.io import paper_tables
 from aprilcli.io.atomic import written_aside
 from aprilcli.io.datasets import LabelledDataset, LabelledObject
-from aprilcli.io.walk import printable
-from aprilcli.workflows.eval_encoding import Setting, TestPicture
+from aprilcli.text import printable
+from aprilcli.workflows.eval_encoding import Setting, TestImage
 from aprilcli.workflows.eval_plots import Curves
 
 MEAN, DEVIATION = "mean", "deviation"
@@ -153,7 +153,7 @@ def count_defects(one: LabelledObject) -> dict[str, int]:
 def score_rows(
     object_name: str,
     setting: Setting,
-    pictures: Sequence[TestPicture],
+    pictures: Sequence[TestImage],
     maxima: Sequence[float],
     scores: Sequence[float],
 ) -> tuple[ScoreRow, ...]:

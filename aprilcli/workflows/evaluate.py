@@ -289,7 +289,7 @@ def _measure(
         if has_masks and picture.has_pixels:
             pixels.add(anomaly_map, picture.mask)
         if write is not None:
-            source = maps.stretch(torch.from_numpy(anomaly_map), picture.size_hw)
+            source = maps.resize_map(torch.from_numpy(anomaly_map), picture.size_hw)
             write(position, source.numpy())
     labels = [picture.image.label for picture in readable]
     scores = image_scores([picture.text_score for picture in readable], maxima, setting.shots, fusion)

@@ -18,7 +18,7 @@ from aprilcli.core.projector import UNDATED
 from aprilcli.errors import ArtifactError
 from aprilcli.io.artifacts import read_header, size_of_file
 from aprilcli.io.images import UNREADABLE
-from aprilcli.io.walk import printable
+from aprilcli.text import printable
 
 TIFF_SUFFIXES = (".tif", ".tiff")
 LONGEST = 1000  # characters of a value

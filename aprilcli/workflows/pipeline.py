@@ -19,9 +19,16 @@ from numpy.typing import NDArray
 
 from aprilcli.errors import InputError
 from aprilcli.io.images import MAX_PIXELS, SourceImage, read_image
-from aprilcli.io.walk import FoundImage, printable
+from aprilcli.io.walk import FoundImage
+from aprilcli.text import printable
 
-PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE)  # the machine's trouble, not the file's
+TRANSIENT_ERRNOS = (
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.EIO,
+    errno.ESTALE,
+)  # of the machine, not the file
 TRY_AGAIN = "try again"  # the stamp of no file, so that a resumed scan reads it anew
 
 Item = TypeVar("Item")
@@ -29,7 +36,7 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Picture:
+class PreparedImage:
     """A found file, decoded and prepared.
 
     ``pixels`` [3, S, S] float32, None where ``error`` says why; ``size_hw`` of the source; ``stamp`` of the file as it
@@ -66,22 +73,22 @@ class Reader:
     value_range: tuple[float, float] | None = None
     max_pixels: int = MAX_PIXELS
 
-    def __call__(self, found: FoundImage) -> Picture:
+    def __call__(self, found: FoundImage) -> PreparedImage:
         """Read and prepare one file; what goes wrong stands in ``error``."""
         before = stamp(found)  # a change while it is read shows as one afterwards
         if found.error is not None:
-            return Picture(found, error=found.error, stamp=before)
+            return PreparedImage(found, error=found.error, stamp=before)
         try:
             source = read_image(found.path, value_range=self.value_range, max_pixels=self.max_pixels)
             pixels = self.prepare(source)
         except InputError as error:
             cause = error.__cause__
-            passing = isinstance(cause, OSError) and cause.errno in PASSING
-            return Picture(found, error=str(error), stamp=TRY_AGAIN if passing else before)
+            passing = isinstance(cause, OSError) and cause.errno in TRANSIENT_ERRNOS
+            return PreparedImage(found, error=str(error), stamp=TRY_AGAIN if passing else before)
         except MemoryError:
             error_line = f"{printable(found.path)}: not enough memory to decode it; free some, or give fewer --workers"
-            return Picture(found, error=error_line, stamp=TRY_AGAIN)
-        return Picture(found, pixels, source.size_hw, source.notes, stamp=before)
+            return PreparedImage(found, error=error_line, stamp=TRY_AGAIN)
+        return PreparedImage(found, pixels, source.size_hw, source.notes, stamp=before)
 
 
 def stamp(found: FoundImage) -> str:
@@ -97,7 +104,9 @@ def stamp(found: FoundImage) -> str:
     return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino} {readable:d}"
 
 
-def read_all(pool: ThreadPoolExecutor, found: Iterable[FoundImage], reader: Reader, ahead: int) -> Iterator[Picture]:
+def read_all(
+    pool: ThreadPoolExecutor, found: Iterable[FoundImage], reader: Reader, ahead: int
+) -> Iterator[PreparedImage]:
     """Read and prepare files on threads, in order."""
     return map_ahead(pool, reader, found, ahead)
 

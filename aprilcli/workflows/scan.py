@@ -21,23 +21,25 @@ from numpy.typing import NDArray
 
 from aprilcli.core import maps
 from aprilcli.core.bank_file import bank_path, load_bank
-from aprilcli.core.calibration import DEFAULT_RATE, Calibration, Threshold, check_rate
+from aprilcli.core.calibration import DEFAULT_RATE, check_rate
+from aprilcli.core.decision import DecisionRule
 from aprilcli.core.detector import Detector
 from aprilcli.core.memory_bank import MemoryBank
 from aprilcli.errors import ArtifactError, BackboneError, InputError, OptionError, OutputError
 from aprilcli.io import reports
 from aprilcli.io.artifacts import sha256_of_file
 from aprilcli.io.images import MAX_PIXELS
-from aprilcli.io.walk import FoundImage, find_images, printable, require_folder
+from aprilcli.io.walk import FoundImage, find_images, require_folder
+from aprilcli.text import printable
 from aprilcli.types import Detection
 from aprilcli.workflows import scan_output as output
 from aprilcli.workflows.console import Console
 from aprilcli.workflows.enroll import range_for
-from aprilcli.workflows.pipeline import Picture, Reader, interruptible, map_ahead, read_all
+from aprilcli.workflows.pipeline import PreparedImage, Reader, interruptible, map_ahead, read_all
 from aprilcli.workflows.scan_output import MAPS, RUN, SCORES
 
 # Options that change how a scan goes, not what it finds.
-HOW_NOT_WHAT = ("out", "workers", "resume", "overwrite")
+EXECUTION_OPTIONS = ("out", "workers", "resume", "overwrite")
 HIGHEST = 5  # scores the summary names
 
 
@@ -85,7 +87,7 @@ class ScanSummary:
 def run_scan(options: ScanOptions, console: Console) -> ScanSummary:
     """Score every picture below ``options.folder``. Raises the package's errors; unreadable pictures get their row."""
     started, began = reports.timestamp(), time.monotonic()
-    total = _count_pictures(options)
+    total = _count_images(options)
     check_rate(options.false_alarm_rate)
     if options.resume and options.overwrite:
         raise OptionError("--resume goes on with results, --overwrite replaces them; choose one")
@@ -95,12 +97,12 @@ def run_scan(options: ScanOptions, console: Console) -> ScanSummary:
     if bank is not None:
         options = replace(options, value_range=range_for(bank, options.value_range))
     detector = _load_detector(options, bank, console)
-    judge = Judge.for_bank(bank, options.threshold, options.false_alarm_rate)
+    rule = DecisionRule.for_bank(bank, options.threshold, options.false_alarm_rate)
     if bank is None and options.false_alarm_rate != DEFAULT_RATE:
         console.note("--false-alarm-rate says nothing without --part: there are no good photos to set a threshold from")
-    for note in (*detector.notes, *judge.notes):
+    for note in (*detector.notes, *rule.notes):
         console.note(note)
-    record = _describe_run(options, detector, judge, started)
+    record = _describe_run(options, detector, rule, started)
     tally = _Tally()
     with (
         output.claimed(options.out),
@@ -111,9 +113,9 @@ def run_scan(options: ScanOptions, console: Console) -> ScanSummary:
         kept = _prepare_output(options, record, tally)
         advance(kept.rows)
         # By path, not by count: a picture may have come while the old maps were looked through.
-        found = (one for one in _pictures_to_scan(options) if output.comes_after(one.relative, kept.last))
+        found = (one for one in _images_to_scan(options) if output.comes_after(one.relative, kept.last))
         with output.open_writer(options.out, kept) as writer:
-            for picture, row, journal_line in _score_all(options, detector, judge, pool, found, interrupted):
+            for picture, row, journal_line in _score_all(options, detector, rule, pool, found, interrupted):
                 writer.write(journal_line, row)
                 tally.count(row)
                 for note in picture.notes:
@@ -128,7 +130,7 @@ def run_scan(options: ScanOptions, console: Console) -> ScanSummary:
         scored=tally.scored,
         unreadable=tally.unreadable,
         anomalous=tally.anomalous,
-        threshold=None if judge.threshold is None else judge.threshold.value,
+        threshold=None if rule.threshold is None else rule.threshold.value,
         seconds=time.monotonic() - began,
         highest=tuple(tally.highest),
         out=options.out,
@@ -154,40 +156,6 @@ def _load_detector(options: ScanOptions, bank: MemoryBank | None, console: Conso
         raise type(error)(f"part {options.part}: {error}") from error
 
 
-@dataclass(frozen=True)
-class Judge:
-    """What turns scores into p-values and verdicts: a person's threshold, or a bank's calibration, or nothing."""
-
-    calibration: Calibration | None
-    threshold: Threshold | None
-    pixel_threshold: Threshold | None
-
-    @classmethod
-    def for_bank(cls, bank: MemoryBank | None, threshold: float | None, rate: float) -> Judge:
-        """Take the bank's calibration at a false-alarm ``rate``; a ``threshold`` overrides its verdicts."""
-        calibration = bank.calibration if bank is not None else None
-        chosen = Threshold(threshold) if threshold is not None else None
-        if calibration is None:
-            return cls(None, chosen, None)
-        return cls(calibration, chosen or calibration.threshold(rate), calibration.pixel_threshold(rate))
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What a person should know of the verdicts."""
-        return (self.threshold.note,) if self.threshold is not None and self.threshold.note else ()
-
-    def p_value(self, score: float) -> float | None:
-        """Return the conformal p-value, where there is a calibration."""
-        return None if self.calibration is None else self.calibration.p_value(score)
-
-    def describe(self) -> dict[str, Any]:
-        """Return what run.json says of it; ``threshold`` is in image scores, ``pixel_threshold`` in map values."""
-        return {
-            name: None if threshold is None else asdict(threshold)
-            for name, threshold in (("threshold", self.threshold), ("pixel_threshold", self.pixel_threshold))
-        }
-
-
 class _Tally:
     """Counts rows, and keeps the highest scores."""
 
@@ -209,44 +177,44 @@ class _Tally:
         return {"scored": self.scored, "unreadable": self.unreadable, "anomalous": self.anomalous}
 
 
-def _pictures_to_scan(options: ScanOptions) -> Iterator[FoundImage]:
+def _images_to_scan(options: ScanOptions) -> Iterator[FoundImage]:
     """Find pictures, leaving out this tool's own maps where results go into the scanned folder."""
     return find_images(options.folder, follow=options.follow, leave_out=options.out / MAPS)
 
 
-def _count_pictures(options: ScanOptions) -> int:
+def _count_images(options: ScanOptions) -> int:
     folder = options.folder
     require_folder(folder)
     if folder.resolve().is_relative_to((options.out / MAPS).resolve()):
         raise InputError(f"{folder}: these are the heatmaps of --out; give the folder that holds the pictures")
-    total = sum(1 for _ in _pictures_to_scan(options))
+    total = sum(1 for _ in _images_to_scan(options))
     if total == 0:
         raise InputError(f"{folder}: no pictures below it (JPEG, PNG, TIFF, BMP, WebP, PGM, PPM); check the path")
     return total
 
 
-def _prepare_output(options: ScanOptions, record: dict[str, Any], tally: _Tally) -> output.Kept:
+def _prepare_output(options: ScanOptions, record: dict[str, Any], tally: _Tally) -> output.ResumePoint:
     """Make room for the results: refuse those that are there, take them away, or find how far they are whole."""
     out = options.out
     if options.resume and output.has_results(out):
         output.check_same_run(out, record)
         reports.write_json(out / RUN, record)  # from here on it is not finished
-        return output.keep_whole(out, _pictures_to_scan(options), options.maps, options.batch_size, tally.count)
+        return output.find_resume_point(out, _images_to_scan(options), options.maps, options.batch_size, tally.count)
     if not options.overwrite:
         output.refuse_results(out)
     output.remove_results(out)
     reports.write_json(out / RUN, record)
-    return output.Kept()
+    return output.ResumePoint()
 
 
-def _describe_run(options: ScanOptions, detector: Detector, judge: Judge, started: str) -> dict[str, Any]:
+def _describe_run(options: ScanOptions, detector: Detector, rule: DecisionRule, started: str) -> dict[str, Any]:
     spec = detector.backbone.spec
     return {
         "versions": reports.versions(),
         "options": {
             name: str(value) if isinstance(value, Path) else value
             for name, value in asdict(options).items()
-            if name not in HOW_NOT_WHAT
+            if name not in EXECUTION_OPTIONS
         },
         "model": spec.to_json(),
         "device": str(detector.backbone.device),
@@ -256,7 +224,7 @@ def _describe_run(options: ScanOptions, detector: Detector, judge: Judge, starte
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "projector": detector.projector.identity if detector.projector is not None else None,
         "bank": None if options.part is None else _describe_bank(options.part, options.banks),
-        **judge.describe(),
+        **rule.describe(),
         "started": started,
     }
 
@@ -269,11 +237,11 @@ def _describe_bank(part: str, banks: Path) -> dict[str, str]:
 def _score_all(
     options: ScanOptions,
     detector: Detector,
-    judge: Judge,
+    rule: DecisionRule,
     pool: ThreadPoolExecutor,
     found: Iterator[FoundImage],
     interrupted: Callable[[], bool],
-) -> Iterator[tuple[Picture, reports.ScoreRow, str]]:
+) -> Iterator[tuple[PreparedImage, reports.ScoreRow, str]]:
     """Chain the stages: decoding and writing run ahead on threads while this thread encodes; order is kept.
 
     Yields each row with its journal line. Once ``interrupted``, ends with what has been encoded.
@@ -284,9 +252,9 @@ def _score_all(
         "bank": options.part,
     }
 
-    def finish(scored: tuple[Picture, Detection | None]) -> tuple[Picture, reports.ScoreRow, str]:
+    def finish(scored: tuple[PreparedImage, Detection | None]) -> tuple[PreparedImage, reports.ScoreRow, str]:
         picture, detection = scored
-        row = _finish(options, judge, picture, detection, description)
+        row = _finish(options, rule, picture, detection, description)
         return picture, row, output.journal_line(options.out, picture.stamp, row, options.maps)
 
     ahead = 2 * (options.workers + options.batch_size)
@@ -295,7 +263,11 @@ def _score_all(
 
 
 def _finish(
-    options: ScanOptions, judge: Judge, picture: Picture, detection: Detection | None, description: dict[str, Any]
+    options: ScanOptions,
+    rule: DecisionRule,
+    picture: PreparedImage,
+    detection: Detection | None,
+    description: dict[str, Any],
 ) -> reports.ScoreRow:
     """Write a picture's map and return its row."""
     if detection is None:
@@ -305,7 +277,7 @@ def _finish(
             _write_map(options, picture, detection.anomaly_map, description)
         except InputError as error:
             return reports.ScoreRow(picture.found.relative, "error", error=str(error))
-    return _row(judge, picture, detection)
+    return _row(rule, picture, detection)
 
 
 def _reader(options: ScanOptions, detector: Detector) -> Reader:
@@ -313,8 +285,8 @@ def _reader(options: ScanOptions, detector: Detector) -> Reader:
 
 
 def _detect(
-    detector: Detector, pictures: Iterator[Picture], batch_size: int, interrupted: Callable[[], bool]
-) -> Iterator[tuple[Picture, Detection | None]]:
+    detector: Detector, pictures: Iterator[PreparedImage], batch_size: int, interrupted: Callable[[], bool]
+) -> Iterator[tuple[PreparedImage, Detection | None]]:
     while not interrupted() and (batch := list(itertools.islice(pictures, batch_size))):
         prepared = [picture.pixels for picture in batch if picture.pixels is not None]
         detections = iter(detector.detect(np.stack(prepared)) if prepared else ())
@@ -323,14 +295,14 @@ def _detect(
 
 
 def _write_map(
-    options: ScanOptions, picture: Picture, anomaly_map: NDArray[np.float32], description: dict[str, Any]
+    options: ScanOptions, picture: PreparedImage, anomaly_map: NDArray[np.float32], description: dict[str, Any]
 ) -> None:
     """Write one map. Raises InputError where the picture's name leaves no place for it."""
     way_on = "rename it, or scan with --no-maps"
     if output.map_collides(options.folder, picture.found.relative):
         raise InputError(f"{picture.found.path}: its folder has the name of another picture's heatmap; {way_on}")
     if options.map_size == "source":
-        anomaly_map = maps.stretch(torch.from_numpy(anomaly_map), picture.size_hw).numpy()
+        anomaly_map = maps.resize_map(torch.from_numpy(anomaly_map), picture.size_hw).numpy()
     value_range = [float(anomaly_map.min()), float(anomaly_map.max())]
     path = output.map_path(options.out, picture.found.relative)
     try:
@@ -341,16 +313,16 @@ def _write_map(
         raise InputError(f"{picture.found.path}: its heatmap's name would be too long; {way_on}") from error
 
 
-def _row(judge: Judge, picture: Picture, detection: Detection) -> reports.ScoreRow:
+def _row(rule: DecisionRule, picture: PreparedImage, detection: Detection) -> reports.ScoreRow:
     return reports.ScoreRow(
         path=picture.found.relative,
         status="ok",
         score=detection.score,
         text_score=detection.text_score,
         map_max=detection.map_max,
-        p_value=judge.p_value(detection.score),
-        threshold=None if judge.threshold is None else judge.threshold.value,
-        verdict=None if judge.threshold is None else judge.threshold.verdict(detection.score),
+        p_value=rule.p_value(detection.score),
+        threshold=None if rule.threshold is None else rule.threshold.value,
+        verdict=None if rule.threshold is None else rule.threshold.verdict(detection.score),
         width=picture.size_hw[1],
         height=picture.size_hw[0],
     )

@@ -21,7 +21,7 @@ from aprilcli.errors import OutputError
 from aprilcli.io import reports
 from aprilcli.io.atomic import claimed as claimed_lock
 from aprilcli.io.atomic import output_errors, remove_leftovers, remove_tree
-from aprilcli.io.walk import FoundImage, find_images, is_picture
+from aprilcli.io.walk import FoundImage, find_images, is_image_name
 from aprilcli.workflows.pipeline import stamp
 
 SCORES, MAPS, RUN = "scores.csv", "maps", "run.json"
@@ -32,7 +32,7 @@ CHANGING = ("started", "finished", "counts")  # what may differ between a run an
 
 
 @dataclass(frozen=True)
-class Kept:
+class ResumePoint:
     """What stands already: how many rows, the path of the last, and where each file ends behind them."""
 
     rows: int = 0
@@ -103,15 +103,15 @@ def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
-def keep_whole(
+def find_resume_point(
     out: Path, found: Iterator[FoundImage], maps: bool, batch_size: int, on_row: Callable[[reports.ScoreRow], None]
-) -> Kept:
+) -> ResumePoint:
     """Find how much of an interrupted run is whole, take away the maps behind it, and tell ``on_row`` of what is kept.
 
     Stops at the first row that is torn, whose picture is another or has changed, or whose map is missing or damaged;
     and at a whole number of batches, so that the rest is encoded in the very batches of an undisturbed run.
     """
-    kept = Kept()
+    kept = ResumePoint()
     batch: list[reports.ScoreRow] = []
     for picture, (row, written, scores_end, journal_end) in zip(found, _old_rows(out), strict=False):
         if row.path != picture.relative or written != journal_line(out, stamp(picture), row, maps):
@@ -120,7 +120,7 @@ def keep_whole(
         if len(batch) == batch_size:
             for one in batch:
                 on_row(one)
-            kept = Kept(kept.rows + batch_size, row.path, scores_end, journal_end)
+            kept = ResumePoint(kept.rows + batch_size, row.path, scores_end, journal_end)
             batch = []
     _remove_maps_behind(out, kept.last)
     return kept
@@ -136,7 +136,7 @@ def _remove_maps_behind(out: Path, last: str) -> None:
     with output_errors(out):
         for found in find_images(out / MAPS):
             picture = found.relative.removesuffix(TIFF)
-            if found.relative.endswith(TIFF) and is_picture(picture) and comes_after(picture, last):
+            if found.relative.endswith(TIFF) and is_image_name(picture) and comes_after(picture, last):
                 found.path.unlink()
 
 
@@ -184,7 +184,7 @@ def map_collides(folder: Path, relative: str) -> bool:
     """Say whether a folder on a picture's way bears the name that another picture's map takes (``a.png.tiff/``)."""
     above = (str(parent) for parent in PurePosixPath(relative).parents if parent.name.endswith(TIFF))
     beside = (folder / parent.removesuffix(TIFF) for parent in above)
-    return any(is_picture(path.name) and path.is_file() for path in beside)
+    return any(is_image_name(path.name) and path.is_file() for path in beside)
 
 
 class ScanWriter:
@@ -202,7 +202,7 @@ class ScanWriter:
 
 
 @contextmanager
-def open_writer(out: Path, kept: Kept) -> Iterator[ScanWriter]:
+def open_writer(out: Path, kept: ResumePoint) -> Iterator[ScanWriter]:
     """Open scores.csv and the journal behind the rows that were kept."""
     with (
         reports.open_scores(out / SCORES, kept.scores_end) as scores,

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from aprilcli.core.memory_bank import nearest_distance, unit_rows
+from aprilcli.core.nearest import nearest_distance, unit_rows
 
 PATCHES, SLOWER, MEMORY_MIB = 1369, 1.5, 192
 STATUS = Path("/proc/self/status")

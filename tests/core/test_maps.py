@@ -64,7 +64,7 @@ def test_the_two_channel_softmax_of_the_paper_is_the_sigmoid_here(golden: Golden
 @pytest.mark.parametrize("size_hw", [(40, 60), (200, 31), (1, 1), (3, 500)])
 def test_stretching_keeps_shape_and_range(size_hw: tuple[int, int]) -> None:
     anomaly_map = torch.rand(32, 32, generator=torch.Generator().manual_seed(0)) * 4
-    stretched = maps.stretch(anomaly_map, size_hw)
+    stretched = maps.resize_map(anomaly_map, size_hw)
     assert stretched.shape == size_hw
     assert stretched.dtype == torch.float32
     assert stretched.min() >= anomaly_map.min() - 1e-5
@@ -73,4 +73,4 @@ def test_stretching_keeps_shape_and_range(size_hw: tuple[int, int]) -> None:
 
 def test_stretching_to_its_own_size_changes_nothing() -> None:
     anomaly_map = torch.rand(32, 32, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(maps.stretch(anomaly_map, (32, 32)), anomaly_map)
+    assert torch.equal(maps.resize_map(anomaly_map, (32, 32)), anomaly_map)

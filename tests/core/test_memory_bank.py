@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
-from aprilcli.core import maps, memory_bank
+from aprilcli.core import maps, nearest
 from aprilcli.core.calibration import Calibration
 from aprilcli.core.coreset import coreset
 from aprilcli.core.memory_bank import (
@@ -18,12 +18,11 @@ from aprilcli.core.memory_bank import (
     ZeroShotResults,
     append,
     build,
-    leave_one_out,
-    nearest_distance,
     new_sources,
-    thin,
+    subsample,
     unit_rows,
 )
+from aprilcli.core.nearest import leave_one_out, nearest_distance
 from aprilcli.errors import ArtifactError, InputError
 from aprilcli.types import ModelSpec
 
@@ -108,14 +107,14 @@ def test_a_bank_enrolled_from_the_pictures_gives_the_authors_maps(golden):
 def test_chunks_change_nothing(monkeypatch, chunk_rows):
     tokens = torch.randn(2, 20, 16, generator=torch.Generator().manual_seed(1))
     rows = unit_rows(torch.randn(300, 16, generator=torch.Generator().manual_seed(2)))
-    monkeypatch.setattr(memory_bank, "SIMILARITIES", 4 * 20 * chunk_rows)
+    monkeypatch.setattr(nearest, "SIMILARITIES", 4 * 20 * chunk_rows)
     expected = direct_distance(tokens, rows).float()
     torch.testing.assert_close(nearest_distance(tokens, rows), expected, rtol=0, atol=1e-6)
     torch.testing.assert_close(nearest_distance(tokens, rows[:50], rows[50:]), expected, rtol=0, atol=1e-6)
 
 
 def test_no_more_cosines_are_held_than_stated(monkeypatch):
-    monkeypatch.setattr(memory_bank, "SIMILARITIES", 4 * 20 * 32)
+    monkeypatch.setattr(nearest, "SIMILARITIES", 4 * 20 * 32)
     held = []
     amax = torch.Tensor.amax
     monkeypatch.setattr(torch.Tensor, "amax", lambda self, dim: held.append(self.shape) or amax(self, dim=dim))
@@ -182,7 +181,7 @@ def test_append_equals_enrolling_all_at_once(first, dtype):
 
 
 def test_append_takes_thinned_banks():
-    thinned = thin(make_bank(4), 0.5)
+    thinned = subsample(make_bank(4), 0.5)
     grown = append(thinned, [draw_tokens(1, seed=9)], make_sources(1, first=4))
     assert [counts[-1] for counts in grown.rows_per_source] == list(LENGTHS)
     assert grown.coreset_fraction == 0.5
@@ -247,7 +246,7 @@ def test_another_projector_or_name_is_refused_naming_both_sides():
 
 @pytest.mark.parametrize("calibrated", [True, False])
 def test_round_trip_through_an_artifact(calibrated):
-    bank = thin(make_bank(4, dtype=torch.float16), 0.5)
+    bank = subsample(make_bank(4, dtype=torch.float16), 0.5)
     if calibrated:
         bank = replace(
             bank,
@@ -412,7 +411,7 @@ def test_leave_one_out_is_the_bank_built_without_each():
 
 def test_leave_one_out_of_a_thinned_bank_is_of_all_patches_against_the_kept_rows_of_others():
     tokens, whole = draw_tokens(4), make_bank(4)
-    thinned = thin(whole, 0.3, seed=5)
+    thinned = subsample(whole, 0.3, seed=5)
     for k, distances in enumerate(leave_one_out(thinned, whole)):
         for stage, found in enumerate(distances):
             owner = torch.repeat_interleave(torch.tensor(thinned.rows_per_source[stage]))
@@ -422,7 +421,7 @@ def test_leave_one_out_of_a_thinned_bank_is_of_all_patches_against_the_kept_rows
 
 def test_leave_one_out_of_a_stage_with_no_other_rows_is_as_far_as_can_be():
     whole = make_bank(2)
-    thinned = thin(whole, 1e-9)
+    thinned = subsample(whole, 1e-9)
     assert [sum(counts) for counts in thinned.rows_per_source] == [1, 1]
     left_out = list(leave_one_out(thinned, whole))
     for stage, counts in enumerate(thinned.rows_per_source):
@@ -439,7 +438,7 @@ def test_one_reference_cannot_be_left_out():
 
 def test_leave_one_out_wants_all_rows_of_the_same_sources():
     bank = make_bank(3)
-    for references in (thin(bank, 0.5), make_bank(2)):
+    for references in (subsample(bank, 0.5), make_bank(2)):
         with pytest.raises(ValueError, match="all rows"):
             next(leave_one_out(bank, references))
 
@@ -474,7 +473,7 @@ def test_held_out_calibration_of_a_bank_keeps_the_false_alarm_rate(rate):
 
 def test_thin_keeps_rows_of_the_bank_with_their_sources_and_drops_the_calibration():
     bank = replace(make_bank(5), calibration=Calibration(np.ones(5), np.ones(5), "leave-one-out"))
-    thinned = thin(bank, 0.4, seed=3)
+    thinned = subsample(bank, 0.4, seed=3)
     assert thinned.calibration is None
     assert thinned.coreset_fraction == 0.4
     for stage in range(2):

@@ -19,8 +19,8 @@ from aprilcli.core.training_set import (
     mosaic_of,
     plan_epoch,
     prepare_input,
+    resize_mask,
     split_validation,
-    squash_mask,
     trainable_samples,
 )
 from aprilcli.io.datasets import LabelledImage, read_dataset
@@ -103,15 +103,15 @@ def test_objects_too_small_for_the_share_are_held_back_together() -> None:
 def test_a_mask_is_squashed_to_zeros_and_ones_at_half_coverage() -> None:
     mask = np.zeros((8, 4), dtype=bool)
     mask[:4, :2] = True
-    assert np.array_equal(squash_mask(mask, 2), np.float32([[1, 0], [0, 0]]))  # also from another aspect
+    assert np.array_equal(resize_mask(mask, 2), np.float32([[1, 0], [0, 0]]))  # also from another aspect
     large = np.random.default_rng(0).random((57, 91)) > 0.5
-    squashed = squash_mask(large, 28)
+    squashed = resize_mask(large, 28)
     assert squashed.dtype == np.float32
     assert set(np.unique(squashed)) == {0.0, 1.0}
     # Antialiased: a column of three of four pixels is a column still, one of four is none.
     stripes = np.zeros((16, 16), dtype=bool)
     stripes[:, :3], stripes[:, 12] = True, True
-    assert squash_mask(stripes, 4).tolist() == [[1, 0, 0, 0]] * 4
+    assert resize_mask(stripes, 4).tolist() == [[1, 0, 0, 0]] * 4
 
 
 @pytest.mark.parametrize("size", [6, 5])

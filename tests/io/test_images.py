@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
-from pictures import ORIENTATION, bomb, encoded, png, swapped_profile, wide
+from image_kinds import ORIENTATION, bomb, encoded, png, swapped_profile, wide
 from PIL import Image, ImageCms, PngImagePlugin
 from safetensors.numpy import load_file
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from pictures import every_form
+from image_kinds import every_form
 
 from aprilcli.errors import InputError
 from aprilcli.io.images import read_image

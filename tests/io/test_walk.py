@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from aprilcli.io import walk
-from aprilcli.io.walk import find_images, printable
+from aprilcli.io.walk import find_images
+from aprilcli.text import printable
 
 
 def touch(folder: Path, *names: str) -> None:

@@ -29,7 +29,7 @@ from aprilcli.core.detector import Detector
 from aprilcli.core.memory_bank import Source, build
 from aprilcli.core.metrics import METRICS, PixelScores, image_metrics, vand
 from aprilcli.core.projector import save_projector
-from aprilcli.core.training_set import squash_mask
+from aprilcli.core.training_set import resize_mask
 from aprilcli.errors import InputError
 from aprilcli.io.datasets import read_dataset, read_mask
 from aprilcli.io.images import read_image
@@ -118,7 +118,7 @@ def measure_directly(golden: GoldenCase, root: Path, name: str, references: list
     detections = [detector.detect_file(image.path) for image in one.test]
     pixels = PixelScores()
     for image, detection in zip(one.test, detections, strict=True):
-        mask = squash_mask(read_mask(image, (SIZE_WH[1], SIZE_WH[0])), golden.image_size)
+        mask = resize_mask(read_mask(image, (SIZE_WH[1], SIZE_WH[0])), golden.image_size)
         pixels.add(detection.anomaly_map, mask if mask.any() else None)
     scores = np.array([detection.score for detection in detections])
     if fusion == "authors" and references:
@@ -361,7 +361,7 @@ def test_what_cannot_be_measured_is_listed_and_left_out_of_the_pixels_alone(
         mask = None
         if "scratch" in name:
             with Image.open(masks / "002_mask.png") as picture:
-                mask = squash_mask(np.asarray(picture) > 0, golden_vit.image_size)
+                mask = resize_mask(np.asarray(picture) > 0, golden_vit.image_size)
         pixels.add(detection.anomaly_map, mask)
     assert left["ap_segm"] == pytest.approx(pixels.metrics()["ap_segm"], abs=1e-9)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pictures import bitmap_forms, bomb, colour_forms, encoded, grey_forms, lossy_forms, png, wide
+from image_kinds import bitmap_forms, bomb, colour_forms, encoded, grey_forms, lossy_forms, png, wide
 from PIL import Image
 from typer.testing import CliRunner, Result
 

@@ -389,7 +389,7 @@ def test_a_run_that_is_resumed_is_not_finished(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(scan_output, "keep_whole", killed)
+        patch.setattr(scan_output, "find_resume_point", killed)
         assert run(arguments, out, "--resume").exit_code == 130
     assert json.loads((out / "run.json").read_text()).keys().isdisjoint({"finished", "counts"})
     assert run(arguments, out, "--resume").exit_code == 3
@@ -705,15 +705,15 @@ def test_a_picture_that_comes_while_resuming_shifts_no_row(
     out = tmp_path / "out"
     run(arguments, out)
     (out / "maps" / "06.png.tiff").unlink()
-    keep_whole = scan_output.keep_whole
+    find_resume_point = scan_output.find_resume_point
 
     def then_comes_a_picture(*given: Any) -> Any:
-        kept = keep_whole(*given)
+        kept = find_resume_point(*given)
         draw_photo(photos / "00a.png", 80)
         draw_photo(photos / "07a.png", 81)
         return kept
 
-    monkeypatch.setattr(scan_output, "keep_whole", then_comes_a_picture)
+    monkeypatch.setattr(scan_output, "find_resume_point", then_comes_a_picture)
     assert run(arguments, out, "--resume").exit_code == 3
     with (out / "scores.csv").open(newline="") as stream:
         paths = [row["path"] for row in csv.DictReader(stream)]

@@ -23,7 +23,7 @@ from sklearn.metrics import roc_auc_score
 
 from aprilcli.core import maps
 from aprilcli.core.backbone import Backbone, load_backbone
-from aprilcli.core.memory_bank import nearest_distance
+from aprilcli.core.nearest import nearest_distance
 from aprilcli.core.prompts import encode_prompts
 
 METHODS = ("zero-shot", "sum", "bank")
