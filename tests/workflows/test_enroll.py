@@ -323,7 +323,7 @@ def test_appending_without_further_photos_says_that_the_guarantee_goes(
     ("event", "text", "occurrence"),
     [
         ("open", "008.png", 2),  # while images are encoded; the first time they are hashed
-        ("open", ".aprilcli-", 1),  # the new bank is being written
+        ("open", ".aprilcli-", 2),  # the new bank is written, and about to be synced
         ("os.rename", "p.safetensors", 1),
     ],
 )

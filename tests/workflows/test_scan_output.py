@@ -105,7 +105,7 @@ def test_killed_and_resumed_ends_with_the_same_bytes(
     arguments: list[str], undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    kill_loop(arguments, out, undisturbed, 2, 0)
+    kill_loop(arguments, out, undisturbed, 2, seed=7)
     assert scan_into(arguments, out, "--resume").exit_code == 3
     assert contents(out) == undisturbed
     assert not list(out.rglob(".aprilcli-*"))
@@ -117,7 +117,7 @@ def test_fifty_kills(arguments: list[str], tmp_path: Path, batch_size: str) -> N
     arguments += ["--batch-size", batch_size]
     scan_into(arguments, tmp_path / "whole")
     expected = contents(tmp_path / "whole")
-    killed, compared = kill_loop(arguments, tmp_path / "out", expected, 25, int(batch_size))
+    killed, compared = kill_loop(arguments, tmp_path / "out", expected, 25, seed=int(batch_size))
     assert scan_into(arguments, tmp_path / "out", "--resume").exit_code == 3
     assert contents(tmp_path / "out") == expected
     size = sum(map(len, expected.values()))
