@@ -19,8 +19,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from aprilcli.core.backbone import Backbone, load_backbone
+from aprilcli.core.backbone import Backbone, TorchImageEncoder, load_backbone
+from aprilcli.core.detector import Detector
+from aprilcli.core.memory_bank import MemoryBank
 from aprilcli.core.projector import Projector, save_projector
+from aprilcli.core.prompts import encode_prompts
 
 GOLDEN = Path(__file__).parent / "golden"
 sys.path.insert(0, str(GOLDEN))
@@ -52,6 +55,17 @@ class GoldenCase:
     numbers: dict[str, torch.Tensor]
     backbone: Backbone
     projector: Projector
+
+    @property
+    def encoder(self) -> TorchImageEncoder:
+        """The image encoder alone."""
+        return self.backbone.encoder
+
+    def detector(
+        self, projector: Projector | None = None, bank: MemoryBank | None = None, object_name: str = "object"
+    ) -> Detector:
+        """Make a detector of this model."""
+        return Detector(self.encoder, encode_prompts(self.backbone.text, object_name), projector, bank, object_name)
 
     def pixels(self, picture: str) -> torch.Tensor:
         """Prepare a golden picture as the tool does: [1, 3, S, S]."""

@@ -11,6 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import filelock
@@ -24,11 +25,12 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from aprilcli.cli import app
-from aprilcli.core.backbone import Backbone
 from aprilcli.core.detector import Detector
+from aprilcli.core.encoder import ImageEncoder
 from aprilcli.core.memory_bank import Source, build
 from aprilcli.core.metrics import METRICS, PixelScores, image_metrics, vand
 from aprilcli.core.projector import save_projector
+from aprilcli.core.prompts import encode_prompts
 from aprilcli.core.training_set import resize_mask
 from aprilcli.errors import InputError
 from aprilcli.io.datasets import read_dataset, read_mask
@@ -36,7 +38,7 @@ from aprilcli.io.images import read_image
 from aprilcli.io.paper_tables import paper_objects, paper_value
 from aprilcli.types import ImageFeatures
 from aprilcli.workflows import eval_plots, eval_report, evaluate
-from aprilcli.workflows.eval_encoding import Setting, draw_order
+from aprilcli.workflows.eval_encoding import ObjectEncoder, Setting, draw_order
 from aprilcli.workflows.eval_maps import inside
 
 SIZE_WH = (60, 40)
@@ -105,16 +107,16 @@ def measure_directly(golden: GoldenCase, root: Path, name: str, references: list
     one = next(one for one in read_dataset(root).objects if one.name == name)
     bank = None
     if references:
-        encoder = Detector(golden.backbone, golden.projector, None, one.category)
+        encoder = golden.detector(golden.projector, None, one.category)
         tokens = [
-            golden.backbone.encode(torch.from_numpy(encoder.prepare(read_image(root / path))[None])).patch_tokens
+            golden.encoder.encode(torch.from_numpy(encoder.prepare(read_image(root / path))[None])).patch_tokens
             for path in references
         ]
         sources = [Source(path, path) for path in references]
         bank = build(tokens, sources, golden.backbone.spec, one.category, dtype=torch.float32)
         fingerprint = encoder.projector_fingerprint
         bank = type(bank)(**{**vars(bank), "recipe": type(bank.recipe)(projector_fingerprint=fingerprint)})
-    detector = Detector(golden.backbone, golden.projector, bank, one.category)
+    detector = golden.detector(golden.projector, bank, one.category)
     detections = [detector.detect_file(image.path) for image in one.test]
     pixels = PixelScores()
     for image, detection in zip(one.test, detections, strict=True):
@@ -146,24 +148,30 @@ def test_every_number_is_that_of_a_detector_with_a_bank_of_its_own(
         assert one["metrics"] == pytest.approx(expected, abs=1e-6)
 
 
-def test_each_picture_is_encoded_once_for_all_settings(
-    parts: Path, model: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    backbones: set[Backbone] = set()
-    encode = Backbone.encode
+class CountingEncoder:
+    """An ``ImageEncoder`` that counts the images another one encodes."""
 
-    def watched(self: Backbone, pixels: torch.Tensor) -> ImageFeatures:
-        backbones.add(self)
-        return encode(self, pixels)
+    def __init__(self, encoder: ImageEncoder) -> None:
+        self.spec, self.grids = encoder.spec, encoder.grids
+        self.device, self.precision = encoder.device, encoder.precision
+        self.count = 0
+        self._encoder = encoder
 
-    monkeypatch.setattr(Backbone, "encode", watched)
-    run(parts, tmp_path / "out", *model, "--shots", "0,1,2,4", "--seeds", 5, "--batch-size", 2)
-    results = record_of(tmp_path / "out")["results"]
-    assert len(results) == 2 * 16
-    drawn = {reference for one in results for reference in one["references"]}
-    assert 4 < len(drawn) <= 10
-    (backbone,) = backbones
-    assert backbone.encoder_passes == 2 * 6 + len(drawn)
+    def encode(self, pixels: np.ndarray) -> ImageFeatures:
+        self.count += len(pixels)
+        return self._encoder.encode(pixels)
+
+
+def test_each_image_is_encoded_once_for_all_settings(parts: Path, golden_vit: GoldenCase) -> None:
+    encoder = CountingEncoder(golden_vit.encoder)
+    (bolt,) = (one for one in read_dataset(parts).objects if one.name == "bolt")
+    detector = Detector(encoder, encode_prompts(golden_vit.backbone.text, "bolt"), golden_vit.projector)
+    settings = [Setting(0), *(Setting(shots, seed) for shots in (1, 2, 4) for seed in range(5))]
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        encoded = ObjectEncoder(parts, settings, pool, 2, 2).encode(bolt, detector, lambda: None)
+    drawn = {reference for references in encoded.references for reference in references}
+    assert len(drawn) == 5
+    assert encoder.count == 6 + len(drawn)
 
 
 def test_references_are_drawn_by_seed_alone(parts: Path, model: list[str], tmp_path: Path) -> None:
@@ -212,7 +220,7 @@ def test_scores_csv_has_a_row_per_picture_and_setting(
         *("bolt", "good", "0", "0"),
         "",
     )
-    detector = Detector(golden_vit.backbone, golden_vit.projector, None, "bolt")
+    detector = golden_vit.detector(golden_vit.projector, None, "bolt")
     detection = detector.detect_file(parts / first["path"])
     assert (float(first["text_score"]), float(first["map_max"])) == pytest.approx(
         (detection.text_score, detection.map_max), abs=1e-6
@@ -354,7 +362,7 @@ def test_what_cannot_be_measured_is_listed_and_left_out_of_the_pixels_alone(
     assert all(f"problem: {problem}" in result.stderr for problem in problems)
     whole, left = (record_of(tmp_path / out)["results"][0]["metrics"] for out in ("whole", "out"))
     assert [whole[name] == left[name] for name in METRICS[5:8]] == [True] * 3
-    detector = Detector(golden_vit.backbone, golden_vit.projector, None, "bolt")
+    detector = golden_vit.detector(golden_vit.projector, None, "bolt")
     pixels = PixelScores()
     for name in ("good/000", "good/001", "good/002", "scratch/002"):
         detection = detector.detect_file(parts / "bolt" / "test" / f"{name}.png")
@@ -530,20 +538,6 @@ def test_a_model_without_a_projector_has_few_shot_maps_only(
     assert (zero["ap_segm"], zero["ap_cls"] is None, one["ap_segm"] is None) == (None, False, False)
     rows = table_of(tmp_path / "out" / "scores.csv")
     assert [row["map_max"] == "" for row in rows] == [True] * 6 + [False] * 6
-
-
-@pytest.mark.parametrize(
-    ("text", "maxima", "shots", "fusion", "expected"),
-    [
-        ([0.25, 0.5, 0.75], [1.0, 3.0, 2.0], 1, "authors", [0.125, 0.75, 0.625]),
-        ([0.25, 0.5, 0.75], [1.0, 3.0, 2.0], 1, "sum", [1.25, 3.5, 2.75]),
-        ([0.25, 0.5, 0.75], [1.0, 3.0, 2.0], 0, "authors", [0.25, 0.5, 0.75]),
-        ([0.25, 0.5], [2.0, 2.0], 4, "authors", [0.125, 0.25]),
-        ([], [], 4, "authors", []),
-    ],
-)
-def test_image_scores(text: list[float], maxima: list[float], shots: int, fusion: str, expected: list[float]) -> None:
-    assert evaluate.image_scores(text, maxima, shots, fusion) == expected
 
 
 def test_plots_are_pictures_of_every_object(parts: Path, model: list[str], tmp_path: Path) -> None:
