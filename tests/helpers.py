@@ -21,8 +21,11 @@ from typer.testing import CliRunner, Result
 
 from aprilcli.cli import app
 from aprilcli.core import training
-from aprilcli.core.backbone import Backbone
+from aprilcli.core.backbone import Backbone, TorchImageEncoder
+from aprilcli.core.detector import Detector
+from aprilcli.core.memory_bank import MemoryBank
 from aprilcli.core.projector import Projector
+from aprilcli.core.prompts import encode_prompts
 from aprilcli.io.images import read_image, to_pixels
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -41,6 +44,17 @@ class GoldenCase:
     numbers: dict[str, torch.Tensor]
     backbone: Backbone
     projector: Projector
+
+    @property
+    def encoder(self) -> TorchImageEncoder:
+        """The image encoder alone."""
+        return self.backbone.encoder
+
+    def detector(
+        self, projector: Projector | None = None, bank: MemoryBank | None = None, object_name: str = "object"
+    ) -> Detector:
+        """Make a detector of this model."""
+        return Detector(self.encoder, encode_prompts(self.backbone.text, object_name), projector, bank, object_name)
 
     def pixels(self, name: str) -> torch.Tensor:
         """Prepare a golden image as the tool does: [1, 3, S, S]."""

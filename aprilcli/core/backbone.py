@@ -13,6 +13,7 @@ import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.transformer import QuickGELU, VisionTransformer
@@ -55,79 +56,78 @@ def tiny_folder() -> Path:
     return inside if inside.is_dir() else package.parent / "weights" / TINY
 
 
-class Backbone:
-    """A frozen CLIP with its tokenizer.
+class TorchImageEncoder:
+    """The image tower of a frozen CLIP in PyTorch (see ``ImageEncoder``); ``images_encoded`` counts its work."""
 
-    ``spec`` says which; ``notes`` holds what the user should hear once; ``encoder_passes`` counts pictures encoded.
-    """
-
-    def __init__(
-        self, model: torch.nn.Module, tokenizer: Any, spec: ModelSpec, device: torch.device, precision: str = "fp32"
-    ) -> None:
-        """Freeze ``model`` and move it to ``device``; ``precision`` is fp32, or bf16 or fp16 (autocast)."""
+    def __init__(self, visual: torch.nn.Module, spec: ModelSpec, device: torch.device, precision: str = "fp32") -> None:
+        """Freeze ``visual`` and move it to ``device``; ``precision`` is fp32, or bf16 or fp16 (autocast)."""
         self.spec = spec
         self.device = device
         self.precision = precision
-        self.notes: tuple[str, ...] = ()
-        self.encoder_passes = 0
-        self._tokenizer = tokenizer
-        self._model: Any = model.eval().requires_grad_(False).to(device)
-        self._is_resnet = isinstance(self._model.visual, ModifiedResNet)
+        self.images_encoded = 0
+        self._visual: Any = visual.eval().requires_grad_(False).to(device)
+        self._is_resnet = isinstance(visual, ModifiedResNet)
         if self._is_resnet:
-            self._model.visual.to(memory_format=torch.channels_last)
+            self._visual.to(memory_format=torch.channels_last)
 
     @property
     def grids(self) -> tuple[tuple[int, int], ...]:
-        """How many patches (h, w) each stage makes of a picture."""
+        """The patches (h, w) of each stage."""
         if self._is_resnet:
             cells = (self.spec.image_size * 2 ** (STAGE_COUNT - stage) // RESNET_STRIDE for stage in self.spec.stages)
             return tuple((side, side) for side in cells)
-        height, width = self._model.visual.grid_size
+        height, width = self._visual.grid_size
         return ((int(height), int(width)),) * len(self.spec.stages)
 
     @torch.inference_mode()
-    def encode(self, pixels: torch.Tensor) -> ImageFeatures:
-        """Encode normalised pictures in one pass.
+    def encode(self, pixels: NDArray[np.float32]) -> ImageFeatures:
+        """Encode prepared images [B, 3, S, S] in one pass.
 
-        ``pixels`` [B, 3, S, S] float32. Stage n of a ViT is the raw output of block n (1-based): no final layer
-        norm, no class token. Stage n of a ResNet is the output of layer n. Everything comes back float32.
+        Stage n of a ViT is the raw output of block n (1-based): no final layer norm, no class token. Stage n of a
+        ResNet is the output of layer n. Raises ArtifactError where a feature is not a finite number.
         """
-        pixels = pixels.to(self.device)
+        batch = torch.as_tensor(pixels).to(self.device)
         if self._is_resnet:
-            pixels = pixels.contiguous(memory_format=torch.channels_last)
-        self.encoder_passes += len(pixels)
-        with self._autocast():
-            output = self._model.visual.forward_intermediates(pixels, indices=self._block_indices(), output_fmt="NCHW")
-        # A ResNet is asked for all five outputs, stem first: fewer, and open_clip would pool an earlier layer.
+            batch = batch.contiguous(memory_format=torch.channels_last)
+        self.images_encoded += len(batch)
+        with _autocast(self.device, self.precision):
+            output = self._visual.forward_intermediates(batch, indices=self._block_indices(), output_fmt="NCHW")
+        # A ResNet is asked for all five outputs, stem first: with fewer, open_clip would pool an earlier layer.
         intermediates = output["image_intermediates"]
         if self._is_resnet:
             intermediates = [intermediates[stage] for stage in self.spec.stages]
         grids = tuple((tokens.shape[-2], tokens.shape[-1]) for tokens in intermediates)
-        return ImageFeatures(
-            image=self.check_finite(F.normalize(output["image_features"].float(), dim=-1)),
-            patch_tokens=tuple(tokens.float().flatten(2).transpose(1, 2).contiguous() for tokens in intermediates),
-            grids=grids,
-        )
+        image = F.normalize(output["image_features"].float(), dim=-1)
+        patch_tokens = tuple(tokens.float().flatten(2).transpose(1, 2).contiguous() for tokens in intermediates)
+        check_finite((image, *patch_tokens), self.spec.label, self.precision)
+        return ImageFeatures(image, patch_tokens, grids)
 
     def _block_indices(self) -> list[int]:
         return list(range(5)) if self._is_resnet else [stage - 1 for stage in self.spec.stages]
 
-    @torch.inference_mode()
-    def encode_text(self, sentences: list[str]) -> torch.Tensor:
-        """Encode sentences to unit rows [len(sentences), C], float32."""
-        tokens = self._tokenizer(sentences).to(self.device)
-        with self._autocast():
-            parts = [self._encode_tokens(chunk) for chunk in tokens.split(SENTENCES_PER_PASS)]
-        return self.check_finite(F.normalize(torch.cat(parts).float(), dim=-1))
 
-    def check_finite(self, values: torch.Tensor) -> torch.Tensor:
-        """Return what came of this model. Raises ArtifactError for NaN: finite weights overflow too."""
-        if not values.isfinite().all():
-            raise ArtifactError(
-                f"{self.spec.label}: this model gives NaN at --precision {self.precision}; "
-                "try fp32, or fetch or copy its damaged weights anew"
-            )
-        return values
+class TextEncoder:
+    """The text tower of a frozen CLIP with its tokenizer."""
+
+    def __init__(
+        self, model: torch.nn.Module, tokenizer: Any, label: str, device: torch.device, precision: str = "fp32"
+    ) -> None:
+        """Freeze ``model``, open_clip's pair of towers, and move it to ``device``; ``label`` names it in errors."""
+        self._model: Any = model.eval().requires_grad_(False).to(device)
+        self._tokenizer = tokenizer
+        self._label = label
+        self._device = device
+        self._precision = precision
+
+    @torch.inference_mode()
+    def encode(self, sentences: list[str]) -> torch.Tensor:
+        """Encode sentences to unit rows [len(sentences), C], float32. Raises ArtifactError for NaN."""
+        tokens = self._tokenizer(sentences).to(self._device)
+        with _autocast(self._device, self._precision):
+            parts = [self._encode_tokens(chunk) for chunk in tokens.split(SENTENCES_PER_PASS)]
+        features = F.normalize(torch.cat(parts).float(), dim=-1)
+        check_finite((features,), self._label, self._precision)
+        return features
 
     def _encode_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
         """Run the text tower only as far as the longest sentence reaches: it is causal, so what follows is unread."""
@@ -145,10 +145,33 @@ class Backbone:
         features = output["text_features"] if isinstance(output, dict) else output[1]
         return features  # typed above: open_clip is not
 
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        if self.precision == "fp32":
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=AUTOCAST[self.precision])
+
+@dataclass(frozen=True)
+class Backbone:
+    """Both towers of a frozen CLIP; ``notes``: what the user should know of it."""
+
+    encoder: TorchImageEncoder
+    text: TextEncoder
+    notes: tuple[str, ...] = ()
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model."""
+        return self.encoder.spec
+
+
+def check_finite(values: tuple[torch.Tensor, ...], label: str, precision: str) -> None:
+    """Raise ArtifactError for NaN or infinite features of model ``label``: finite weights may overflow too."""
+    if not all(tensor.isfinite().all() for tensor in values):
+        raise ArtifactError(
+            f"{label}: this model gives NaN at precision {precision}; use fp32, or download or copy its weights again"
+        )
+
+
+def _autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=AUTOCAST[precision])
 
 
 @dataclass(frozen=True)
@@ -207,9 +230,9 @@ def load_backbone(
         std=tuple(map(float, preprocessing["std"])),  # type: ignore[arg-type]
         fingerprint=model_fingerprint(clip, config, source.folder and source.folder / FOLDER_WEIGHTS),
     )
-    backbone = Backbone(clip, _tokenizer(source), spec, resolved_device, resolved_precision)
-    backbone.notes = _activation_notes(source, spec)
-    return backbone
+    text = TextEncoder(clip, _tokenizer(source), spec.label, resolved_device, resolved_precision)
+    encoder = TorchImageEncoder(clip.visual, spec, resolved_device, resolved_precision)
+    return Backbone(encoder, text, _activation_notes(source, spec))
 
 
 def resolve_device(device: str) -> torch.device:

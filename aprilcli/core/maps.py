@@ -11,15 +11,17 @@ from collections.abc import Iterable
 import torch
 import torch.nn.functional as F
 
-TEMPERATURE = 100.0  # CLIP's logit scale, as the authors fix it
+from aprilcli.types import LOGIT_SCALE
 
 
-def text_score(image_features: torch.Tensor, text_features: torch.Tensor) -> torch.Tensor:
+def text_score(
+    image_features: torch.Tensor, text_features: torch.Tensor, logit_scale: float = LOGIT_SCALE
+) -> torch.Tensor:
     """Eq. 1: the anomalous entry of softmax(100 · F_c F_tᵀ).
 
     ``image_features`` [B, C] and ``text_features`` [2, C] are unit rows. Returns [B] in [0, 1].
     """
-    return (TEMPERATURE * image_features @ text_features.T).softmax(dim=-1)[:, 1]
+    return (logit_scale * image_features @ text_features.T).softmax(dim=-1)[:, 1]
 
 
 def upsample(grid: torch.Tensor, image_size: int) -> torch.Tensor:
@@ -29,14 +31,17 @@ def upsample(grid: torch.Tensor, image_size: int) -> torch.Tensor:
 
 
 def anomaly_logits(
-    projected_tokens: torch.Tensor, text_features: torch.Tensor, grid_hw: tuple[int, int]
+    projected_tokens: torch.Tensor,
+    text_features: torch.Tensor,
+    grid_hw: tuple[int, int],
+    logit_scale: float = LOGIT_SCALE,
 ) -> torch.Tensor:
     """Return the anomalous minus the normal logit of one stage's patches, [B, L, C] → [B, h, w].
 
     Logits are 100 · P F_tᵀ with unit rows P. Of two channels a softmax sees only this difference.
     """
     unit = F.normalize(projected_tokens, dim=-1)
-    difference = TEMPERATURE * (unit @ (text_features[1] - text_features[0]))
+    difference = logit_scale * (unit @ (text_features[1] - text_features[0]))
     return difference.reshape(-1, *grid_hw)
 
 

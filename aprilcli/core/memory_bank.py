@@ -22,12 +22,11 @@ from aprilcli.core.calibration import LARGEST, Calibration
 from aprilcli.core.coreset import coreset
 from aprilcli.errors import ArtifactError, InputError
 from aprilcli.text import printable
-from aprilcli.types import CONTROL, ModelSpec
+from aprilcli.types import CONTROL, MAX_OBJECT_NAME, Evidence, ModelSpec
 
 KIND = "bank"
 # All of the model that patch tokens depend on. Not its name: a folder may move, and the fingerprint speaks for it.
 MUST_MATCH = ("fingerprint", "activation", "image_size", "stages", "stage_widths", "mean", "std")
-MAX_OBJECT_NAME = 200  # characters; it stands in hundreds of sentences, of which CLIP reads 77 tokens
 MAX_PATH = 4096  # characters
 CHECKED_BYTES = 8 * 1024**2  # of rows checked at a time
 UNIT_TOLERANCE = 0.01  # of rows' lengths: float16 rounds them by a tenth of that
@@ -67,21 +66,6 @@ class Recipe:
 
 
 @dataclass(frozen=True, eq=False)
-class ZeroShotResults:
-    """The zero-shot half of K sources: ``text_scores`` [K] (eq. 1), ``logits`` N × [K, h, w] before eq. 3's softmax."""
-
-    text_scores: torch.Tensor
-    logits: tuple[torch.Tensor, ...]
-
-    def followed_by(self, other: ZeroShotResults) -> ZeroShotResults:
-        """Return these sources' results and then ``other``'s."""
-        logits = zip(self.logits, other.logits, strict=True)
-        return ZeroShotResults(
-            torch.cat([self.text_scores, other.text_scores]), tuple(torch.cat(pair) for pair in logits)
-        )
-
-
-@dataclass(frozen=True, eq=False)
 class MemoryBank:
     """A part's good pictures. Raises ArtifactError where the pieces do not fit each other.
 
@@ -101,7 +85,7 @@ class MemoryBank:
     created: str = ""
     version: str = __version__
     recipe: Recipe = Recipe()
-    zero_shot: ZeroShotResults | None = None
+    zero_shot: Evidence | None = None
 
     def __post_init__(self) -> None:
         """Check that rows, counts, sources and model fit each other; date it if it has no date."""
@@ -121,7 +105,7 @@ class MemoryBank:
         if not self.created:
             object.__setattr__(self, "created", datetime.now(UTC).isoformat(timespec="seconds"))
 
-    def _check_zero_shot(self, results: ZeroShotResults) -> None:
+    def _check_zero_shot(self, results: Evidence) -> None:
         counts = {len(values) for values in (results.text_scores, *results.logits)}
         shaped = results.text_scores.ndim == 1 and all(logits.ndim == 3 for logits in results.logits)
         if counts != {len(self.sources)} or not shaped or len(results.logits) not in (0, len(self.features)):
@@ -195,7 +179,7 @@ class MemoryBank:
             zero_shot = None
             if "text_scores" in tensors:
                 logits = (f"logits.{stage}" for stage in range(len(spec.stages)))
-                zero_shot = ZeroShotResults(tensors["text_scores"], tuple(tensors[n] for n in logits if n in tensors))
+                zero_shot = Evidence(tensors["text_scores"], tuple(tensors[n] for n in logits if n in tensors))
             return cls(
                 features=tuple(tensors[f"features.{stage}"] for stage in range(len(spec.stages))),
                 rows_per_source=tuple(tuple(int(count) for count in stage) for stage in fields["rows_per_source"]),

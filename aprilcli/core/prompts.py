@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from aprilcli.core.backbone import Backbone
+from aprilcli.core.backbone import TextEncoder
+from aprilcli.errors import OptionError
+from aprilcli.types import MAX_OBJECT_NAME
 
 NORMAL_STATES = (
     "{}",
@@ -64,10 +66,13 @@ def sentences(states: tuple[str, ...], object_name: str) -> list[str]:
     return [template.replace("{}", condition) for condition in conditions for template in TEMPLATES]
 
 
-def encode_prompts(backbone: Backbone, object_name: str) -> torch.Tensor:
+def encode_prompts(encoder: TextEncoder, object_name: str) -> torch.Tensor:
     """Return the text features F_t [2, C]: row 0 normal, row 1 anomalous, unit rows, float32.
 
     Each sentence's unit feature is averaged over all states and templates of its group, and the mean normalised.
+    Raises OptionError for a name longer than ``MAX_OBJECT_NAME``.
     """
-    groups = [backbone.encode_text(sentences(states, object_name)) for states in (NORMAL_STATES, ANOMALOUS_STATES)]
+    if len(object_name) > MAX_OBJECT_NAME:
+        raise OptionError(f"an object name of {len(object_name):,} characters; use at most {MAX_OBJECT_NAME}")
+    groups = [encoder.encode(sentences(states, object_name)) for states in (NORMAL_STATES, ANOMALOUS_STATES)]
     return F.normalize(torch.stack([features.mean(dim=0) for features in groups]), dim=-1)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from aprilcli.core import maps
-from aprilcli.core.backbone import Backbone
+from aprilcli.core.encoder import ImageEncoder
 from aprilcli.core.losses import projector_loss
 from aprilcli.core.projector import Projector
 from aprilcli.types import ModelSpec
@@ -34,15 +34,15 @@ class Batch:
 
 
 class ProjectorTrainer:
-    """Adam on a projector, on top of a frozen backbone; focal + dice per stage.
+    """Adam on a projector, on top of a frozen image encoder; focal + dice per stage.
 
     The encoder may compute in half precision; projector, loss and Adam are float32.
     """
 
-    def __init__(self, backbone: Backbone, projector: Projector, learning_rate: float = LEARNING_RATE) -> None:
+    def __init__(self, encoder: ImageEncoder, projector: Projector, learning_rate: float = LEARNING_RATE) -> None:
         """Train ``projector``, in place, from the weights it has."""
-        self.projector = projector.to(backbone.device).requires_grad_(True).train()
-        self._backbone = backbone
+        self.projector = projector.to(encoder.device).requires_grad_(True).train()
+        self._encoder = encoder
         self._optimiser = torch.optim.Adam(projector.parameters(), lr=learning_rate, betas=BETAS)
         # What Adam would make at its first step: with it, the state looks the same at any time.
         for weight in projector.parameters():
@@ -54,7 +54,7 @@ class ProjectorTrainer:
 
     def step(self, batch: Batch) -> float:
         """Take one step and return the loss before it: the sum over the stages, mean over the pictures."""
-        loss = projector_loss(self._stage_maps(batch), batch.masks.to(self._backbone.device))
+        loss = projector_loss(self._stage_maps(batch), batch.masks.to(self._encoder.device))
         self._optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self._optimiser.step()
@@ -64,20 +64,20 @@ class ProjectorTrainer:
     def measure(self, batch: Batch) -> tuple[float, torch.Tensor]:
         """Return the loss, without a step, and the zero-shot maps [B, S, S] in [0, N] (eq. 3)."""
         stage_maps = self._stage_maps(batch)
-        loss = projector_loss(stage_maps, batch.masks.to(self._backbone.device))
+        loss = projector_loss(stage_maps, batch.masks.to(self._encoder.device))
         return loss.item(), torch.stack(stage_maps).sum(dim=0)
 
     def _stage_maps(self, batch: Batch) -> list[torch.Tensor]:
-        features = self._backbone.encode(batch.pixels)
-        text_features = batch.text_features.to(self._backbone.device)
+        features = self._encoder.encode(batch.pixels.numpy())
+        text_features = batch.text_features.to(self._encoder.device)
         # Clones, as autograd does not take what was made in inference mode.
         projected = self.projector(tuple(tokens.clone() for tokens in features.patch_tokens))
-        size = self._backbone.spec.image_size
+        spec = self._encoder.spec
         stage_maps = []
         for tokens, grid in zip(projected, features.grids, strict=True):
             pictures = zip(tokens.split(1), text_features, strict=True)
-            logits = torch.cat([maps.anomaly_logits(one, text, grid) for one, text in pictures])
-            stage_maps.append(maps.zero_shot_stage_map(logits, size))
+            logits = torch.cat([maps.anomaly_logits(one, text, grid, spec.logit_scale) for one, text in pictures])
+            stage_maps.append(maps.zero_shot_stage_map(logits, spec.image_size))
         return stage_maps
 
     def weights(self) -> dict[str, torch.Tensor]:

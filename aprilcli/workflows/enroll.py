@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from aprilcli.core import calibration, maps, memory_bank, nearest
+from aprilcli.core import calibration, memory_bank, nearest
 from aprilcli.core.backbone import PAPER, TINY, is_there
 from aprilcli.core.bank_file import load_bank, new_bank_path, save_bank
 from aprilcli.core.calibration import Calibration
 from aprilcli.core.detector import Detector
-from aprilcli.core.memory_bank import MemoryBank, Recipe, Source, ZeroShotResults
+from aprilcli.core.fusion import fuse
+from aprilcli.core.memory_bank import MemoryBank, Recipe, Source
 from aprilcli.errors import InputError, OptionError, OutputError
 from aprilcli.io.artifacts import sha256_of_file
 from aprilcli.io.atomic import claimed_file
@@ -28,7 +29,7 @@ from aprilcli.io.images import MAX_PIXELS
 from aprilcli.io.published import PUBLISHED
 from aprilcli.io.walk import FoundImage, find_images, require_folder
 from aprilcli.text import printable
-from aprilcli.types import CONTROL
+from aprilcli.types import CONTROL, Detection, Evidence
 from aprilcli.workflows.console import Console
 from aprilcli.workflows.pipeline import Reader, read_all
 
@@ -112,7 +113,7 @@ def _enroll(options: EnrollOptions, path: Path, console: Console) -> EnrollSumma
         console.note(note)
     if old is not None and old.calibration is not None and old.calibration.method == "held-out" and further is None:
         console.note("the bank was calibrated on further photos; without --calibrate it is now on its own references")
-    half = options.coreset is not None or detector.backbone.precision != "fp32"
+    half = options.coreset is not None or detector.encoder.precision != "fp32"
     whole = _remember(options, detector, console, found, sources, old, torch.float16 if half else torch.float32)
     bank = whole if options.coreset is None else memory_bank.subsample(whole, options.coreset, options.seed)
     bank = replace(bank, calibration=_calibrate(options, detector, console, bank, whole, found, further))
@@ -163,25 +164,21 @@ def _remember(
     dtype: torch.dtype,
 ) -> MemoryBank:
     """Encode the photos into a bank, after the rows of ``old``, with their zero-shot results beside."""
-    results: list[ZeroShotResults] = [] if old is None or old.zero_shot is None else [old.zero_shot]
+    evidence: list[Evidence] = [] if old is None or old.zero_shot is None else [old.zero_shot]
 
     def batches() -> Iterator[tuple[torch.Tensor, ...]]:
         for pixels in _read_batches(options, detector, console, found, "enrolling"):
-            features = detector.backbone.encode(torch.from_numpy(pixels))
-            logits = tuple(stage.cpu() for stage in detector.logits(features))
-            results.append(ZeroShotResults(detector.text_scores(features).cpu(), logits))
+            features = detector.encoder.encode(pixels)
+            evidence.append(detector.method.zero_shot(features).cpu())
             yield features.patch_tokens
 
     if old is None:
-        bank = memory_bank.build(batches(), sources, detector.backbone.spec, detector.object_name, dtype=dtype)
+        bank = memory_bank.build(batches(), sources, detector.encoder.spec, detector.object_name, dtype=dtype)
     else:
         bank = memory_bank.append(old, batches(), sources)
-    together = results[0]
-    for following in results[1:]:
-        together = together.followed_by(following)
     projector = None if options.projector is None else _lasting(options.projector)
     recipe = Recipe(_lasting(options.model or TINY), projector, detector.projector_fingerprint, options.value_range)
-    return replace(bank, zero_shot=together, recipe=recipe if old is None else old.recipe)
+    return replace(bank, zero_shot=Evidence.concatenate(evidence), recipe=recipe if old is None else old.recipe)
 
 
 def _read_batches(
@@ -222,46 +219,39 @@ def _calibrate(
             raise InputError(
                 f"{options.calibrate}: every photo is a reference already; calibrate on further good photos"
             )
-        return _score_images(
-            detector.with_bank(bank), _read_batches(options, detector, console, photos, "calibrating"), "held-out"
-        )
+        batches = _read_batches(options, detector, console, photos, "calibrating")
+        return _calibration(_score_all(detector.with_bank(bank), batches), "held-out")
     if len(bank.sources) > 1:
         distances = nearest.leave_one_out(bank, whole)
-        scores, maxima = _score_references(detector, whole, distances, console)
-        return Calibration(scores, maxima, "leave-one-out")
+        return _calibration(_score_references(detector, whole, distances, console), "leave-one-out")
     (pixels,) = _read_batches(options, detector, console, found, "calibrating")
-    return _score_images(detector.with_bank(bank), _mild_changes(pixels, detector), "augmentations")
+    return _calibration(_score_all(detector.with_bank(bank), _mild_changes(pixels, detector)), "augmentations")
+
+
+def _score_all(detector: Detector, batches: Iterator[NDArray[np.float32]]) -> list[Detection]:
+    return [detection for pixels in batches for detection in detector.detect(pixels)]
 
 
 def _score_references(
     detector: Detector, whole: MemoryBank, distances: Iterator[tuple[torch.Tensor, ...]], console: Console
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Add each reference's distances to its zero-shot result: score and map maximum, [K] each."""
-    results = whole.zero_shot
-    if results is None:
+) -> list[Detection]:
+    """Fuse the zero-shot evidence of each of the K references with its distances to the others."""
+    if whole.zero_shot is None:
         raise ValueError("references are scored with their zero-shot results")
     size = whole.spec.image_size
-    maxima = []
+    detections = []
     with console.progress(len(whole.sources), "calibrating") as advance:
         for reference, stages in enumerate(distances):
-            grids = (_as_grid(stage) for stage in stages)
-            anomaly_map = maps.few_shot_map(grids, size)
-            if results.logits:
-                anomaly_map += maps.zero_shot_map((stage[reference, None] for stage in results.logits), size)
-            maxima.append(anomaly_map.amax())
+            shaped = tuple(d.reshape(1, *grid) for d, grid in zip(stages, detector.encoder.grids, strict=True))
+            zero_shot = whole.zero_shot[reference : reference + 1]
+            detections += fuse(replace(zero_shot, distances=shaped), size)
             advance(1)
-    map_maxima = torch.stack(maxima)
-    return (results.text_scores + map_maxima).numpy(), map_maxima.numpy()
-
-
-def _as_grid(distances: torch.Tensor) -> torch.Tensor:
-    side = round(distances.shape[1] ** 0.5)  # pictures are squashed to squares
-    return distances.reshape(1, side, side)
+    return detections
 
 
 def _mild_changes(pixels: NDArray[np.float32], detector: Detector) -> Iterator[NDArray[np.float32]]:
     """Change one prepared photo [1, 3, S, S] a little, in brightness and position."""
-    spec = detector.backbone.spec
+    spec = detector.encoder.spec
     black = (-np.array(spec.mean) / np.array(spec.std)).astype(np.float32)[None, :, None, None]
     for factor in BRIGHTNESS:
         yield ((pixels - black) * factor + black).astype(np.float32)
@@ -272,12 +262,10 @@ def _mild_changes(pixels: NDArray[np.float32], detector: Detector) -> Iterator[N
         yield padded[:, :, 2 + down : 2 + down + height, 2 + right : 2 + right + width].copy()
 
 
-def _score_images(scanner: Detector, batches: Iterator[NDArray[np.float32]], method: calibration.Method) -> Calibration:
-    detections = [detection for pixels in batches for detection in scanner.detect(pixels)]
+def _calibration(detections: list[Detection], method: calibration.Method) -> Calibration:
     maxima = [detection.map_max for detection in detections if detection.map_max is not None]
-    return Calibration(
-        np.array([detection.score for detection in detections], np.float32), np.array(maxima, np.float32), method
-    )
+    scores = [detection.score for detection in detections]
+    return Calibration(np.array(scores, np.float32), np.array(maxima, np.float32), method)
 
 
 def _lasting(name: str) -> str:

@@ -15,7 +15,7 @@ import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from aprilcli.core import maps
 from aprilcli.core.detector import Detector
+from aprilcli.core.fusion import fuse
 from aprilcli.core.memory_bank import unit_rows
 from aprilcli.core.nearest import nearest_distance
 from aprilcli.core.training_set import resize_mask
@@ -32,7 +32,7 @@ from aprilcli.errors import InputError
 from aprilcli.io.artifacts import sha256_of_file
 from aprilcli.io.datasets import LabelledImage, LabelledObject, read_mask
 from aprilcli.io.walk import FoundImage
-from aprilcli.types import ImageFeatures
+from aprilcli.types import Detection, Evidence, ImageFeatures
 from aprilcli.workflows.pipeline import PreparedImage, Reader, map_ahead
 
 Item = TypeVar("Item")
@@ -48,35 +48,28 @@ class Setting:
 
 @dataclass(frozen=True)
 class TestImage:
-    """A test photo and what its maps are made from; ``path`` is relative to the data set, with ``/``.
+    """A test image and its evidence; ``path`` is relative to the data set, with ``/``.
 
-    ``logits`` N × [h, w] (eq. 2) and ``distances`` N × [F, h, w] (eq. 4) stay on the device: for the paper's model
-    22 kB for each. ``mask`` [S, S] bool, None where no pixel is anomalous; ``has_pixels``: whether the mask is known.
-    ``error`` says why a picture has nothing of this.
+    ``zero_shot`` is its evidence without references; ``distances`` N × [F, h, w] (eq. 4) are those to each bank. Both
+    stay on the device: for the paper's model 22 kB for each map. ``mask`` [S, S] bool, None where no pixel is
+    anomalous; ``has_pixels``: whether the mask is known. ``error`` says why an image has nothing of this.
     """
 
     image: LabelledImage
     path: str
     size_hw: tuple[int, int] = (0, 0)
     error: str | None = None
-    text_score: float = 0.0
-    logits: tuple[torch.Tensor, ...] = field(default=(), repr=False)
+    zero_shot: Evidence | None = field(default=None, repr=False)
     distances: tuple[torch.Tensor, ...] = field(default=(), repr=False)
     mask: NDArray[np.bool_] | None = field(default=None, repr=False)
     has_pixels: bool = False
 
-    @torch.inference_mode()
-    def anomaly_map(self, few_shot: int | None, image_size: int) -> NDArray[np.float32] | None:
-        """Draw the map [S, S] as ``Detector`` does, with the bank at position ``few_shot``; None if there is none."""
-        branches = []
-        if self.logits:
-            branches.append(maps.zero_shot_map((one[None] for one in self.logits), image_size)[0])
-        if few_shot is not None:
-            branches.append(maps.few_shot_map((one[few_shot][None] for one in self.distances), image_size)[0])
-        if not branches:
+    def detect(self, bank: int | None, image_size: int) -> Detection | None:
+        """Fuse the evidence with that of the bank at position ``bank``; None where the image could not be read."""
+        if self.zero_shot is None:
             return None
-        drawn: NDArray[np.float32] = sum(branches[1:], branches[0]).cpu().numpy()
-        return drawn
+        distances = () if bank is None else tuple(stage[bank, None] for stage in self.distances)
+        return fuse(replace(self.zero_shot, distances=distances), image_size)[0]
 
 
 @dataclass(frozen=True)
@@ -138,7 +131,7 @@ class ObjectEncoder:
         """Return each reference's unit rows, K × N × [L, Cv]."""
         encoded = []
         for batch in _batches(iter(drawing.pixels), self._batch_size):
-            features = detector.backbone.encode(torch.from_numpy(np.stack(batch)))
+            features = detector.encoder.encode(np.stack(batch))
             for position in range(len(batch)):
                 encoded.append(tuple(unit_rows(tokens[position]) for tokens in features.patch_tokens))
                 advance()
@@ -152,7 +145,7 @@ class ObjectEncoder:
         banks: list[tuple[int, ...]],
         advance: Callable[[], None],
     ) -> Iterator[tuple[TestImage, _Read]]:
-        size = detector.backbone.spec.image_size
+        size = detector.encoder.spec.image_size
 
         def read(image: LabelledImage) -> _Read:
             return _read_test_image(image, self._root, detector, size)
@@ -165,14 +158,13 @@ class ObjectEncoder:
                 if error is not None:
                     yield TestImage(found.image, path, error=error), found
                 else:
-                    text_score, logits, distances = next(rows)
+                    zero_shot, distances = next(rows)
                     yield (
                         TestImage(
                             image=found.image,
                             path=path,
                             size_hw=found.picture.size_hw,
-                            text_score=text_score,
-                            logits=logits,
+                            zero_shot=zero_shot,
                             distances=distances,
                             mask=found.mask,
                             has_pixels=found.has_pixels,
@@ -273,18 +265,14 @@ def _features(
     pixels: list[NDArray[np.float32]],
     references: list[tuple[torch.Tensor, ...]],
     banks: list[tuple[int, ...]],
-) -> Iterator[tuple[float, tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]]:
-    """Encode a batch in one pass; give each picture's text score, logits and distances."""
-    features = detector.backbone.encode(torch.from_numpy(np.stack(pixels)))
-    logits = detector.logits(features)
+) -> Iterator[tuple[Evidence, tuple[torch.Tensor, ...]]]:
+    """Encode a batch in one pass; yield each image's zero-shot evidence and its distances to the banks."""
+    features = detector.encoder.encode(np.stack(pixels))
+    zero_shot = detector.method.zero_shot(features)
     distances = _distances(features, references, banks) if banks else ()
-    for position, text_score in enumerate(detector.text_scores(features).tolist()):
-        # Copies: a row of a batch would keep the whole batch.
-        yield (
-            text_score,
-            tuple(one[position].clone() for one in logits),
-            tuple(one[position].clone() for one in distances),
-        )
+    for position in range(len(pixels)):
+        # Copies: a view of one image would keep the whole batch.
+        yield zero_shot[position : position + 1].clone(), tuple(stage[position].clone() for stage in distances)
 
 
 def _distances(

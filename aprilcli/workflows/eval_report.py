@@ -32,6 +32,7 @@ from aprilcli.io import paper_tables
 from aprilcli.io.atomic import written_aside
 from aprilcli.io.datasets import LabelledDataset, LabelledObject
 from aprilcli.text import printable
+from aprilcli.types import Detection
 from aprilcli.workflows.eval_encoding import Setting, TestImage
 from aprilcli.workflows.eval_plots import Curves
 
@@ -154,17 +155,18 @@ def score_rows(
     object_name: str,
     setting: Setting,
     pictures: Sequence[TestImage],
-    maxima: Sequence[float],
+    detections: Sequence[Detection],
     scores: Sequence[float],
 ) -> tuple[ScoreRow, ...]:
-    """Return a row per picture; ``scores`` and (if there are maps) ``maxima`` are those of the readable ones."""
-    rows, highest, score = [], iter(maxima), iter(scores)
+    """Return a row per image; ``detections`` and ``scores`` are those of the readable ones."""
+    rows, results = [], zip(detections, scores, strict=True)
     for one in pictures:
         where = (object_name, one.image.defect, one.path, one.image.label, setting)
         if one.error is not None:
             rows.append(ScoreRow(*where, error=one.error))
         else:
-            rows.append(ScoreRow(*where, one.text_score, next(highest, None), next(score)))
+            detection, score = next(results)
+            rows.append(ScoreRow(*where, detection.text_score, detection.map_max, score))
     return tuple(rows)
 
 

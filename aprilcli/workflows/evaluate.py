@@ -21,8 +21,10 @@ from numpy.typing import NDArray
 from aprilcli.core import maps
 from aprilcli.core.backbone import PAPER, TINY, Backbone, load_backbone
 from aprilcli.core.detector import Detector
+from aprilcli.core.fusion import authors_scores
 from aprilcli.core.metrics import PixelScores, image_metrics, roc_curve, vand
 from aprilcli.core.projector import Projector, load_projector
+from aprilcli.core.prompts import encode_prompts
 from aprilcli.errors import InputError, OptionError, OutputError
 from aprilcli.io import paper_tables, reports
 from aprilcli.io.atomic import claimed, output_errors, remove_leftovers
@@ -110,7 +112,10 @@ def _evaluate(
         encoder = ObjectEncoder(dataset.root, settings, pool, options.workers, options.batch_size)
         with console.progress(total, "evaluating") as advance:
             for one in dataset.objects:
-                detector = Detector(backbone, projector, None, one.category)
+                text_features = encode_prompts(backbone.text, one.category)
+                detector = Detector(
+                    backbone.encoder, text_features, projector, object_name=one.category, notes=backbone.notes
+                )
                 notes += [note for note in detector.notes if note not in notes]
                 encoded = encoder.encode(one, detector, advance)
                 problems += encoded.problems
@@ -276,23 +281,27 @@ def _measure(
     write: Callable[[int, NDArray[np.float32]], None] | None,
     with_curves: bool,
 ) -> Result:
-    """Draw every picture's map anew, add its pixels, and keep its maximum."""
+    """Fuse every image's evidence, add its pixels, and keep its scores."""
     bank = encoded.bank_of(setting)
     readable = [picture for picture in encoded.pictures if picture.error is None]
     has_masks = any(picture.has_pixels and picture.image.label for picture in readable)
-    pixels, maxima = PixelScores(), []
+    pixels, detections = PixelScores(), []
     for position, picture in enumerate(encoded.pictures):
-        anomaly_map = picture.anomaly_map(bank, image_size) if picture.error is None else None
-        if anomaly_map is None:
+        detection = picture.detect(bank, image_size)
+        if detection is None:
             continue
-        maxima.append(float(anomaly_map.max()))
+        detections.append(replace(detection, anomaly_map=None))
+        if detection.anomaly_map is None:
+            continue
         if has_masks and picture.has_pixels:
-            pixels.add(anomaly_map, picture.mask)
+            pixels.add(detection.anomaly_map, picture.mask)
         if write is not None:
-            source = maps.resize_map(torch.from_numpy(anomaly_map), picture.size_hw)
+            source = maps.resize_map(torch.from_numpy(detection.anomaly_map), picture.size_hw)
             write(position, source.numpy())
     labels = [picture.image.label for picture in readable]
-    scores = image_scores([picture.text_score for picture in readable], maxima, setting.shots, fusion)
+    scores = [detection.score for detection in detections]
+    if fusion == "authors" and setting.shots:
+        scores = authors_scores(detections)
     measured = {**pixels.metrics(), **image_metrics(labels, scores)}
     measured["vand"] = vand(measured["f1max_cls"], measured["f1max_segm"])
     curves = None
@@ -306,27 +315,9 @@ def _measure(
         setting=setting,
         references=encoded.references[encoded.settings.index(setting)],
         metrics=measured,
-        rows=eval_report.score_rows(one.name, setting, encoded.pictures, maxima, scores),
+        rows=eval_report.score_rows(one.name, setting, encoded.pictures, detections, scores),
         curves=curves,
     )
-
-
-def image_scores(text_scores: Sequence[float], maxima: Sequence[float], shots: int, fusion: str) -> list[float]:
-    """Return the score of each of an object's test pictures, from its text score and its map's maximum.
-
-    Zero shots: the text score. ``sum``: text score + maximum, in float32 as ``scan`` adds them. ``authors``: the mean
-    of the text score and the maximum scaled by the smallest and largest of the object's test pictures.
-    """
-    if not shots or not text_scores:
-        return list(text_scores)
-    text, highest = np.asarray(text_scores, np.float32), np.asarray(maxima, np.float32)
-    if fusion == "sum":
-        total: list[float] = (text + highest).tolist()
-        return total
-    spread = highest.max() - highest.min()
-    scaled = (highest - highest.min()) / (spread if spread > 0 else np.float32(1))
-    mean: list[float] = ((text + scaled) / 2).tolist()
-    return mean
 
 
 def _leakage(dataset: LabelledDataset, projector: Projector | None, fingerprint: str) -> str | None:
@@ -374,8 +365,8 @@ def _describe(
         "versions": reports.versions(),
         "options": {name: str(value) if isinstance(value, Path) else value for name, value in asdict(options).items()},
         "model": backbone.spec.to_json(),
-        "device": str(backbone.device),
-        "precision": backbone.precision,
+        "device": str(backbone.encoder.device),
+        "precision": backbone.encoder.precision,
         "projector": projector.identity if projector is not None else None,
         "settings": [asdict(setting) for setting in settings],
     }

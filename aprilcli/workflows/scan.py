@@ -208,7 +208,7 @@ def _prepare_output(options: ScanOptions, record: dict[str, Any], tally: _Tally)
 
 
 def _describe_run(options: ScanOptions, detector: Detector, rule: DecisionRule, started: str) -> dict[str, Any]:
-    spec = detector.backbone.spec
+    spec = detector.encoder.spec
     return {
         "versions": reports.versions(),
         "options": {
@@ -217,8 +217,8 @@ def _describe_run(options: ScanOptions, detector: Detector, rule: DecisionRule, 
             if name not in EXECUTION_OPTIONS
         },
         "model": spec.to_json(),
-        "device": str(detector.backbone.device),
-        "precision": detector.backbone.precision,
+        "device": str(detector.encoder.device),
+        "precision": detector.encoder.precision,
         # Sums over other pieces, or in other registers, differ in their last bits.
         "omp_num_threads": torch.get_num_threads(),
         "cpu": torch.backends.cpu.get_cpu_capability(),
@@ -247,7 +247,7 @@ def _score_all(
     Yields each row with its journal line. Once ``interrupted``, ends with what has been encoded.
     """
     description = {
-        "model": detector.backbone.spec.label,
+        "model": detector.encoder.spec.label,
         "projector": detector.projector.name if detector.projector is not None else None,
         "bank": options.part,
     }

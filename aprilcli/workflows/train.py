@@ -226,8 +226,8 @@ def _settings(options: TrainOptions, public_set: str | None, backbone: Backbone)
         "mosaic": mosaic if options.mosaic is None else options.mosaic,
         "val": options.validation,
         "seed": options.seed,
-        "device": backbone.device.type,
-        "precision": backbone.precision,
+        "device": backbone.encoder.device.type,
+        "precision": backbone.encoder.precision,
     }
 
 
@@ -247,7 +247,7 @@ class _Run:
         self._description: dict[str, Any] = json.loads(json.dumps(description))  # as it is read back
         self._pool = pool
         projector = new_projector(backbone.spec, options.seed, trained_on)
-        self._trainer = ProjectorTrainer(backbone, projector, options.learning_rate)
+        self._trainer = ProjectorTrainer(backbone.encoder, projector, options.learning_rate)
         self._kept_weights = self._trainer.weights()
         self._text_features: dict[str, torch.Tensor] = {}
         self.history: list[Record] = []  # of the epochs whose end is on disk
@@ -286,7 +286,7 @@ class _Run:
     def train(self, training: Sequence[Sample], validation: Sequence[Sample], console: Console) -> None:
         """Run the epochs that are left, each ending with a checkpoint and a note."""
         for name in sorted({sample.category for sample in (*training, *validation)}):
-            self._text_features[name] = encode_prompts(self._backbone, name).cpu()
+            self._text_features[name] = encode_prompts(self._backbone.text, name).cpu()
         epochs, first = self._options.epochs, len(self.history) + 1
         total = (epochs + 1 - first) * (len(training) + len(validation))
         with console.progress(total, "training") as advance:
@@ -315,7 +315,9 @@ class _Run:
     def _check_finite(self, loss: float, what: str) -> None:
         if not math.isfinite(loss):
             way_on = (
-                "give a lower one" if self._backbone.precision == "fp32" else "give a lower one, or --precision fp32"
+                "give a lower one"
+                if self._backbone.encoder.precision == "fp32"
+                else "give a lower one, or --precision fp32"
             )
             if self.history:
                 way_on += f"; --resume --epochs {len(self.history)} keeps what came before"

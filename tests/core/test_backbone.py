@@ -8,12 +8,13 @@ import pickle
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers import QUERIES, GoldenCase, change_config
 from safetensors.torch import load_file, save_file
 
-from aprilcli.core.backbone import load_backbone
+from aprilcli.core.backbone import TorchImageEncoder, load_backbone
 from aprilcli.core.prompts import encode_prompts
 from aprilcli.errors import ArtifactError, BackboneError, OptionError
 
@@ -31,9 +32,9 @@ def test_pixels_are_squashed_as_the_authors_do(golden: GoldenCase, query: str) -
 
 @pytest.mark.parametrize("query", QUERIES)
 def test_one_pass_gives_image_features_and_every_stage(golden: GoldenCase, query: str) -> None:
-    before = golden.backbone.encoder_passes
-    features = golden.backbone.encode(golden.pixels(query))
-    assert golden.backbone.encoder_passes == before + 1
+    before = golden.encoder.images_encoded
+    features = golden.encoder.encode(golden.pixels(query))
+    assert golden.encoder.images_encoded == before + 1
     torch.testing.assert_close(features.image[0], golden.numbers[f"{query}/image_features"], atol=1e-5, rtol=0)
     for stage, tokens in enumerate(features.patch_tokens):
         torch.testing.assert_close(tokens[0], golden_tokens(golden, query, stage), atol=1e-5, rtol=1e-5)
@@ -42,7 +43,7 @@ def test_one_pass_gives_image_features_and_every_stage(golden: GoldenCase, query
 def test_fewer_stages_of_a_tower_are_the_same_stages(golden: GoldenCase) -> None:
     some = golden.stages[1:3]
     part = load_backbone(str(golden.folder), image_size=golden.image_size, stages=some, device="cpu")
-    features = part.encode(golden.pixels("query0"))
+    features = part.encoder.encode(golden.pixels("query0"))
     for offset, tokens in enumerate(features.patch_tokens):
         torch.testing.assert_close(tokens[0], golden_tokens(golden, "query0", offset + 1), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(features.image[0], golden.numbers["query0/image_features"], atol=1e-5, rtol=0)
@@ -57,9 +58,9 @@ def test_activation_and_widths_are_recorded(golden: GoldenCase) -> None:
 
 def test_a_batch_gives_what_each_picture_gives_alone(golden: GoldenCase) -> None:
     pictures = [golden.pixels(query) for query in QUERIES]
-    together = golden.backbone.encode(torch.cat(pictures))
+    together = golden.encoder.encode(torch.cat(pictures))
     for index, picture in enumerate(pictures):
-        alone = golden.backbone.encode(picture)
+        alone = golden.encoder.encode(picture)
         torch.testing.assert_close(together.image[index], alone.image[0], atol=1e-6, rtol=0)
         for mine, theirs in zip(together.patch_tokens, alone.patch_tokens, strict=True):
             torch.testing.assert_close(mine[index], theirs[0], atol=1e-5, rtol=1e-5)
@@ -165,7 +166,7 @@ def test_an_input_beyond_all_measure_is_wrong_usage(golden_vit: GoldenCase) -> N
 
 
 def test_grids_are_those_of_the_features(golden: GoldenCase) -> None:
-    assert golden.backbone.grids == golden.backbone.encode(golden.pixels("query0")).grids
+    assert golden.encoder.grids == golden.encoder.encode(golden.pixels("query0")).grids
 
 
 def test_a_custom_text_tower_larger_than_its_file_is_refused_before_it_is_built(
@@ -187,11 +188,26 @@ def test_finite_weights_that_overflow_never_make_a_score(golden_vit: GoldenCase,
     save_file(weights, folder / "open_clip_model.safetensors")
     backbone = load_backbone(str(folder), device="cpu")
     pixels = torch.randn(1, 3, 56, 56, generator=torch.Generator().manual_seed(0))
-    with pytest.raises(ArtifactError, match="overflow: this model gives NaN at --precision fp32"):
-        backbone.encode(pixels) if harmed.startswith("visual") else encode_prompts(backbone, "bolt")
+    with pytest.raises(ArtifactError, match="overflow: this model gives NaN at precision fp32"):
+        backbone.encoder.encode(pixels) if harmed.startswith("visual") else encode_prompts(backbone.text, "bolt")
 
 
 def test_a_model_folder_that_no_bank_could_name_is_refused(golden_vit: GoldenCase, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(golden_vit.folder, tmp_path / "\x1b[31mred"))
     with pytest.raises(BackboneError, match=r"x1b\[31mred: a model folder's path needs printable UTF-8"):
         load_backbone(str(folder), device="cpu")
+
+
+class OneLostPatch(torch.nn.Module):
+    """An image tower whose class token survives while a patch does not."""
+
+    def forward_intermediates(self, pixels, **_):
+        patches = torch.zeros(len(pixels), 8, 2, 2)
+        patches[0, 0, 1, 1] = torch.nan
+        return {"image_features": torch.ones(len(pixels), 4), "image_intermediates": [patches]}
+
+
+def test_patch_tokens_that_are_not_finite_are_refused(golden_vit: GoldenCase) -> None:
+    encoder = TorchImageEncoder(OneLostPatch(), golden_vit.backbone.spec, torch.device("cpu"))
+    with pytest.raises(ArtifactError, match="gives NaN"):
+        encoder.encode(np.zeros((1, 3, 56, 56), np.float32))

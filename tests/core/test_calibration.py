@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from aprilcli.core.calibration import SMALLEST_SPREAD, Calibration, Threshold, needed_photos
-from aprilcli.core.detector import Detector
 from aprilcli.core.memory_bank import build
 from aprilcli.errors import ArtifactError, InputError, OptionError
 
@@ -195,11 +194,11 @@ def test_false_alarms_keep_to_the_rate_on_a_real_model(golden_vit: GoldenCase) -
 
     generator = torch.Generator().manual_seed(1)
     pictures = torch.randn(240, 3, 70, 70, generator=generator)
-    encode = golden_vit.backbone.encode
+    encode = golden_vit.encoder.encode
     sources = [Source(str(index), str(index)) for index in range(2)]
     bank = build([encode(pictures[:2]).patch_tokens], sources, golden_vit.backbone.spec, "object")
-    plain = Detector(golden_vit.backbone)
-    detector = Detector(golden_vit.backbone, None, bank)
+    plain = golden_vit.detector()
+    detector = golden_vit.detector(None, bank)
     assert plain.has_maps is False
     detections = [one for batch in pictures[2:].split(34) for one in detector.detect(batch)]
     scores = np.array([one.score for one in detections], np.float32)

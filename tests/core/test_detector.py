@@ -17,17 +17,15 @@ from aprilcli.errors import ArtifactError, OptionError
 def bank_of(golden: GoldenCase, patches: int | None = None) -> MemoryBank:
     """A bank of one random picture, with so many patches per stage where told."""
     picture = torch.randn(1, 3, golden.image_size, golden.image_size, generator=torch.Generator().manual_seed(0))
-    tokens = [stage[:, :patches] for stage in golden.backbone.encode(picture).patch_tokens]
+    tokens = [stage[:, :patches] for stage in golden.encoder.encode(picture).patch_tokens]
     return build([tokens], [Source("a.png", "a")], golden.backbone.spec, "object", dtype=torch.float32)
 
 
 def test_a_bank_given_later_scores_as_one_given_at_once(golden: GoldenCase) -> None:
     pixels = golden.pixels("query0")
     bank = bank_of(golden)
-    plain = Detector(golden.backbone)
-    later, at_once = (
-        detector.detect(pixels)[0] for detector in (plain.with_bank(bank), Detector(golden.backbone, None, bank))
-    )
+    plain = golden.detector()
+    later, at_once = (detector.detect(pixels)[0] for detector in (plain.with_bank(bank), golden.detector(None, bank)))
     assert later.score == at_once.score
     assert (later.anomaly_map == at_once.anomaly_map).all()
     assert plain.bank is None
@@ -38,9 +36,9 @@ def test_a_bank_given_later_scores_as_one_given_at_once(golden: GoldenCase) -> N
 def test_a_bank_of_something_else_is_refused_early_or_late(golden: GoldenCase, flaw: str) -> None:
     bank = bank_of(golden, 3) if flaw == "patches" else replace(bank_of(golden), object_name="bolt")
     with pytest.raises(ArtifactError, match="enroll the part"):
-        Detector(golden.backbone, None, bank)
+        golden.detector(None, bank)
     with pytest.raises(ArtifactError, match="enroll the part"):
-        Detector(golden.backbone).with_bank(bank)
+        golden.detector().with_bank(bank)
 
 
 def test_a_projector_whose_weights_overflow_never_makes_a_score(golden_vit: GoldenCase) -> None:
@@ -48,23 +46,14 @@ def test_a_projector_whose_weights_overflow_never_makes_a_score(golden_vit: Gold
     projector.fc[0].weight.sign_().mul_(3e38)
     projector.name = "made/by.safetensors"
     with pytest.raises(ArtifactError, match=r"made/by\.safetensors: its weights overflow"):
-        Detector(golden_vit.backbone, projector).detect(golden_vit.pixels("query0"))
+        golden_vit.detector(projector).detect(golden_vit.pixels("query0"))
 
 
 def test_a_name_longer_than_any_object_has_is_wrong_usage(golden_vit: GoldenCase) -> None:
-    with pytest.raises(OptionError, match="--object: a name of 1,000,000 characters; give at most 200"):
-        Detector(golden_vit.backbone, object_name="word " * 200_000)
+    with pytest.raises(OptionError, match="an object name of 1,000,000 characters; use at most 200"):
+        golden_vit.detector(object_name="word " * 200_000)
 
 
 def test_a_name_with_control_characters_is_wrong_usage(golden_vit: GoldenCase) -> None:
     with pytest.raises(OptionError, match=r"--object \\x1b\[31m: "):
         Detector.load(str(golden_vit.folder), object_name="\x1b[31m", device="cpu")
-
-
-def test_patches_that_are_no_numbers_are_no_score(golden_vit: GoldenCase) -> None:
-    features = golden_vit.backbone.encode(golden_vit.pixels("query0"))
-    lost = replace(features, patch_tokens=(*features.patch_tokens[:-1], features.patch_tokens[-1] * torch.nan))
-    detector = Detector(golden_vit.backbone, None, bank_of(golden_vit))
-    assert detector.score(features)[0].map_max is not None
-    with pytest.raises(ArtifactError, match="gives NaN"):
-        detector.score(lost)

@@ -13,7 +13,7 @@ from aprilcli.core import maps
 def zero_shot_inputs(
     golden: GoldenCase, query: str
 ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor, tuple[tuple[int, int], ...]]:
-    features = golden.backbone.encode(golden.pixels(query))
+    features = golden.encoder.encode(golden.pixels(query))
     return golden.projector(features.patch_tokens), golden.numbers["text_features/metal_nut"], features.grids
 
 

@@ -15,7 +15,6 @@ from aprilcli.core.memory_bank import (
     MemoryBank,
     Recipe,
     Source,
-    ZeroShotResults,
     append,
     build,
     new_sources,
@@ -24,7 +23,7 @@ from aprilcli.core.memory_bank import (
 )
 from aprilcli.core.nearest import leave_one_out, nearest_distance
 from aprilcli.errors import ArtifactError, InputError
-from aprilcli.types import ModelSpec
+from aprilcli.types import Evidence, ModelSpec
 
 QUERIES = ("query0", "query1", "query2")
 WIDTHS = (8, 16)
@@ -55,7 +54,7 @@ def make_bank(count, seed=0, dtype=torch.float32):
 def draw_zero_shot(count):
     generator = torch.Generator().manual_seed(3)
     grids = tuple(torch.randn(count, side, side, generator=generator) for side in (3, 2))
-    return ZeroShotResults(torch.rand(count, generator=generator), grids)
+    return Evidence(torch.rand(count, generator=generator), grids)
 
 
 def direct_distance(tokens, rows):
@@ -92,11 +91,11 @@ def test_few_shot_maps_are_the_authors(golden, dtype):
 def test_a_bank_enrolled_from_the_pictures_gives_the_authors_maps(golden):
     pixels = torch.cat([golden.pixels("ref0"), golden.pixels("ref1")])
     bank = build(
-        [golden.backbone.encode(pixels).patch_tokens], make_sources(2), golden.backbone.spec, "x", dtype=torch.float32
+        [golden.encoder.encode(pixels).patch_tokens], make_sources(2), golden.backbone.spec, "x", dtype=torch.float32
     )
     for stage, rows in enumerate(bank.features):
         torch.testing.assert_close(rows, unit_rows(golden.numbers[f"bank/{stage}"]), rtol=0, atol=1e-5)
-    features = golden.backbone.encode(golden.pixels("query0"))
+    features = golden.encoder.encode(golden.pixels("query0"))
     stages = zip(features.patch_tokens, bank.features, features.grids, strict=True)
     distances = [nearest_distance(tokens, rows).reshape(1, *grid) for tokens, rows, grid in stages]
     few_shot = maps.few_shot_map(distances, golden.image_size)[0]
@@ -270,13 +269,9 @@ def test_round_trip_through_an_artifact(calibrated):
         assert again.zero_shot is None
 
 
-def test_zero_shot_results_follow_each_other_in_the_order_of_the_sources():
+def test_evidence_is_joined_in_the_order_of_the_parts():
     whole = draw_zero_shot(5)
-    parts = [
-        ZeroShotResults(whole.text_scores[cut], tuple(stage[cut] for stage in whole.logits))
-        for cut in (slice(2), slice(2, 5))
-    ]
-    together = parts[0].followed_by(parts[1])
+    together = Evidence.concatenate([whole[:2], whole[2:]])
     assert torch.equal(together.text_scores, whole.text_scores)
     assert all(torch.equal(a, b) for a, b in zip(together.logits, whole.logits, strict=True))
 

@@ -30,7 +30,7 @@ def test_a_saved_projector_projects_the_same(golden: GoldenCase, tmp_path: Path)
     loaded = load_projector(str(tmp_path / "p.safetensors"), "any", golden.backbone.spec)
     assert loaded is not None
     assert loaded.identity["fingerprint"] == golden.projector.identity["fingerprint"]
-    tokens = golden.backbone.encode(golden.pixels("query0")).patch_tokens
+    tokens = golden.encoder.encode(golden.pixels("query0")).patch_tokens
     for mine, theirs in zip(loaded(tokens), golden.projector(tokens), strict=True):
         assert torch.equal(mine, theirs)
 
@@ -128,7 +128,7 @@ def test_surplus_tensors_are_refused_before_room_is_made(golden_vit: GoldenCase,
     if kind == "projector":
         save_projector(golden_vit.projector, path)
     else:
-        tokens = golden_vit.backbone.encode(golden_vit.pixels("query0")).patch_tokens
+        tokens = golden_vit.encoder.encode(golden_vit.pixels("query0")).patch_tokens
         save_bank(build([tokens], [Source("a.png", "0" * 64)], spec, "nut"), path)
     with_surplus(path, "features.9\x1b[31m" + "x" * 1000)
     with pytest.raises(ArtifactError, match=r"tensor '?features\.9\\x1b") as caught:

@@ -19,7 +19,7 @@ def golden_batch(golden: GoldenCase) -> Batch:
 
 
 def trainer_of(golden: GoldenCase) -> ProjectorTrainer:
-    return ProjectorTrainer(golden.backbone, copy.deepcopy(golden.projector))
+    return ProjectorTrainer(golden.encoder, copy.deepcopy(golden.projector))
 
 
 def test_three_steps_are_the_authors(golden: GoldenCase) -> None:
@@ -77,16 +77,16 @@ def test_a_state_of_another_projector_is_refused(golden_vit: GoldenCase) -> None
 
 def test_the_backbone_is_left_alone(golden_vit: GoldenCase) -> None:
     pixels = golden_batch(golden_vit).pixels
-    before = golden_vit.backbone.encode(pixels)
+    before = golden_vit.encoder.encode(pixels)
     trainer_of(golden_vit).step(golden_batch(golden_vit))
-    after = golden_vit.backbone.encode(pixels)
+    after = golden_vit.encoder.encode(pixels)
     assert all(torch.equal(a, b) for a, b in zip(before.patch_tokens, after.patch_tokens, strict=True))
 
 
 def test_one_encoder_pass_per_step(golden_vit: GoldenCase) -> None:
-    before = golden_vit.backbone.encoder_passes
+    before = golden_vit.encoder.images_encoded
     trainer_of(golden_vit).step(golden_batch(golden_vit))
-    assert golden_vit.backbone.encoder_passes == before + len(QUERIES)
+    assert golden_vit.encoder.images_encoded == before + len(QUERIES)
 
 
 def test_the_first_weights_follow_from_the_seed_alone(golden_vit: GoldenCase) -> None:

@@ -2,35 +2,44 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import pytest
-import torch
-from helpers import read_record, run_eval
+import numpy as np
+from helpers import GoldenCase, read_record, run_eval
 
-from aprilcli.core.backbone import Backbone
+from aprilcli.core.detector import Detector
+from aprilcli.core.encoder import ImageEncoder
+from aprilcli.core.prompts import encode_prompts
+from aprilcli.io.datasets import read_dataset
 from aprilcli.types import ImageFeatures
-from aprilcli.workflows.eval_encoding import draw_order
+from aprilcli.workflows.eval_encoding import ObjectEncoder, Setting, draw_order
 
 
-def test_each_picture_is_encoded_once_for_all_settings(
-    parts: Path, model: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    backbones: set[Backbone] = set()
-    encode = Backbone.encode
+class CountingEncoder:
+    """An ``ImageEncoder`` that counts the images another one encodes."""
 
-    def watched(self: Backbone, pixels: torch.Tensor) -> ImageFeatures:
-        backbones.add(self)
-        return encode(self, pixels)
+    def __init__(self, encoder: ImageEncoder) -> None:
+        self.spec, self.grids = encoder.spec, encoder.grids
+        self.device, self.precision = encoder.device, encoder.precision
+        self.count = 0
+        self._encoder = encoder
 
-    monkeypatch.setattr(Backbone, "encode", watched)
-    run_eval(parts, tmp_path / "out", *model, "--shots", "0,1,2,4", "--seeds", 5, "--batch-size", 2)
-    results = read_record(tmp_path / "out")["results"]
-    assert len(results) == 2 * 16
-    drawn = {reference for one in results for reference in one["references"]}
-    assert 4 < len(drawn) <= 10
-    (backbone,) = backbones
-    assert backbone.encoder_passes == 2 * 6 + len(drawn)
+    def encode(self, pixels: np.ndarray) -> ImageFeatures:
+        self.count += len(pixels)
+        return self._encoder.encode(pixels)
+
+
+def test_each_image_is_encoded_once_for_all_settings(parts: Path, golden_vit: GoldenCase) -> None:
+    encoder = CountingEncoder(golden_vit.encoder)
+    (bolt,) = (one for one in read_dataset(parts).objects if one.name == "bolt")
+    detector = Detector(encoder, encode_prompts(golden_vit.backbone.text, "bolt"), golden_vit.projector)
+    settings = [Setting(0), *(Setting(shots, seed) for shots in (1, 2, 4) for seed in range(5))]
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        encoded = ObjectEncoder(parts, settings, pool, 2, 2).encode(bolt, detector, lambda: None)
+    drawn = {reference for references in encoded.references for reference in references}
+    assert len(drawn) == 5
+    assert encoder.count == 6 + len(drawn)
 
 
 def test_references_are_drawn_by_seed_alone(parts: Path, model: list[str], tmp_path: Path) -> None:

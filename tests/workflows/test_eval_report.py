@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from helpers import EVAL_SETTINGS, GoldenCase, draw_object, read_csv, read_record, run_eval
 
-from aprilcli.core.detector import Detector
 from aprilcli.core.metrics import METRICS
 from aprilcli.io.paper_tables import paper_objects, paper_value
 from aprilcli.workflows import eval_report
@@ -30,7 +29,7 @@ def test_scores_csv_has_a_row_per_picture_and_setting(
         *("bolt", "good", "0", "0"),
         "",
     )
-    detector = Detector(golden_vit.backbone, golden_vit.projector, None, "bolt")
+    detector = golden_vit.detector(golden_vit.projector, None, "bolt")
     detection = detector.detect_file(parts / first["path"])
     assert (float(first["text_score"]), float(first["map_max"])) == pytest.approx(
         (detection.text_score, detection.map_max), abs=1e-6

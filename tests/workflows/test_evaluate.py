@@ -26,7 +26,6 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from aprilcli.cli import app
-from aprilcli.core.detector import Detector
 from aprilcli.core.memory_bank import Source, build
 from aprilcli.core.metrics import METRICS, PixelScores, image_metrics, vand
 from aprilcli.core.projector import save_projector
@@ -50,16 +49,16 @@ def measure_directly(golden: GoldenCase, root: Path, name: str, references: list
     one = next(one for one in read_dataset(root).objects if one.name == name)
     bank = None
     if references:
-        encoder = Detector(golden.backbone, golden.projector, None, one.category)
+        encoder = golden.detector(golden.projector, None, one.category)
         tokens = [
-            golden.backbone.encode(torch.from_numpy(encoder.prepare(read_image(root / path))[None])).patch_tokens
+            golden.encoder.encode(torch.from_numpy(encoder.prepare(read_image(root / path))[None])).patch_tokens
             for path in references
         ]
         sources = [Source(path, path) for path in references]
         bank = build(tokens, sources, golden.backbone.spec, one.category, dtype=torch.float32)
         fingerprint = encoder.projector_fingerprint
         bank = type(bank)(**{**vars(bank), "recipe": type(bank.recipe)(projector_fingerprint=fingerprint)})
-    detector = Detector(golden.backbone, golden.projector, bank, one.category)
+    detector = golden.detector(golden.projector, bank, one.category)
     detections = [detector.detect_file(image.path) for image in one.test]
     pixels = PixelScores()
     for image, detection in zip(one.test, detections, strict=True):
@@ -184,7 +183,7 @@ def test_what_cannot_be_measured_is_listed_and_left_out_of_the_pixels_alone(
     assert all(f"problem: {problem}" in result.stderr for problem in problems)
     whole, left = (read_record(tmp_path / out)["results"][0]["metrics"] for out in ("whole", "out"))
     assert [whole[name] == left[name] for name in METRICS[5:8]] == [True] * 3
-    detector = Detector(golden_vit.backbone, golden_vit.projector, None, "bolt")
+    detector = golden_vit.detector(golden_vit.projector, None, "bolt")
     pixels = PixelScores()
     for name in ("good/000", "good/001", "good/002", "scratch/002"):
         detection = detector.detect_file(parts / "bolt" / "test" / f"{name}.png")
@@ -256,20 +255,6 @@ def test_a_model_without_a_projector_has_few_shot_maps_only(
     assert (zero["ap_segm"], zero["ap_cls"] is None, one["ap_segm"] is None) == (None, False, False)
     rows = read_csv(tmp_path / "out" / "scores.csv")
     assert [row["map_max"] == "" for row in rows] == [True] * 6 + [False] * 6
-
-
-@pytest.mark.parametrize(
-    ("text", "maxima", "shots", "fusion", "expected"),
-    [
-        ([0.25, 0.5, 0.75], [1.0, 3.0, 2.0], 1, "authors", [0.125, 0.75, 0.625]),
-        ([0.25, 0.5, 0.75], [1.0, 3.0, 2.0], 1, "sum", [1.25, 3.5, 2.75]),
-        ([0.25, 0.5, 0.75], [1.0, 3.0, 2.0], 0, "authors", [0.25, 0.5, 0.75]),
-        ([0.25, 0.5], [2.0, 2.0], 4, "authors", [0.125, 0.25]),
-        ([], [], 4, "authors", []),
-    ],
-)
-def test_image_scores(text: list[float], maxima: list[float], shots: int, fusion: str, expected: list[float]) -> None:
-    assert evaluate.image_scores(text, maxima, shots, fusion) == expected
 
 
 def test_results_are_never_overwritten_unasked(parts: Path, model: list[str], tmp_path: Path) -> None:

@@ -1,0 +1,39 @@
+"""The interface of an image encoder, whatever runs it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from aprilcli.types import ImageFeatures, ModelSpec
+
+
+class ImageEncoder(Protocol):
+    """A frozen image tower that turns prepared images into features in one pass.
+
+    ``spec``: the model. ``grids``: N × (h, w), the patches of each stage. ``device``: where the features are.
+    ``precision``: what the tower computes in; the features are float32 whatever it is.
+    """
+
+    @property
+    def spec(self) -> ModelSpec: ...  # noqa: D102
+
+    @property
+    def grids(self) -> tuple[tuple[int, int], ...]: ...  # noqa: D102
+
+    @property
+    def device(self) -> torch.device: ...  # noqa: D102
+
+    @property
+    def precision(self) -> str: ...  # noqa: D102
+
+    def encode(self, pixels: NDArray[np.float32]) -> ImageFeatures:
+        """Encode prepared images [B, 3, S, S], normalised with the model's mean and std.
+
+        An image's features do not depend on the other images of the batch. Raises ArtifactError where a feature is
+        not a finite number.
+        """
+        ...

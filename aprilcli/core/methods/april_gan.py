@@ -1,0 +1,75 @@
+"""APRIL-GAN (Chen, Han, Zhang 2023): text comparison (eqs. 1-3) and a memory bank per stage (eq. 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import torch
+
+from aprilcli.core import maps
+from aprilcli.core.fusion import fuse
+from aprilcli.core.memory_bank import unit_rows
+from aprilcli.core.nearest import nearest_distance
+from aprilcli.core.projector import Projector
+from aprilcli.errors import ArtifactError
+from aprilcli.text import printable
+from aprilcli.types import Detection, Evidence, ImageFeatures, ModelSpec
+
+
+class AprilGan:
+    """The paper's method; all tensors are on one device.
+
+    ``text_features`` [2, C]: row 0 normal, row 1 anomalous. Without a projector there is no zero-shot map, without
+    ``bank_features`` (N × [M, Cv] unit rows) no few-shot map.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        text_features: torch.Tensor,
+        projector: Projector | None = None,
+        bank_features: tuple[torch.Tensor, ...] = (),
+    ) -> None:
+        """Use these tensors as they are, without copying."""
+        self.spec = spec
+        self.text_features = text_features
+        self.projector = projector
+        self.bank_features = bank_features
+
+    def fit(self, references: Iterable[ImageFeatures]) -> None:
+        """Make the bank from all patch tokens of the references, float32."""
+        stages = zip(*(features.patch_tokens for features in references), strict=True)
+        self.bank_features = tuple(unit_rows(torch.cat([one.flatten(0, 1) for one in tokens])) for tokens in stages)
+
+    def score(self, features: ImageFeatures) -> list[Detection]:
+        """Score the B images of ``features``; maps are at the model's size."""
+        return fuse(self.evidence(features), self.spec.image_size)
+
+    @torch.inference_mode()
+    def zero_shot(self, features: ImageFeatures) -> Evidence:
+        """Return text scores (eq. 1) and logits (eq. 2). Raises ArtifactError where the projector gives NaN."""
+        text_scores = maps.text_score(features.image, self.text_features, self.spec.logit_scale)
+        return Evidence(text_scores, self._logits(features))
+
+    @torch.inference_mode()
+    def evidence(self, features: ImageFeatures) -> Evidence:
+        """Return the zero-shot evidence and, with a bank, the distances (eq. 4)."""
+        if not self.bank_features:
+            return self.zero_shot(features)
+        searched = zip(features.patch_tokens, self.bank_features, features.grids, strict=True)
+        distances = tuple(nearest_distance(tokens, rows).reshape(-1, *grid) for tokens, rows, grid in searched)
+        return replace(self.zero_shot(features), distances=distances)
+
+    def _logits(self, features: ImageFeatures) -> tuple[torch.Tensor, ...]:
+        if self.projector is None:
+            return ()
+        projected = self.projector(features.patch_tokens)
+        logits = tuple(
+            maps.anomaly_logits(tokens, self.text_features, grid, self.spec.logit_scale)
+            for tokens, grid in zip(projected, features.grids, strict=True)
+        )
+        if not torch.stack([stage.sum() for stage in logits]).isfinite().all():  # a sum with NaN is NaN
+            name = printable(self.projector.name or "the projector")
+            raise ArtifactError(f"{name}: its weights overflow to NaN; train it again or download it again")
+        return logits

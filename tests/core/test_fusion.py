@@ -1,0 +1,69 @@
+"""The sum of the maps and the image scores, computed by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from aprilcli.core import maps
+from aprilcli.core.fusion import authors_scores, fuse
+from aprilcli.types import Detection, Evidence
+
+SIZE = 12
+
+
+def draw_evidence(*, logits: bool, distances: bool) -> Evidence:
+    generator = torch.Generator().manual_seed(0)
+    grids = [torch.randn(2, side, side, generator=generator) for side in (3, 4)]
+    nearest = [torch.rand(2, side, side, generator=generator) for side in (3, 4)]
+    return Evidence(torch.tensor([0.25, 0.75]), tuple(grids) if logits else (), tuple(nearest) if distances else ())
+
+
+@pytest.mark.parametrize(("logits", "distances"), [(True, False), (False, True), (True, True)])
+def test_a_map_is_the_sum_of_all_stages_and_the_score_adds_its_maximum_with_references(
+    logits: bool, distances: bool
+) -> None:
+    evidence = draw_evidence(logits=logits, distances=distances)
+    for image, detection in enumerate(fuse(evidence, SIZE)):
+        expected = torch.zeros(SIZE, SIZE)
+        for stage in evidence.logits:
+            expected += torch.sigmoid(maps.upsample(stage, SIZE))[image]
+        for stage in evidence.distances:
+            expected += maps.upsample(stage, SIZE)[image]
+        np.testing.assert_allclose(detection.anomaly_map, expected, atol=1e-6)
+        assert detection.map_max == detection.anomaly_map.max()
+        text_score = float(evidence.text_scores[image])
+        assert detection.text_score == text_score
+        assert detection.score == pytest.approx(text_score + detection.map_max if distances else text_score)
+
+
+def test_without_projector_and_bank_there_is_only_the_text_score() -> None:
+    assert fuse(draw_evidence(logits=False, distances=False), SIZE) == [
+        Detection(0.25, None, 0.25, None),
+        Detection(0.75, None, 0.75, None),
+    ]
+
+
+def test_a_result_does_not_depend_on_the_other_images() -> None:
+    evidence = draw_evidence(logits=True, distances=True)
+    together = fuse(evidence, SIZE)
+    for image, detection in enumerate(together):
+        (alone,) = fuse(evidence[image : image + 1], SIZE)
+        np.testing.assert_allclose(alone.anomaly_map, detection.anomaly_map, atol=1e-6)
+        assert alone.score == pytest.approx(detection.score, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("text", "maxima", "expected"),
+    [
+        ([0.25, 0.5, 0.75], [1.0, 3.0, 2.0], [0.125, 0.75, 0.625]),
+        ([0.25, 0.5], [2.0, 2.0], [0.125, 0.25]),
+        ([], [], []),
+    ],
+)
+def test_the_authors_scale_maxima_over_all_images(
+    text: list[float], maxima: list[float], expected: list[float]
+) -> None:
+    detections = [Detection(*pair, sum(pair), None) for pair in zip(text, maxima, strict=True)]
+    assert authors_scores(detections) == expected
