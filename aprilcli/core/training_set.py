@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from aprilcli.core.maps import resize_mask
 from aprilcli.errors import InputError
 from aprilcli.io.artifacts import sha256_of_file
 from aprilcli.io.datasets import LabelledDataset, LabelledImage, read_mask
-from aprilcli.io.images import read_image, to_pixels
+from aprilcli.io.images import SourceImage, read_image, to_pixels
 from aprilcli.types import ModelSpec
 
 MOSAIC_SHARE = 0.2  # of the images of an epoch, as in the paper on MVTec AD
@@ -57,18 +58,22 @@ def training_images(dataset: LabelledDataset) -> list[TrainingImage]:
 
 
 def data_fingerprint(
-    dataset: LabelledDataset, images: Sequence[TrainingImage], pool: Executor, advance: Callable[[], None]
+    dataset: LabelledDataset,
+    images: Sequence[TrainingImage],
+    pool: Executor,
+    advance: Callable[[], None],
+    read: Callable[[Path], SourceImage] = read_image,
 ) -> str:
     """Read every image and mask once, so that unreadable files are found before training, and fingerprint them.
 
     Returns the SHA-256 over the sorted lines ``<relative path> NUL <SHA-256 of the content>``. Calls ``advance`` after
-    each image. Raises InputError naming the files that cannot be used.
+    each image. ``read`` decodes an image file. Raises InputError naming the files that cannot be used.
     """
 
     def examine(image: TrainingImage) -> tuple[list[str], str]:
         paths = (image.labelled.path, *image.labelled.mask_paths)
         try:
-            read_mask(image.labelled, read_image(image.labelled.path).size_hw)
+            read_mask(image.labelled, read(image.labelled.path).size_hw)
             return [f"{path.relative_to(dataset.root).as_posix()}\0{sha256_of_file(path)}" for path in paths], ""
         except InputError as error:
             return [], str(error)
@@ -136,15 +141,18 @@ def mosaic_of(tiles: Sequence[NDArray[np.float32]], size: int) -> NDArray[np.flo
     return np.concatenate(rows, axis=-2)[..., :size, :size]
 
 
-def prepare_input(images: Sequence[TrainingImage], spec: ModelSpec) -> tuple[torch.Tensor, torch.Tensor]:
+def prepare_input(
+    images: Sequence[TrainingImage], spec: ModelSpec, read: Callable[[Path], SourceImage] = read_image
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Read an image and its mask, or the four of a mosaic, and resize them to the model input or to half of its side.
 
-    Returns pixels [3, S, S] float32, normalized, and mask [S, S] float32 of 0 and 1. Raises InputError.
+    ``read`` decodes an image file. Returns pixels [3, S, S] float32, normalized, and mask [S, S] float32 of 0 and 1.
+    Raises InputError.
     """
     size = spec.image_size if len(images) == 1 else (spec.image_size + 1) // 2
     pixels, masks = [], []
     for image in images:
-        source = read_image(image.labelled.path)
+        source = read(image.labelled.path)
         pixels.append(to_pixels(source, size, spec.mean, spec.std))
         masks.append(resize_mask(read_mask(image.labelled, source.size_hw), size))
     if len(images) == 1:
