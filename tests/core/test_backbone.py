@@ -16,7 +16,8 @@ import torch
 from conftest import QUERIES, GoldenCase
 from safetensors.torch import load_file, save_file
 
-from aprilcli.core.backbone import TorchImageEncoder, load_backbone, tiny_folder
+from aprilcli.core.backbone import TorchImageEncoder, load_backbone
+from aprilcli.core.catalogue import tiny_folder
 from aprilcli.core.prompts import encode_prompts
 from aprilcli.errors import ArtifactError, BackboneError, OptionError
 
