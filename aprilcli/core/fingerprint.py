@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+POSITIONS = ("positional_embedding", "pos_embed", "relative_position_bias_table")  # of open_clip, of timm
+
 
 def fingerprint(weights: Mapping[str, torch.Tensor], architecture: str = "") -> str:
     """Return the SHA-256 over names, shapes and float32 values, and what shapes do not tell, in hexadecimal."""
@@ -21,15 +23,14 @@ def fingerprint(weights: Mapping[str, torch.Tensor], architecture: str = "") -> 
     return digest.hexdigest()
 
 
-def model_fingerprint(model: torch.nn.Module, config: Mapping[str, Any], weights_file: Path | None) -> str:
-    """Return the fingerprint of a loaded CLIP and its configuration, the same at any picture size.
+def model_fingerprint(weights: Mapping[str, torch.Tensor], config: Mapping[str, Any], weights_file: Path | None) -> str:
+    """Return the fingerprint of a CLIP's ``weights`` and its configuration, the same at any image size.
 
-    Picture positions are resized on loading, so they count as ``weights_file`` has them, or not at all without one.
+    Position embeddings of the image tower are resized on loading, so they count as ``weights_file`` has them, or not at
+    all without one.
     """
-    weights = model.state_dict()
-    positions = [name for name in weights if name.startswith("visual.") and name.endswith("positional_embedding")]
-    for name in positions:
-        del weights[name]
+    positions = [name for name in weights if name.startswith("visual.") and name.endswith(POSITIONS)]
+    weights = {name: tensor for name, tensor in weights.items() if name not in positions}
     if weights_file is not None:
         with safe_open(weights_file, framework="pt") as file:
             weights |= {name: file.get_tensor(name) for name in positions if name in file.keys()}  # noqa: SIM118

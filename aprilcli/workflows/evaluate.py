@@ -19,7 +19,8 @@ import torch
 from numpy.typing import NDArray
 
 from aprilcli.core import maps
-from aprilcli.core.backbone import PAPER, TINY, Backbone, load_backbone
+from aprilcli.core.backbone import Backbone, load_backbone
+from aprilcli.core.catalogue import PAPER, TINY
 from aprilcli.core.detector import Detector
 from aprilcli.core.fusion import authors_scores
 from aprilcli.core.metrics import PixelScores, image_metrics, roc_curve, vand

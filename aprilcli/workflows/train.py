@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from aprilcli.core.backbone import TINY, Backbone, load_backbone
+from aprilcli.core.backbone import Backbone, load_backbone
+from aprilcli.core.catalogue import TINY
 from aprilcli.core.metrics import average_precision
 from aprilcli.core.projector import KIND, UNDATED, save_projector
 from aprilcli.core.prompts import encode_prompts
