@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from helpers import GoldenCase, change_config
 
+from aprilcli.core.backbone import load_backbone
 from aprilcli.core.catalogue import tiny_folder
 from aprilcli.errors import ArtifactError
 
