@@ -28,12 +28,12 @@ from aprilcli.core.prompts import encode_prompts
 from aprilcli.core.training import BETAS, LEARNING_RATE, Batch, ProjectorTrainer, new_projector
 from aprilcli.core.training_set import (
     MOSAIC_SHARE,
-    Sample,
+    TrainingImage,
     data_fingerprint,
     plan_epoch,
     prepare_input,
     split_validation,
-    trainable_samples,
+    training_images,
 )
 from aprilcli.errors import ArtifactError, OptionError, OutputError
 from aprilcli.io import reports
@@ -101,12 +101,12 @@ def run_train(options: TrainOptions, console: Console) -> TrainSummary:
     _check_options(options)
     # Unlike Path.resolve, this takes links in a circle, which are then no folder.
     dataset = read_dataset(Path(os.path.realpath(options.dataset)), options.layout)
-    samples = trainable_samples(dataset)
+    images = training_images(dataset)
     _tell_problems(dataset, console)
     rng = np.random.default_rng([options.seed, 0])  # epochs count from 1
-    training, validation = split_validation(samples, options.validation, rng)
+    training, validation = split_validation(images, options.validation, rng)
     if options.validation and not _count_anomalous(validation):
-        count = _count_anomalous(samples)
+        count = _count_anomalous(images)
         raise OptionError(
             f"--val {options.validation}: of {count} anomalous pictures that is none; give a larger share"
         )
@@ -130,7 +130,7 @@ def run_train(options: TrainOptions, console: Console) -> TrainSummary:
         if public_set == "visa" and options.mosaic is None:
             console.note("these are objects of VisA: no 2x2 composites, as in the paper (--mosaic 0.2 makes them)")
         description = {
-            "data": _describe_data(dataset, samples, len(validation), pool, console),
+            "data": _describe_data(dataset, images, len(validation), pool, console),
             "settings": _settings(options, public_set, backbone),
             "spec": backbone.spec.to_json(),
         }
@@ -198,23 +198,27 @@ def _tell_problems(dataset: LabelledDataset, console: Console) -> None:
 
 
 def _describe_data(
-    dataset: LabelledDataset, samples: Sequence[Sample], validated: int, pool: ThreadPoolExecutor, console: Console
+    dataset: LabelledDataset,
+    images: Sequence[TrainingImage],
+    validated: int,
+    pool: ThreadPoolExecutor,
+    console: Console,
 ) -> dict[str, Any]:
-    with console.progress(len(samples), "checking the pictures") as advance:
-        fingerprint = data_fingerprint(dataset, samples, pool, advance)
+    with console.progress(len(images), "checking the pictures") as advance:
+        fingerprint = data_fingerprint(dataset, images, pool, advance)
     return {
         "name": dataset.root.name,
         "layout": dataset.layout,
         "objects": [one.name for one in dataset.objects],
-        "pictures": len(samples),
-        "anomalous": _count_anomalous(samples),
+        "pictures": len(images),
+        "anomalous": _count_anomalous(images),
         "validation": validated,
         "fingerprint": fingerprint,
     }
 
 
-def _count_anomalous(samples: Sequence[Sample]) -> int:
-    return sum(sample.image.label for sample in samples)
+def _count_anomalous(images: Sequence[TrainingImage]) -> int:
+    return sum(image.labelled.label for image in images)
 
 
 def _settings(options: TrainOptions, public_set: str | None, backbone: Backbone) -> dict[str, Any]:
@@ -284,9 +288,9 @@ class _Run:
     def _checkpoint(self, history: list[Record]) -> Checkpoint:
         return Checkpoint(self._description, history, self._trainer.state(), self._kept_weights)
 
-    def train(self, training: Sequence[Sample], validation: Sequence[Sample], console: Console) -> None:
+    def train(self, training: Sequence[TrainingImage], validation: Sequence[TrainingImage], console: Console) -> None:
         """Run the epochs that are left, each ending with a checkpoint and a note."""
-        for name in sorted({sample.category for sample in (*training, *validation)}):
+        for name in sorted({image.category for image in (*training, *validation)}):
             self._text_features[name] = encode_prompts(self._backbone.text, name).cpu()
         epochs, first = self._options.epochs, len(self.history) + 1
         total = (epochs + 1 - first) * (len(training) + len(validation))
@@ -302,9 +306,9 @@ class _Run:
                 self.save_checkpoint(history)
                 console.note(f"{what}: {_measures(record)}")
 
-    def _epoch(self, epoch: int, samples: Sequence[Sample], what: str, advance: Callable[..., None]) -> float:
+    def _epoch(self, epoch: int, images: Sequence[TrainingImage], what: str, advance: Callable[..., None]) -> float:
         rng = np.random.default_rng([self._options.seed, epoch])
-        plan = plan_epoch(samples, self._description["settings"]["mosaic"], rng)
+        plan = plan_epoch(images, self._description["settings"]["mosaic"], rng)
         total = 0.0
         for batch in self._batches(plan):
             loss = self._trainer.step(batch)
@@ -324,15 +328,15 @@ class _Run:
                 way_on += f"; --resume --epochs {len(self.history)} keeps what came before"
             raise OptionError(f"--lr {self._options.learning_rate}: the loss became {loss} in {what}; {way_on}")
 
-    def _validate(self, samples: Sequence[Sample], what: str, advance: Callable[..., None]) -> Record:
+    def _validate(self, images: Sequence[TrainingImage], what: str, advance: Callable[..., None]) -> Record:
         """Return mean loss, and pixel AP at the model's size, mean over the objects with anomalies.
 
         The pixels of one object are in memory at a time, some 35 bytes each while they are sorted.
         """
         total, precisions = 0.0, []
-        for name in sorted({sample.object_name for sample in samples}):
+        for name in sorted({image.object_name for image in images}):
             scores, labels = [], []
-            for batch in self._batches([(one,) for one in samples if one.object_name == name]):
+            for batch in self._batches([(one,) for one in images if one.object_name == name]):
                 loss, anomaly_maps = self._trainer.measure(batch)
                 self._check_finite(loss, what)
                 total += loss * len(batch.pixels)
@@ -343,9 +347,9 @@ class _Run:
             if not math.isnan(precision):  # no anomalous pixel
                 precisions.append(precision)
         mean_precision = math.fsum(precisions) / len(precisions) if precisions else None
-        return {"val_loss": total / len(samples), "val_pixel_ap": mean_precision}
+        return {"val_loss": total / len(images), "val_pixel_ap": mean_precision}
 
-    def _batches(self, plan: Sequence[Sequence[Sample]]) -> Iterator[Batch]:
+    def _batches(self, plan: Sequence[Sequence[TrainingImage]]) -> Iterator[Batch]:
         """Prepare inputs in order; those of the next step on threads while this one trains."""
         size = self._options.batch_size
         inputs = map_ahead(self._pool, self._prepare, plan, size + self._options.workers)
@@ -353,7 +357,7 @@ class _Run:
             pixels, text_features, masks = zip(*batch, strict=True)
             yield Batch(torch.stack(pixels), torch.stack(text_features), torch.stack(masks))
 
-    def _prepare(self, parts: Sequence[Sample]) -> Input:
+    def _prepare(self, parts: Sequence[TrainingImage]) -> Input:
         pixels, mask = prepare_input(parts, self._backbone.spec)
         return pixels, self._text_features[parts[0].category], mask
 
