@@ -52,8 +52,3 @@ def test_help_loads_neither_torch_nor_numpy() -> None:
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert run.stdout.strip().endswith("[]")
-
-
-def test_python_m_is_the_console_script() -> None:
-    run = subprocess.run([sys.executable, "-m", "aprilcli", "--version"], capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == f"aprilcli {aprilcli.__version__}"

@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from helpers import GoldenCase
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
 from aprilcli.core.calibration import SMALLEST_SPREAD, Calibration, Threshold, needed_photos
+from aprilcli.core.memory_bank import build
 from aprilcli.errors import ArtifactError, InputError, OptionError
 
 
@@ -182,3 +185,28 @@ def test_round_trip():
 def test_a_damaged_calibration_is_refused(arrays, method):
     with pytest.raises(ArtifactError, match="enroll the part anew"):
         Calibration.from_arrays(arrays, method)
+
+
+def test_false_alarms_keep_to_the_rate_on_a_real_model(golden_vit: GoldenCase) -> None:
+    """Of exchangeable good pictures, scored by the model, the share called anomalous is within binomial bounds."""
+    from aprilcli.core.calibration import Calibration
+    from aprilcli.core.memory_bank import Source
+
+    generator = torch.Generator().manual_seed(1)
+    pictures = torch.randn(240, 3, 70, 70, generator=generator)
+    encode = golden_vit.encoder.encode
+    sources = [Source(str(index), str(index)) for index in range(2)]
+    bank = build([encode(pictures[:2]).patch_tokens], sources, golden_vit.backbone.spec, "object")
+    plain = golden_vit.detector()
+    detector = golden_vit.detector(None, bank)
+    assert plain.has_maps is False
+    detections = [one for batch in pictures[2:].split(34) for one in detector.detect(batch)]
+    scores = np.array([one.score for one in detections], np.float32)
+    rng, rate, draws, size = np.random.default_rng(0), 0.1, 200, 19
+    alarms = 0
+    for _ in range(draws):
+        chosen = rng.permutation(len(scores))[: size + 1]
+        calibration = Calibration(scores[chosen[:size]], scores[chosen[:size]], "held-out")
+        alarms += calibration.threshold(rate).verdict(float(scores[chosen[size]])) == "anomalous"
+    deviation = (rate * (1 - rate) / draws) ** 0.5
+    assert abs(alarms / draws - rate) < 3.5 * deviation

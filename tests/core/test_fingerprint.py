@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from conftest import GoldenCase
+from helpers import GoldenCase
 from safetensors.torch import load_file, save_file
 
 from aprilcli.core.backbone import load_backbone
@@ -35,3 +35,10 @@ def test_the_fingerprint_tells_positions_and_heads_and_not_the_picture_size(
     moved = changed("moved", lambda weights, _: weights["visual.positional_embedding"].add_(1))
     heads = changed("heads", lambda _, config: config["text_cfg"].update(heads=config["text_cfg"]["heads"] * 2))
     assert len({before, fingerprint_of(moved), fingerprint_of(heads)}) == 3
+
+
+def test_fingerprint_speaks_of_the_weights_not_of_the_size(golden: GoldenCase) -> None:
+    native = load_backbone(str(golden.folder), device="cpu")
+    assert native.spec.fingerprint == golden.backbone.spec.fingerprint
+    assert native.spec.image_size == (64 if "rn" in golden.folder.name else 56)
+    assert native.spec.stages == golden.stages

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import QUERIES, GoldenCase
+from helpers import QUERIES, GoldenCase
 
 from aprilcli.core import maps
 

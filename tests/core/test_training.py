@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from conftest import QUERIES, GoldenCase
+from helpers import QUERIES, GoldenCase
 
 from aprilcli.core.training import Batch, ProjectorTrainer, new_projector
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import GoldenCase
+from helpers import GoldenCase
 from PIL import Image
 
 from aprilcli.core.training_set import (
