@@ -10,7 +10,7 @@ from pathlib import Path
 import aprilcli
 
 PACKAGE = Path(aprilcli.__file__).parent
-RANKS = {"__main__": 6, "cli": 5, "workflows": 4, "core": 3, "io": 2, "text": 1, "types": 0, "errors": 0}
+RANKS = {"__main__": 6, "cli": 5, "workflows": 4, "core": 3, "io": 2, "options": 1, "text": 1, "types": 0, "errors": 0}
 
 
 def test_a_module_imports_only_from_ranks_below_or_its_own_room() -> None:

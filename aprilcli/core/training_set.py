@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from PIL import Image
 from aprilcli.errors import InputError
 from aprilcli.io.artifacts import sha256_of_file
 from aprilcli.io.datasets import LabelledDataset, LabelledImage, read_mask
-from aprilcli.io.images import read_image, to_pixels
+from aprilcli.io.images import SourceImage, read_image, to_pixels
 from aprilcli.types import ModelSpec
 
 MOSAIC_SHARE = 0.2  # of the pictures of an epoch, in the paper on MVTec AD
@@ -57,7 +58,11 @@ def trainable_samples(dataset: LabelledDataset) -> list[Sample]:
 
 
 def data_fingerprint(
-    dataset: LabelledDataset, samples: Sequence[Sample], pool: Executor, advance: Callable[[], None]
+    dataset: LabelledDataset,
+    samples: Sequence[Sample],
+    pool: Executor,
+    advance: Callable[[], None],
+    read: Callable[[Path], SourceImage] = read_image,
 ) -> str:
     """Open every picture and mask once, so that a training fails now or not at all, and fingerprint them.
 
@@ -68,7 +73,7 @@ def data_fingerprint(
     def examine(sample: Sample) -> tuple[list[str], str]:
         paths = (sample.image.path, *sample.image.mask_paths)
         try:
-            read_mask(sample.image, read_image(sample.image.path).size_hw)
+            read_mask(sample.image, read(sample.image.path).size_hw)
             return [f"{path.relative_to(dataset.root).as_posix()}\0{sha256_of_file(path)}" for path in paths], ""
         except InputError as error:
             return [], str(error)
@@ -143,7 +148,9 @@ def mosaic_of(parts: Sequence[NDArray[np.float32]], size: int) -> NDArray[np.flo
     return np.concatenate(rows, axis=-2)[..., :size, :size]
 
 
-def prepare_input(parts: Sequence[Sample], spec: ModelSpec) -> tuple[torch.Tensor, torch.Tensor]:
+def prepare_input(
+    parts: Sequence[Sample], spec: ModelSpec, read: Callable[[Path], SourceImage] = read_image
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Decode and squash a picture and its mask, or the four of a composite, each to half the side.
 
     Returns pixels [3, S, S] float32, normalised, and mask [S, S] float32 of 0 and 1. Raises InputError.
@@ -151,7 +158,7 @@ def prepare_input(parts: Sequence[Sample], spec: ModelSpec) -> tuple[torch.Tenso
     size = spec.image_size if len(parts) == 1 else (spec.image_size + 1) // 2
     pixels, masks = [], []
     for sample in parts:
-        source = read_image(sample.image.path)
+        source = read(sample.image.path)
         pixels.append(to_pixels(source, size, spec.mean, spec.std))
         masks.append(resize_mask(read_mask(sample.image, source.size_hw), size))
     if len(parts) == 1:
