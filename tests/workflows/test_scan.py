@@ -225,7 +225,7 @@ def line_of(result: Result) -> str:
         ("empty", [], 1, "no pictures"),
         ("notes.txt", [], 1, "not a folder"),
         ("photos", ["--model", "ViT-Z-99"], 1, "unknown model"),
-        ("photos", ["--model", "paper"], 1, "--model tiny"),
+        ("photos", ["--model", "paper"], 1, "use the model tiny"),
         ("photos", ["--range=-inf,5"], 2, "--range -inf,5"),
         ("photos", ["--stages", "2,4,6,9"], 2, "8 stages"),
         ("photos", ["--stages", "two"], 2, "whole numbers"),
