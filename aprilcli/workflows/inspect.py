@@ -17,7 +17,7 @@ from aprilcli.core.bank_file import load_bank
 from aprilcli.core.projector import UNDATED
 from aprilcli.errors import ArtifactError
 from aprilcli.io.artifacts import read_header, size_of_file
-from aprilcli.io.images import UNREADABLE
+from aprilcli.io.images import DECODER_ERRORS
 from aprilcli.text import printable
 
 TIFF_SUFFIXES = (".tif", ".tiff")
@@ -52,7 +52,7 @@ def _describe_map(path: Path) -> dict[str, Any]:
             description = dict(json.loads(tiff.pages[0].description))
             if values.ndim != 2:
                 raise ValueError(f"{values.ndim} dimensions")
-    except UNREADABLE as error:
+    except DECODER_ERRORS as error:
         reason = printable(str(error))[:200]
         raise ArtifactError(f"{path}: not a map of this tool ({reason}); give a file of maps/") from error
     rows = {"holds": "map", "size": f"{values.shape[1]} x {values.shape[0]}", "type": values.dtype}

@@ -181,7 +181,7 @@ def test_results_are_never_overwritten_unasked(photos: Path, model: list[str], t
         ("empty", [], 1, "no pictures"),
         ("notes.txt", [], 1, "not a folder"),
         ("photos", ["--model", "ViT-Z-99"], 1, "unknown model"),
-        ("photos", ["--model", "paper"], 1, "--model tiny"),
+        ("photos", ["--model", "paper"], 1, "use the model tiny"),
         ("photos", ["--stages", "2,4,6,9"], 2, "8 stages"),
         ("photos", ["--image-size", "60"], 2, "multiple of 14"),
         ("photos", ["--projector", "missing.safetensors"], 1, "missing.safetensors"),
