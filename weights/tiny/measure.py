@@ -24,8 +24,8 @@ from textures import Array
 
 from aprilcli import Detector
 from aprilcli.core.fusion import fuse
+from aprilcli.core.maps import resize_mask
 from aprilcli.core.metrics import PixelScores, auroc, mean_metrics
-from aprilcli.core.training_set import resize_mask
 from aprilcli.io.datasets import LabelledObject, read_dataset, read_mask
 from aprilcli.io.images import SourceImage, read_image
 from aprilcli.types import Detection, Evidence, ImageFeatures
