@@ -222,7 +222,7 @@ def losses(model: Model, batch: Batch, references: int, rank_pixels: bool) -> di
     return result
 
 
-WEIGHTS = {
+LOSS_WEIGHTS = {
     "state": 1.0, "state rank": 0.8, "attention": 0.2, "contrast": 0.1, "dense": 0.4, "episode": 0.5, "sum": 1.0,
     "peak": 0.4, "sum peak": 0.6,
 }  # fmt: skip
@@ -303,7 +303,7 @@ def train(rank: int, options: argparse.Namespace) -> None:
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": 0.05},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
-    weights = WEIGHTS | PIXEL_RANKING_WEIGHTS if options.rank_pixels else WEIGHTS
+    weights = LOSS_WEIGHTS | PIXEL_RANKING_WEIGHTS if options.rank_pixels else LOSS_WEIGHTS
     optimizer = torch.optim.AdamW(groups, lr=options.rate, betas=(0.9, 0.98), fused=True)
     start, step, images = time.monotonic(), 0, 0
     log: dict[str, float] = {}
