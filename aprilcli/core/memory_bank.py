@@ -7,29 +7,22 @@ source is two slices of it.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from aprilcli import __version__
-from aprilcli.core.calibration import LARGEST, Calibration
+from aprilcli.core.calibration import Calibration
 from aprilcli.core.coreset import coreset
 from aprilcli.errors import ArtifactError, InputError
-from aprilcli.text import printable
-from aprilcli.types import CONTROL, MAX_OBJECT_NAME, Evidence, ModelSpec
+from aprilcli.types import CONTROL, Evidence, ModelSpec
 
-KIND = "bank"
 # All of the model that patch tokens depend on. Not its name: a folder may move, and the fingerprint speaks for it.
 MUST_MATCH = ("fingerprint", "activation", "image_size", "stages", "stage_widths", "mean", "std")
 MAX_PATH = 4096  # characters
-CHECKED_BYTES = 8 * 1024**2  # of rows checked at a time
-UNIT_TOLERANCE = 0.01  # of rows' lengths: float16 rounds them by a tenth of that
 
 
 @dataclass(frozen=True)
@@ -143,115 +136,6 @@ class MemoryBank:
                 f"the bank of {self.object_name!r} does not hold the {patches} patches that its model makes of a "
                 f"picture at {self.spec.image_size} pixels; enroll the part anew"
             )
-
-    def to_artifact(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """Return tensors and JSON-ready fields to be written; ``from_artifact`` reads them back."""
-        tensors = {f"features.{stage}": rows for stage, rows in enumerate(self.features)}
-        fields: dict[str, Any] = {
-            "spec": self.spec.to_json(),
-            "object": self.object_name,
-            "sources": [asdict(source) for source in self.sources],
-            "rows_per_source": self.rows_per_source,
-            "coreset_fraction": self.coreset_fraction,
-            "recipe": asdict(self.recipe),
-        }
-        if self.zero_shot is not None:
-            tensors["text_scores"] = self.zero_shot.text_scores
-            tensors |= {f"logits.{stage}": logits for stage, logits in enumerate(self.zero_shot.logits)}
-        if self.calibration is not None:
-            arrays = self.calibration.to_arrays()
-            tensors |= {f"calibration.{name}": torch.tensor(values) for name, values in arrays.items()}
-            fields["calibration_method"] = self.calibration.method
-        return tensors, fields
-
-    @classmethod
-    def from_artifact(
-        cls, tensors: Mapping[str, torch.Tensor], fields: Mapping[str, Any], *, created: str, version: str
-    ) -> MemoryBank:
-        """Rebuild from what ``to_artifact`` gave. Raises ArtifactError, without the file's name, on anything else."""
-        with _foreign():
-            spec = ModelSpec.from_json(fields["spec"])
-            _check_values(tensors)
-            calibration = None
-            if "calibration_method" in fields:
-                arrays = {name.removeprefix("calibration."): values.numpy() for name, values in tensors.items()}
-                calibration = Calibration.from_arrays(arrays, fields["calibration_method"])
-            zero_shot = None
-            if "text_scores" in tensors:
-                logits = (f"logits.{stage}" for stage in range(len(spec.stages)))
-                zero_shot = Evidence(tensors["text_scores"], tuple(tensors[n] for n in logits if n in tensors))
-            return cls(
-                features=tuple(tensors[f"features.{stage}"] for stage in range(len(spec.stages))),
-                rows_per_source=tuple(tuple(int(count) for count in stage) for stage in fields["rows_per_source"]),
-                spec=spec,
-                object_name=_object_name(fields["object"]),
-                sources=tuple(_source(source["path"], source["sha256"]) for source in fields["sources"]),
-                calibration=calibration,
-                coreset_fraction=_share(fields["coreset_fraction"]),
-                created=created,
-                version=version,
-                recipe=Recipe(**fields["recipe"]),
-                zero_shot=zero_shot,
-            )
-
-
-def check_names(names: Iterable[str], fields: Mapping[str, Any]) -> None:
-    """Refuse tensors that no bank with these fields has. Raises ArtifactError, without the file's name."""
-    with _foreign():
-        stages = range(len(ModelSpec.from_json(fields["spec"]).stages))
-        known = {"text_scores", "calibration.scores", "calibration.map_maxima"}
-        known |= {f"{kind}.{stage}" for kind in ("features", "logits") for stage in stages}
-        if surplus := sorted(set(names) - known):
-            raise ValueError(f"a tensor {surplus[0]}")
-
-
-@contextmanager
-def _foreign() -> Iterator[None]:
-    """Turn what values of any kind and size raise into an ArtifactError of one short line."""
-    try:
-        yield
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        reason = printable(f"{type(error).__name__}: {error}"[:200])
-        raise ArtifactError(f"not a whole bank ({reason}); enroll the part anew") from error
-
-
-def _check_values(tensors: Mapping[str, torch.Tensor]) -> None:
-    """Refuse values that no picture gives, and that would make scores nonsense. Raises ValueError or TypeError."""
-    for name, values in tensors.items():
-        kind = name.partition(".")[0]
-        if not values.is_floating_point():
-            raise TypeError(f"{name} holds no floats")
-        if kind == "features":
-            for rows in torch.split(values, max(1, CHECKED_BYTES // (4 * values.shape[-1]))):
-                lengths = rows.float().norm(dim=-1)
-                if not (((lengths - 1).abs() <= UNIT_TOLERANCE) | (lengths == 0)).all():
-                    raise ValueError(f"{name} holds rows of other lengths than 1")
-        elif kind == "text_scores" and not ((values >= 0) & (values <= 1)).all():
-            raise ValueError(f"{name} lie outside 0 to 1")
-        elif kind == "logits" and not (values.abs() <= LARGEST).all():
-            raise ValueError(f"{name} holds values beyond {LARGEST:g}")
-
-
-def _object_name(name: Any) -> str:
-    if not isinstance(name, str) or len(name) > MAX_OBJECT_NAME or CONTROL.search(name):
-        raise ValueError(f"its object's name is no text of at most {MAX_OBJECT_NAME} characters")
-    return name
-
-
-def _source(path: Any, sha256: Any) -> Source:
-    # Bytes that are not UTF-8 stand as surrogates from \udc80 on (os.fsdecode); no others come from a file's name.
-    if not isinstance(path, str) or len(path) > MAX_PATH or re.search("[\ud800-\udc7f\udd00-\udfff]", path):
-        raise ValueError("a source's path is no path")
-    if not isinstance(sha256, str) or not re.fullmatch("[0-9a-f]{64}", sha256):
-        raise ValueError("a source's sha256 is none")
-    return Source(path, sha256)
-
-
-def _share(value: Any) -> float:
-    share = float(value)
-    if not 0 < share <= 1:
-        raise ValueError(f"a share of {share:g} of its rows")
-    return share
 
 
 def unit_rows(rows: torch.Tensor) -> torch.Tensor:
