@@ -48,7 +48,7 @@ def test_help_loads_neither_torch_nor_numpy() -> None:
         "import sys; from aprilcli.cli import app\n"
         "try: app(['--help'])\n"
         "except SystemExit: pass\n"
-        "print(sorted({'torch', 'numpy', 'PIL', 'open_clip'} & set(sys.modules)))"
+        "print(sorted({'torch', 'numpy', 'PIL', 'open_clip', 'pydantic'} & set(sys.modules)))"
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert run.stdout.strip().endswith("[]")
