@@ -17,9 +17,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from aprilcli import __version__
@@ -34,6 +35,8 @@ _MAX_TENSORS = 1024
 _MAX_DIMENSIONS = 8
 _CHUNK = 1 << 22  # elements looked at together for NaN
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+
+T = TypeVar("T")
 
 _DTYPES = {
     torch.float32: "F32",
@@ -144,6 +147,16 @@ def read_header(path: Path) -> ArtifactHeader:
     """Read what an artefact of any kind says of itself, without its values. Raises ArtifactError, one line."""
     with _opened(path) as file:
         return _header(path, file)
+
+
+def parse(schema: type[T], value: object) -> T:
+    """Build a dataclass from foreign JSON, checked against its annotations. Raises ValueError that names the field."""
+    try:
+        return TypeAdapter(schema).validate_python(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"])) or "fields"
+        raise ValueError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from error
 
 
 def sha256_of_file(path: Path) -> str:

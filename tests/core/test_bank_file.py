@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import reduce
+from operator import getitem
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,9 +20,11 @@ from aprilcli.core.memory_bank import (
 from aprilcli.errors import ArtifactError
 from aprilcli.io.artifacts import Artifact
 
+PATH = Path("banks/bolt.safetensors")
+
 
 def as_artifact(tensors, fields, created="2024-01-01T00:00:00+00:00"):
-    """Return what reading a bank's file gives, its JSON fields written and read."""
+    """Return the artifact that a file with these tensors and fields gives."""
     return Artifact("bank", "0.0.9", created, json.loads(json.dumps(fields)), {}, {}, tensors)
 
 
@@ -34,7 +39,7 @@ def test_round_trip_through_an_artifact(calibrated):
             zero_shot=draw_zero_shot(4),
         )
     tensors, fields = to_artifact(bank)
-    again = from_artifact(as_artifact(tensors, fields, created=bank.created))
+    again = from_artifact(PATH, as_artifact(tensors, fields, created=bank.created))
     assert all(torch.equal(a, b) for a, b in zip(again.features, bank.features, strict=True))
     kept = ("rows_per_source", "spec", "object_name", "sources", "coreset_fraction", "created", "recipe")
     assert [getattr(again, name) for name in kept] == [getattr(bank, name) for name in kept]
@@ -52,7 +57,7 @@ def test_round_trip_through_an_artifact(calibrated):
 def damage(tensors, fields, what):
     if what == "no spec":
         del fields["spec"]
-    elif what == "a stage gone":
+    elif what == "a stage missing":
         del tensors["features.1"]
     elif what == "mixed types":
         tensors["features.1"] = tensors["features.1"].half()
@@ -60,9 +65,9 @@ def damage(tensors, fields, what):
         tensors |= {name: rows.int() for name, rows in tensors.items()}
     elif what == "another width":
         tensors["features.0"] = tensors["features.0"][:, 1:]
-    elif what == "rows gone":
+    elif what == "rows missing":
         tensors["features.0"] = tensors["features.0"][1:]
-    elif what == "a source gone":
+    elif what == "a source missing":
         fields["sources"] = fields["sources"][1:]
     elif what == "no sources":
         fields["sources"] = []
@@ -76,11 +81,11 @@ def damage(tensors, fields, what):
         tensors["text_scores"] = torch.zeros(2)
     elif what == "foreign recipe":
         fields["recipe"] = {"code": "x"}
-    elif what == "rows of no unit":
+    elif what == "rows not of length 1":
         tensors["features.1"] = tensors["features.1"] * torch.linspace(1, 1.5, 12)[:, None]
     elif what == "text scores beyond 1":
         tensors["text_scores"] = torch.full((3,), 3e38)
-    elif what == "whole text scores":
+    elif what == "integer text scores":
         tensors["text_scores"] = torch.ones(3, dtype=torch.int32)
     elif what == "huge logits":
         tensors |= {
@@ -89,12 +94,9 @@ def damage(tensors, fields, what):
             "logits.1": torch.ones(3, 2, 2),
         }
     elif isinstance(what, tuple):
-        *path, value = what
-        place = fields
-        for name in path[:-1]:
-            place = place[name]
-        place[path[-1]] = value
-    elif what == "calibration gone":
+        *path, last, value = what
+        reduce(getitem, path, fields)[last] = value
+    elif what == "calibration missing":
         fields["calibration_method"] = "held-out"
 
 
@@ -102,22 +104,22 @@ def damage(tensors, fields, what):
     "what",
     [
         "no spec",
-        "a stage gone",
+        "a stage missing",
         "mixed types",
         "integers",
         "another width",
-        "rows gone",
-        "a source gone",
+        "rows missing",
+        "a source missing",
         "no sources",
         "sources are text",
         "negative rows",
         "no fraction",
         "zero-shot of fewer",
         "foreign recipe",
-        "calibration gone",
-        "rows of no unit",
+        "calibration missing",
+        "rows not of length 1",
         "text scores beyond 1",
-        "whole text scores",
+        "integer text scores",
         "huge logits",
         ("coreset_fraction", 0),
         ("coreset_fraction", -1.0),
@@ -148,15 +150,15 @@ def test_a_damaged_bank_is_refused(what):
     tensors, fields = to_artifact(make_bank(3))
     fields = json.loads(json.dumps(fields))
     damage(tensors, fields, what)
-    with pytest.raises(ArtifactError, match="enroll") as caught:
-        from_artifact(as_artifact(tensors, fields))
+    with pytest.raises(ArtifactError, match=r"^banks/bolt\.safetensors: .*; enroll") as caught:
+        from_artifact(PATH, as_artifact(tensors, fields))
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 400
 
 
-def test_zero_rows_and_names_of_any_bytes_are_a_bank():
+def test_zero_rows_and_file_names_of_any_bytes_are_valid():
     tensors, fields = to_artifact(make_bank(3))
     tensors["features.0"][4] = 0
     fields["sources"][0]["path"] = "new\nline \udcff.png"
-    bank = from_artifact(as_artifact(tensors, fields))
+    bank = from_artifact(PATH, as_artifact(tensors, fields))
     assert bank.sources[0].path == "new\nline \udcff.png"

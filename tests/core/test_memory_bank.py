@@ -21,7 +21,7 @@ from aprilcli.errors import ArtifactError, InputError
 from aprilcli.types import Evidence
 
 
-def test_build_normalises_and_remembers_whose_rows_are_whose():
+def test_build_normalises_rows_and_counts_them_per_source():
     bank = make_bank(3)
     assert [tuple(rows.shape) for rows in bank.features] == [(27, 8), (12, 16)]
     assert bank.rows_per_source == ((9, 9, 9), (4, 4, 4))
@@ -44,39 +44,39 @@ def test_append_equals_enrolling_all_at_once(first, dtype):
     assert grown.features[0].dtype == dtype
     assert (grown.rows_per_source, grown.sources, grown.spec) == (whole.rows_per_source, whole.sources, whole.spec)
     assert grown.calibration is None
-    assert start.features[0].shape[0] == 9 * first  # the old bank is left as it was
+    assert start.features[0].shape[0] == 9 * first  # the old bank is unchanged
 
 
-def test_append_takes_thinned_banks():
-    thinned = subsample(make_bank(4), 0.5)
-    grown = append(thinned, [draw_tokens(1, seed=9)], make_sources(1, first=4))
+def test_append_to_a_subsampled_bank():
+    subsampled = subsample(make_bank(4), 0.5)
+    grown = append(subsampled, [draw_tokens(1, seed=9)], make_sources(1, first=4))
     assert [counts[-1] for counts in grown.rows_per_source] == list(LENGTHS)
     assert grown.coreset_fraction == 0.5
-    for rows, old in zip(grown.features, thinned.features, strict=True):
+    for rows, old in zip(grown.features, subsampled.features, strict=True):
         assert torch.equal(rows[: len(old)], old)
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_another_number_of_pictures_than_sources_is_a_bug(count):
+def test_a_different_number_of_images_than_sources_is_a_bug(count):
     with pytest.raises(ValueError, match="2 sources"):
         build([draw_tokens(count)], make_sources(2), make_spec(), "bolt")
 
 
-def test_a_bank_needs_a_photo():
-    with pytest.raises(InputError, match="no good photos"):
+def test_a_bank_needs_an_image():
+    with pytest.raises(InputError, match="no good images"):
         build([], (), make_spec(), "bolt")
 
 
-def test_the_same_content_is_new_once_whatever_its_name():
+def test_content_is_new_once_under_any_name():
     a, b = Source("a.png", "1"), Source("b.png", "2")
     assert new_sources([a], [replace(a, path="copy.png"), b, replace(b, path="copy of b.png")]) == [False, True, False]
 
 
 def test_duplicates_are_refused():
     twice = (Source("a.png", "1"), Source("copy.png", "1"))
-    with pytest.raises(InputError, match=r"copy\.png: the same photo"):
+    with pytest.raises(InputError, match=r"copy\.png: the same image"):
         build([draw_tokens(2)], twice, make_spec(), "bolt")
-    with pytest.raises(InputError, match=r"good/1\.png: the same photo"):
+    with pytest.raises(InputError, match=r"good/1\.png: the same image"):
         append(make_bank(2), [draw_tokens(1)], make_sources(2)[1:])
 
 
@@ -96,7 +96,7 @@ def test_another_model_is_refused_naming_both_sides(change, named):
         make_bank(1).check(make_spec(**change), "", "bolt")
 
 
-def test_a_model_that_moved_is_the_same_model():
+def test_a_model_in_another_folder_is_the_same_model():
     make_bank(1).check(make_spec(backbone="elsewhere", pretrained=""), "", "bolt")
 
 
@@ -118,13 +118,13 @@ def test_evidence_is_joined_in_the_order_of_the_parts():
     assert all(torch.equal(a, b) for a, b in zip(together.logits, whole.logits, strict=True))
 
 
-def test_thin_keeps_rows_of_the_bank_with_their_sources_and_drops_the_calibration():
+def test_subsample_keeps_rows_with_their_sources_and_drops_the_calibration():
     bank = replace(make_bank(5), calibration=Calibration(np.ones(5), np.ones(5), "leave-one-out"))
-    thinned = subsample(bank, 0.4, seed=3)
-    assert thinned.calibration is None
-    assert thinned.coreset_fraction == 0.4
+    subsampled = subsample(bank, 0.4, seed=3)
+    assert subsampled.calibration is None
+    assert subsampled.coreset_fraction == 0.4
     for stage in range(2):
         kept = coreset(bank.features[stage], 0.4, seed=3)
-        assert torch.equal(thinned.features[stage], bank.features[stage][kept])
+        assert torch.equal(subsampled.features[stage], bank.features[stage][kept])
         owners = (kept // LENGTHS[stage]).tolist()
-        assert thinned.rows_per_source[stage] == tuple(owners.count(k) for k in range(5))
+        assert subsampled.rows_per_source[stage] == tuple(owners.count(k) for k in range(5))

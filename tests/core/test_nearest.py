@@ -19,14 +19,14 @@ QUERIES = ("query0", "query1", "query2")
 
 
 def direct_distance(tokens, rows):
-    """Eq. 4 word by word, in float64."""
+    """Eq. 4 as written, in float64."""
     tokens, rows = tokens.double(), rows.double()
     cosines = (tokens / tokens.norm(dim=-1, keepdim=True)) @ (rows / rows.norm(dim=-1, keepdim=True)).T
     return (1 - cosines).amin(dim=-1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_few_shot_maps_are_the_authors(golden, dtype):
+def test_few_shot_maps_equal_the_authors(golden, dtype):
     total = {query: torch.zeros(golden.image_size, golden.image_size) for query in QUERIES}
     for stage in range(4):
         bank = unit_rows(golden.numbers[f"bank/{stage}"]).to(dtype)
@@ -39,14 +39,14 @@ def test_few_shot_maps_are_the_authors(golden, dtype):
                 tokens = tokens[1:]
                 grid = (round(len(tokens) ** 0.5),) * 2
             distances = nearest_distance(tokens[None], bank)
-            one = maps.few_shot_map([distances.reshape(1, *grid)], golden.image_size)[0]
-            torch.testing.assert_close(one, golden.numbers[f"{query}/few_shot_map/{stage}"], rtol=0, atol=1e-4)
-            total[query] += one
+            few_shot = maps.few_shot_map([distances.reshape(1, *grid)], golden.image_size)[0]
+            torch.testing.assert_close(few_shot, golden.numbers[f"{query}/few_shot_map/{stage}"], rtol=0, atol=1e-4)
+            total[query] += few_shot
     for query in QUERIES:
         torch.testing.assert_close(total[query], golden.numbers[f"{query}/few_shot_map"], rtol=0, atol=1e-4)
 
 
-def test_a_bank_enrolled_from_the_pictures_gives_the_authors_maps(golden):
+def test_a_bank_built_from_the_reference_images_gives_the_authors_maps(golden):
     pixels = torch.cat([golden.pixels("ref0"), golden.pixels("ref1")])
     bank = build(
         [golden.encoder.encode(pixels).patch_tokens], make_sources(2), golden.backbone.spec, "x", dtype=torch.float32
@@ -70,7 +70,7 @@ def test_chunks_change_nothing(monkeypatch, chunk_rows):
     torch.testing.assert_close(nearest_distance(tokens, rows[:50], rows[50:]), expected, rtol=0, atol=1e-6)
 
 
-def test_no_more_cosines_are_held_than_stated(monkeypatch):
+def test_the_limit_on_cosines_in_memory_holds(monkeypatch):
     monkeypatch.setattr(nearest, "SIMILARITIES", 4 * 20 * 32)
     held = []
     amax = torch.Tensor.amax
@@ -78,18 +78,20 @@ def test_no_more_cosines_are_held_than_stated(monkeypatch):
     nearest_distance(torch.randn(5, 20, 16), unit_rows(torch.randn(100, 16)))
     assert {shape.numel() for shape in held} == {20 * 32, 20 * 4}
     held.clear()
-    nearest_distance(torch.randn(1, 2, 40), unit_rows(torch.randn(100, 40)))  # few patches: as little of the bank
+    nearest_distance(
+        torch.randn(1, 2, 40), unit_rows(torch.randn(100, 40))
+    )  # few patches: still no larger chunk of the bank
     assert {shape.numel() for shape in held} == {2 * 16, 2 * 4}
 
 
-def test_distances_of_a_picture_do_not_depend_on_its_neighbours():
+def test_distances_of_an_image_do_not_depend_on_its_batch():
     tokens = torch.randn(7, 33, 40, generator=torch.Generator().manual_seed(1))
     rows = unit_rows(torch.randn(500, 40, generator=torch.Generator().manual_seed(2)))
     together = nearest_distance(tokens, rows)
-    turned = nearest_distance(tokens.flip(0), rows).flip(0)
-    alone = torch.cat([nearest_distance(one[None].clone(), rows) for one in tokens])
+    reversed_batch = nearest_distance(tokens.flip(0), rows).flip(0)
+    alone = torch.cat([nearest_distance(image[None].clone(), rows) for image in tokens])
     assert torch.equal(together, alone)
-    assert torch.equal(together, turned)
+    assert torch.equal(together, reversed_batch)
 
 
 def test_distances_span_0_to_2_and_ignore_length():
@@ -108,7 +110,7 @@ def test_a_reference_itself_is_near(dtype, near):
         assert distances.max() < near
 
 
-def test_leave_one_out_is_the_bank_built_without_each():
+def test_leave_one_out_equals_a_bank_built_without_each_image():
     tokens, bank = draw_tokens(4), make_bank(4)
     left_out = list(leave_one_out(bank, bank))
     assert len(left_out) == 4
@@ -120,22 +122,22 @@ def test_leave_one_out_is_the_bank_built_without_each():
             torch.testing.assert_close(found[0], expected, rtol=0, atol=1e-6)
 
 
-def test_leave_one_out_of_a_thinned_bank_is_of_all_patches_against_the_kept_rows_of_others():
+def test_leave_one_out_of_a_subsampled_bank_compares_all_patches_with_the_kept_rows_of_others():
     tokens, whole = draw_tokens(4), make_bank(4)
-    thinned = subsample(whole, 0.3, seed=5)
-    for k, distances in enumerate(leave_one_out(thinned, whole)):
+    subsampled = subsample(whole, 0.3, seed=5)
+    for k, distances in enumerate(leave_one_out(subsampled, whole)):
         for stage, found in enumerate(distances):
-            owner = torch.repeat_interleave(torch.tensor(thinned.rows_per_source[stage]))
-            expected = direct_distance(tokens[stage][k], thinned.features[stage][owner != k]).float()
+            owner = torch.repeat_interleave(torch.tensor(subsampled.rows_per_source[stage]))
+            expected = direct_distance(tokens[stage][k], subsampled.features[stage][owner != k]).float()
             torch.testing.assert_close(found[0], expected, rtol=0, atol=1e-6)
 
 
-def test_leave_one_out_of_a_stage_with_no_other_rows_is_as_far_as_can_be():
+def test_leave_one_out_of_a_stage_without_other_rows_gives_the_largest_distance():
     whole = make_bank(2)
-    thinned = subsample(whole, 1e-9)
-    assert [sum(counts) for counts in thinned.rows_per_source] == [1, 1]
-    left_out = list(leave_one_out(thinned, whole))
-    for stage, counts in enumerate(thinned.rows_per_source):
+    subsampled = subsample(whole, 1e-9)
+    assert [sum(counts) for counts in subsampled.rows_per_source] == [1, 1]
+    left_out = list(leave_one_out(subsampled, whole))
+    for stage, counts in enumerate(subsampled.rows_per_source):
         owner = counts.index(1)
         assert left_out[owner][stage].unique().tolist() == [2.0]
         assert left_out[1 - owner][stage].max() < 2
@@ -147,7 +149,7 @@ def test_one_reference_cannot_be_left_out():
         next(leave_one_out(bank, bank))
 
 
-def test_leave_one_out_wants_all_rows_of_the_same_sources():
+def test_leave_one_out_needs_all_rows_of_the_same_sources():
     bank = make_bank(3)
     for references in (subsample(bank, 0.5), make_bank(2)):
         with pytest.raises(ValueError, match="all rows"):
@@ -165,7 +167,7 @@ def test_a_bank_of_300():
 
 @pytest.mark.parametrize("rate", [0.05, 0.25])
 def test_held_out_calibration_of_a_bank_keeps_the_false_alarm_rate(rate):
-    """200 times 39 calibration pictures and one test picture, all new, against one bank of 4."""
+    """200 draws of 39 calibration images and one test image against one bank of 4."""
     bank = make_bank(4)
 
     def score(tokens):

@@ -444,7 +444,7 @@ def test_a_bank_whose_rows_are_not_those_of_its_picture_size_is_refused(
     draw_photo(good / "new.png", 9)
     write_artifact(banks / "p.safetensors", "bank", artifact.tensors, artifact.fields)
     for command in (["scan", good, "--part", "p"], ["enroll", good, "--part", "p", "--append"]):
-        assert "at 56 pixels; enroll the part anew" in line_of(run(*command, "--banks", banks))
+        assert "at 56 pixels; enroll the part again" in line_of(run(*command, "--banks", banks))
 
 
 @pytest.mark.parametrize("harm", ["strip", "description", "shape"])
