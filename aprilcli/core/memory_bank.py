@@ -157,7 +157,7 @@ class MemoryBank:
 
 
 def unit_rows(rows: torch.Tensor) -> torch.Tensor:
-    """L2-normalise the last dimension in float32, [..., Cv]; a row of zeros stays zero."""
+    """L2-normalize the last dimension in float32, [..., Cv]; a row of zeros stays zero."""
     return F.normalize(rows.float(), dim=-1)
 
 
@@ -181,7 +181,7 @@ def build(
 ) -> MemoryBank:
     """Build a bank: ``batches`` of raw patch tokens N × [B, L, Cv], in the order of ``sources``, K in all.
 
-    Batches are normalised into place one at a time: memory holds the bank and one batch.
+    Batches are normalized into place one at a time: memory holds the bank and one batch.
     Raises InputError where two sources have the same content, or there are no sources.
     """
     empty = tuple(torch.empty(0, width, dtype=dtype) for width in spec.stage_widths)
@@ -227,7 +227,7 @@ def _extend(
     known: Sequence[Source],
     sources: Sequence[Source],
 ) -> tuple[tuple[torch.Tensor, ...], tuple[tuple[int, ...], ...]]:
-    """Allocate each stage's tensor once, at its final size, and normalise the images' tokens into it."""
+    """Allocate each stage's tensor once, at its final size, and normalize the images' tokens into it."""
     if not known and not sources:
         raise InputError("no good images to enroll; give a folder with at least one")
     for source, is_new in zip(sources, new_sources(known, sources), strict=True):

@@ -53,7 +53,7 @@ _DTYPES = {
 
 @dataclass(frozen=True)
 class ArtifactHeader:
-    """An artefact's metadata and tensor shapes, without the values.
+    """An artifact's metadata and tensor shapes, without the values.
 
     ``kind``: ``projector``, ``bank`` …; ``version``: of the aprilcli that wrote it; ``created``: ISO 8601, UTC;
     ``fields``: a JSON object specific to the kind; ``shapes`` and ``dtypes`` (safetensors' names, ``F16``) per tensor.
@@ -69,7 +69,7 @@ class ArtifactHeader:
 
 @dataclass(frozen=True)
 class Artifact(ArtifactHeader):
-    """A whole artefact; ``tensors``: on the CPU, finite, in the dtypes of the file."""
+    """A whole artifact; ``tensors``: on the CPU, finite, in the dtypes of the file."""
 
     tensors: dict[str, torch.Tensor] = field(repr=False)
 
@@ -82,7 +82,7 @@ def write_artifact(
     *,
     created: str | None = None,
 ) -> None:
-    """Write an artefact beside ``path``, then rename it; an existing file stays whole until then.
+    """Write an artifact beside ``path``, then rename it; an existing file stays whole until then.
 
     ``fields`` must be JSON-ready. ``created`` is an ISO 8601 time, now by default; if it is given, equal input gives
     equal bytes. Raises OutputError if writing fails, ArtifactError for NaN or infinite values (nothing is written
@@ -106,7 +106,7 @@ def write_artifact(
     for name in names:
         tensor = tensors[name]
         if tensor.dtype not in _DTYPES or tensor.numel() == 0 or tensor.ndim > _MAX_DIMENSIONS:
-            raise ValueError(f"an artefact cannot hold tensor {name}: {tensor.dtype}, shape {tuple(tensor.shape)}")
+            raise ValueError(f"an artifact cannot hold tensor {name}: {tensor.dtype}, shape {tuple(tensor.shape)}")
         if not _is_finite(tensor):
             raise ArtifactError(
                 f"{path}: not written, tensor {quoted(name)} has NaN or infinite values; create it again"
@@ -130,7 +130,7 @@ def write_artifact(
 
 
 def read_artifact(path: Path, kind: str, check: Callable[[ArtifactHeader], object] | None = None) -> Artifact:
-    """Read an artefact of one kind and check that all values are finite. Raises ArtifactError, one line.
+    """Read an artifact of the given kind and check that all values are finite. Raises ArtifactError, one line.
 
     ``check`` gets the header before any tensor is allocated, and may raise.
     """
@@ -149,7 +149,7 @@ def read_artifact(path: Path, kind: str, check: Callable[[ArtifactHeader], objec
 
 
 def read_header(path: Path) -> ArtifactHeader:
-    """Read the header of an artefact of any kind, without the values. Raises ArtifactError, one line."""
+    """Read the header of an artifact of any kind, without the values. Raises ArtifactError, one line."""
     with _opened(path) as file:
         return _header(path, file)
 

@@ -15,7 +15,7 @@ from aprilcli.io.artifacts import parse, read_artifact, write_artifact
 from aprilcli.text import printable
 from aprilcli.types import STRICT, Number, Size
 
-CHECKPOINT = "training-checkpoint"  # the kind of artefact
+CHECKPOINT = "training-checkpoint"  # the kind of artifact
 _KEPT = "kept."  # prefix of the kept weights' names
 
 Record = dict[str, Any]  # JSON of an _Epoch or, with validation, a _ValidatedEpoch

@@ -21,7 +21,7 @@ from aprilcli.errors import ArtifactError, InputError
 from aprilcli.types import Evidence
 
 
-def test_build_normalises_rows_and_counts_them_per_source():
+def test_build_normalizes_rows_and_counts_them_per_source():
     bank = make_bank(3)
     assert [tuple(rows.shape) for rows in bank.features] == [(27, 8), (12, 16)]
     assert bank.rows_per_source == ((9, 9, 9), (4, 4, 4))

@@ -122,7 +122,7 @@ def test_tensors_outlive_the_file(tmp_path: Path) -> None:
     [{"x": torch.zeros(2, 0)}, {"x": torch.zeros(2, dtype=torch.float64)}, {"x": torch.zeros(2, dtype=torch.bool)}],
 )
 def test_what_could_not_be_read_is_not_written(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    with pytest.raises(ValueError, match="an artefact cannot hold tensor x"):
+    with pytest.raises(ValueError, match="an artifact cannot hold tensor x"):
         write_artifact(tmp_path / "bank.safetensors", "bank", tensors, {})
     assert list(tmp_path.iterdir()) == []
 
