@@ -100,6 +100,6 @@ def test_help_loads_neither_torch_nor_numpy() -> None:
 
 def loaded_by(program: str) -> str:
     """Return which of the large libraries a program loads, as the last line of its output."""
-    program += "\nimport sys; print(sorted({'torch', 'numpy', 'PIL', 'open_clip'} & set(sys.modules)))"
+    program += "\nimport sys; print(sorted({'torch', 'numpy', 'PIL', 'open_clip', 'pydantic'} & set(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     return run.stdout.strip().splitlines()[-1]

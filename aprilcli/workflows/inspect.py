@@ -12,7 +12,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from aprilcli.core import memory_bank
+from aprilcli.core.bank_file import KIND as BANK
 from aprilcli.core.bank_file import load_bank
 from aprilcli.core.projector import UNDATED
 from aprilcli.errors import ArtifactError
@@ -64,7 +64,7 @@ def _describe_artifact(path: Path) -> dict[str, Any]:
     header = read_header(path)
     created = header.created if header.created != UNDATED else "not recorded"
     rows: dict[str, Any] = {"holds": header.kind, "created": created, "by": f"aprilcli {header.version}"}
-    if header.kind == memory_bank.KIND:
+    if header.kind == BANK:
         return rows | _describe_bank(path)
     for name, value in header.fields.items():
         rows |= _flat(name, value)

@@ -383,7 +383,7 @@ def test_a_bank_whose_rows_are_not_those_of_its_picture_size_is_refused(
     draw_image(good / "new.png", 9)
     write_artifact(banks / "p.safetensors", "bank", artifact.tensors, artifact.fields)
     for command in (["scan", good, "--part", "p"], ["enroll", good, "--part", "p", "--append"]):
-        assert "at 56 pixels; enroll the part anew" in error_line(run(*command, "--banks", banks))
+        assert "at 56 pixels; enroll the part again" in error_line(run(*command, "--banks", banks))
 
 
 def test_a_bank_remembers_how_its_photos_were_read(model: list[str], banks: Path, tmp_path: Path) -> None:
