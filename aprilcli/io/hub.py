@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import urllib.parse
 import urllib.request
@@ -12,9 +13,11 @@ from aprilcli.text import first_line
 
 CONNECT_TIMEOUT = 5.0  # seconds; the hub's own client retries for minutes
 WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+TOKENIZER_FILES = ("*.json", "*.model", "*.txt")
+VOCABULARIES = ("tokenizer.json", "spiece.model", "sentencepiece.bpe.model", "vocab.txt")  # a tokenizer has one
 
 
-def fetch_clip_weights(name: str, repository: str) -> Path:
+def fetch_clip_weights(name: str, repository: str, filenames: tuple[str, ...] = WEIGHT_FILES) -> Path:
     """Return the path of an open_clip checkpoint, downloading it when the cache lacks it.
 
     ``name`` is what the user asked for (for messages), ``repository`` the hub's ``owner/name``.
@@ -23,39 +26,51 @@ def fetch_clip_weights(name: str, repository: str) -> Path:
     import huggingface_hub
     from huggingface_hub import constants, errors
 
-    for filename in WEIGHT_FILES:
+    wanted = f"weights of {name}"
+    for filename in filenames:
         cached = huggingface_hub.try_to_load_from_cache(repository, filename)
         if isinstance(cached, str):
             return Path(cached)
     if constants.HF_HUB_OFFLINE:
-        raise _unavailable(name, repository, "HF_HUB_OFFLINE is set")
-    _check_reachable(name, repository, constants.ENDPOINT)
+        raise _unavailable(wanted, repository, "HF_HUB_OFFLINE is set")
+    _check_reachable(wanted, repository, constants.ENDPOINT)
     reason = "it holds no open_clip weights"
-    for filename in WEIGHT_FILES:
+    for filename in filenames:
         try:
             return Path(huggingface_hub.hf_hub_download(repository, filename))
         except errors.LocalEntryNotFoundError as error:  # the connection broke
-            raise _unavailable(name, repository, first_line(error)) from error
+            raise _unavailable(wanted, repository, first_line(error)) from error
         except errors.EntryNotFoundError:
             continue
         except (errors.HfHubHTTPError, OSError, ValueError) as error:
-            raise _unavailable(name, repository, first_line(error)) from error
-    raise _unavailable(name, repository, reason)
+            raise _unavailable(wanted, repository, first_line(error)) from error
+    raise _unavailable(wanted, repository, reason)
 
 
-def check_tokenizer(name: str, repository: str) -> None:
-    """Raise BackboneError in seconds where the tokenizer in ``repository`` is neither cached nor can be downloaded."""
+def fetch_tokenizer(name: str, repository: str) -> Path:
+    """Return a folder with the files of a tokenizer, downloading them when the cache lacks them.
+
+    ``name`` is the model that needs the tokenizer, ``repository`` the hub's ``owner/name`` (``name`` for a few).
+    Raises BackboneError in seconds, like ``fetch_clip_weights``.
+    """
     import huggingface_hub
-    from huggingface_hub import constants
+    from huggingface_hub import constants, errors
 
-    if isinstance(huggingface_hub.try_to_load_from_cache(repository, "tokenizer_config.json"), str):
-        return
+    wanted = f"tokenizer of {name}"
+    with contextlib.suppress(errors.LocalEntryNotFoundError):
+        folder = Path(huggingface_hub.snapshot_download(repository, local_files_only=True))
+        if any((folder / vocabulary).is_file() for vocabulary in VOCABULARIES):
+            return folder
     if constants.HF_HUB_OFFLINE:
-        raise _unavailable(f"{name}'s tokenizer", repository, "HF_HUB_OFFLINE is set")
-    _check_reachable(f"{name}'s tokenizer", repository, constants.ENDPOINT)
+        raise _unavailable(wanted, repository, "HF_HUB_OFFLINE is set")
+    _check_reachable(wanted, repository, constants.ENDPOINT)
+    try:
+        return Path(huggingface_hub.snapshot_download(repository, allow_patterns=list(TOKENIZER_FILES)))
+    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise _unavailable(wanted, repository, first_line(error)) from error
 
 
-def _check_reachable(name: str, repository: str, endpoint: str) -> None:
+def _check_reachable(wanted: str, repository: str, endpoint: str) -> None:
     """Open one connection (to the proxy, where there is one), so that who has no internet hears about it at once."""
     address = urllib.parse.urlsplit(endpoint)
     address = urllib.parse.urlsplit(urllib.request.getproxies().get(address.scheme, endpoint))
@@ -63,15 +78,15 @@ def _check_reachable(name: str, repository: str, endpoint: str) -> None:
     try:
         socket.create_connection((host, port), timeout=CONNECT_TIMEOUT).close()
     except OSError as error:
-        raise _unavailable(name, repository, f"{host} cannot be reached ({error.strerror or error})") from error
+        raise _unavailable(wanted, repository, f"{host} cannot be reached ({error.strerror or error})") from error
 
 
-def _unavailable(name: str, repository: str, reason: str) -> BackboneError:
+def _unavailable(wanted: str, repository: str, reason: str) -> BackboneError:
     from huggingface_hub import constants
 
     folder = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
     return BackboneError(
-        f"{name} ({repository}): not on this machine and cannot be fetched: {reason}; "
+        f"the {wanted} ({repository}): not on this machine and cannot be downloaded: {reason}; "
         f"run this once on a connected machine and copy its {folder} here, "
         "or give --model DIR (a folder in open_clip's local-dir form), or use --model tiny"
     )
