@@ -43,6 +43,18 @@ def fetch_clip_weights(name: str, repository: str) -> Path:
     raise _unavailable(name, repository, reason)
 
 
+def check_tokenizer(name: str, repository: str) -> None:
+    """Raise BackboneError in seconds where the tokenizer in ``repository`` is neither cached nor can be downloaded."""
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    if isinstance(huggingface_hub.try_to_load_from_cache(repository, "tokenizer_config.json"), str):
+        return
+    if constants.HF_HUB_OFFLINE:
+        raise _unavailable(f"{name}'s tokenizer", repository, "HF_HUB_OFFLINE is set")
+    _check_reachable(f"{name}'s tokenizer", repository, constants.ENDPOINT)
+
+
 def _check_reachable(name: str, repository: str, endpoint: str) -> None:
     """Open one connection (to the proxy, where there is one), so that who has no internet hears about it at once."""
     address = urllib.parse.urlsplit(endpoint)
@@ -59,7 +71,7 @@ def _unavailable(name: str, repository: str, reason: str) -> BackboneError:
 
     folder = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
     return BackboneError(
-        f"the weights of {name} ({repository}) are not on this machine and cannot be fetched: {reason}; "
+        f"{name} ({repository}): not on this machine and cannot be fetched: {reason}; "
         f"run this once on a connected machine and copy its {folder} here, "
         "or give --model DIR (a folder in open_clip's local-dir form), or use --model tiny"
     )

@@ -6,17 +6,15 @@ import json
 import os
 import pickle
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import QUERIES, GoldenCase
+from helpers import QUERIES, GoldenCase, change_config
 from safetensors.torch import load_file, save_file
 
-from aprilcli.core.backbone import TorchImageEncoder, load_backbone, tiny_folder
+from aprilcli.core.backbone import TorchImageEncoder, load_backbone
 from aprilcli.core.prompts import encode_prompts
 from aprilcli.errors import ArtifactError, BackboneError, OptionError
 
@@ -51,30 +49,11 @@ def test_fewer_stages_of_a_tower_are_the_same_stages(golden: GoldenCase) -> None
     torch.testing.assert_close(features.image[0], golden.numbers["query0/image_features"], atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["metal_nut", "pcb"])
-def test_text_features(golden: GoldenCase, name: str) -> None:
-    features = encode_prompts(golden.backbone.text, name.replace("_", " "))
-    torch.testing.assert_close(features, golden.numbers[f"text_features/{name}"], atol=1e-5, rtol=0)
-
-
-def test_a_name_stands_in_the_prompts_as_given(golden_vit: GoldenCase) -> None:
-    spaced = encode_prompts(golden_vit.backbone.text, "metal nut")
-    assert not torch.allclose(encode_prompts(golden_vit.backbone.text, "metal_nut"), spaced, atol=1e-4)
-    assert encode_prompts(golden_vit.backbone.text, "cover {left}").isfinite().all()
-
-
 def test_activation_and_widths_are_recorded(golden: GoldenCase) -> None:
     spec = golden.backbone.spec
     assert spec.activation == ("quickgelu" if "quickgelu" in golden.folder.name else "gelu")
     assert spec.stage_widths == ((64, 128, 256, 512) if "rn" in golden.folder.name else (64, 64, 64, 64))
     assert spec.joint_width == 48
-
-
-def test_fingerprint_speaks_of_the_weights_not_of_the_size(golden: GoldenCase) -> None:
-    native = load_backbone(str(golden.folder), device="cpu")
-    assert native.spec.fingerprint == golden.backbone.spec.fingerprint
-    assert native.spec.image_size == (64 if "rn" in golden.folder.name else 56)
-    assert native.spec.stages == golden.stages
 
 
 def test_a_batch_gives_what_each_picture_gives_alone(golden: GoldenCase) -> None:
@@ -176,48 +155,6 @@ def test_a_name_longer_than_any_path_is_unknown() -> None:
         load_backbone("y" * 300)
 
 
-@pytest.mark.parametrize(
-    ("part", "name", "value"),
-    [
-        ("preprocess_cfg", "mean", [float("nan")] * 3),
-        ("preprocess_cfg", "std", [1e-300] * 3),
-        ("vision_cfg", "image_size", "abc"),
-        ("vision_cfg", "image_size", []),
-        ("vision_cfg", "image_size", None),
-        ("vision_cfg", "image_size", 2**40),
-        ("vision_cfg", "layers", [2, 2, 2]),
-        ("vision_cfg", "layers", 10**9),
-        ("vision_cfg", "width", 10**6),
-        ("vision_cfg", "head_width", 0),
-        ("vision_cfg", "patch_size", [14, 14]),
-        ("text_cfg", "layers", 10**9),
-        ("text_cfg", "heads", 3),
-        ("text_cfg", "width", -64),
-        ("text_cfg", "vocab_size", 10**12),
-        ("text_cfg", "tokenizer_kwargs", {"trust_remote_code": True}),
-        ("text_cfg", "tokenizer_kwargs", {"bpe_path": "/etc/passwd"}),
-        ("text_cfg", "tokenizer_kwargs", []),
-        ("text_cfg", "hf_tokenizer_name", "somebody/tokenizer"),
-        ("text_cfg", "hf_model_name", "somebody/model"),
-        ("text_cfg", "context_length", 30_000),
-        ("text_cfg", "context_length", "x"),
-        ("text_cfg", "eps", float("inf")),
-        ("vision_cfg", "head_width", 10**9),
-        ("vision_cfg", "norm_kwargs", {"eps": float("nan")}),
-    ],
-)
-def test_hostile_configurations_are_refused_in_one_line(
-    golden_vit: GoldenCase, tmp_path: Path, part: str, name: str, value: object
-) -> None:
-    folder = Path(shutil.copytree(golden_vit.folder, tmp_path / "hostile"))
-    config = json.loads((folder / "open_clip_config.json").read_text())
-    (config if part == "preprocess_cfg" else config["model_cfg"])[part][name] = value
-    (folder / "open_clip_config.json").write_text(json.dumps(config))
-    with pytest.raises(ArtifactError) as caught:
-        load_backbone(str(folder), device="cpu")
-    assert "\n" not in str(caught.value)
-
-
 def test_towers_of_another_library_are_refused_before_anything_is_fetched() -> None:
     with pytest.raises(BackboneError, match="own ViT or ResNet tower"):
         load_backbone("ViT-SO400M-14-SigLIP", device="cpu")
@@ -232,21 +169,6 @@ def test_grids_are_those_of_the_features(golden: GoldenCase) -> None:
     assert golden.encoder.grids == golden.encoder.encode(golden.pixels("query0")).grids
 
 
-def change_config(folder: Path, change: Callable[[dict[str, Any]], object]) -> Path:
-    path = folder / "open_clip_config.json"
-    config = json.loads(path.read_text())
-    change(config["model_cfg"])
-    path.write_text(json.dumps(config))
-    return path
-
-
-def test_a_resnet_without_heads_is_refused(tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(tiny_folder(), tmp_path / "rn"))
-    change_config(folder, lambda config: config["vision_cfg"].update(head_width=10**9))
-    with pytest.raises(ArtifactError, match="0 heads"):
-        load_backbone(str(folder), device="cpu")
-
-
 def test_a_custom_text_tower_larger_than_its_file_is_refused_before_it_is_built(
     golden_vit: GoldenCase, tmp_path: Path
 ) -> None:
@@ -255,21 +177,6 @@ def test_a_custom_text_tower_larger_than_its_file_is_refused_before_it_is_built(
         folder, lambda config: (config.update(custom_text=True), config["text_cfg"].update(vocab_size=2 * 10**7))
     )
     with pytest.raises(ArtifactError, match=r"it declares 640,\d+,\d+ weights"):
-        load_backbone(str(folder), device="cpu")
-
-
-def test_foreign_code_is_not_asked_for_in_escapes(golden_vit: GoldenCase, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(golden_vit.folder, tmp_path / "escaped"))
-    path = change_config(folder, lambda config: config.update(extra=[{"trust_remote_code": True}]))
-    path.write_text(path.read_text().replace("trust_remote_code", "trust_remote\\u005fcode"))
-    with pytest.raises(ArtifactError, match="foreign code"):
-        load_backbone(str(folder), device="cpu")
-
-
-def test_a_giant_configuration_is_not_read(golden_vit: GoldenCase, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(golden_vit.folder, tmp_path / "giant"))
-    os.truncate(folder / "open_clip_config.json", 2**40)
-    with pytest.raises(ArtifactError, match="larger than 1,048,576 bytes"):
         load_backbone(str(folder), device="cpu")
 
 

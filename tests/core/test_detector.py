@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import GoldenCase
+from helpers import GoldenCase
 
 from aprilcli import Detector
 from aprilcli.core.memory_bank import MemoryBank, Source, build

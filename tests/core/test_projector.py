@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import GoldenCase
+from helpers import GoldenCase
 
 from aprilcli.core.bank_file import load_bank, save_bank
 from aprilcli.core.memory_bank import Source, build

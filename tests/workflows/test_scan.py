@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -12,36 +10,19 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from conftest import GOLDEN, QUERIES, GoldenCase, draw_photo
+from helpers import GOLDEN, QUERIES, GoldenCase, draw_image, error_line, read_rows, run_scan
 from PIL import Image
-from typer.testing import CliRunner, Result
-
-from aprilcli.cli import app
 
 HEADER = "path,status,score,text_score,map_max,p_value,threshold,verdict,width,height,error"
-
-
-def scan(*arguments: object) -> Result:
-    return CliRunner().invoke(app, ["scan", *map(str, arguments), "--device", "cpu"])
-
-
-def rows(out: Path) -> list[dict[str, str]]:
-    with (out / "scores.csv").open(newline="", encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))
 
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     folder = tmp_path / "photos"
-    draw_photo(folder / "b" / "two.png", 2)
-    draw_photo(folder / "a.jpg", 1, (33, 20))
-    draw_photo(folder / "b" / "one.PNG", 3)
+    draw_image(folder / "b" / "two.png", 2)
+    draw_image(folder / "a.jpg", 1, (33, 20))
+    draw_image(folder / "b" / "one.PNG", 3)
     return folder
-
-
-@pytest.fixture
-def model(golden_vit: GoldenCase) -> list[str]:
-    return ["--model", str(golden_vit.folder), "--image-size", "70", "--stages", "2,4,6,8"]
 
 
 @pytest.fixture
@@ -60,8 +41,8 @@ def test_golden_numbers_come_out_of_the_files(golden: GoldenCase, tmp_path: Path
     out = tmp_path / "out"
     arguments = ["--model", golden.folder, "--image-size", golden.image_size, "--object", "metal nut"]
     arguments += ["--stages", ",".join(map(str, golden.stages)), "--map-size", "model", "--out", out]
-    assert scan(photos, *arguments).exit_code == 0
-    for row, query in zip(rows(out), QUERIES, strict=True):
+    assert run_scan(photos, *arguments).exit_code == 0
+    for row, query in zip(read_rows(out), QUERIES, strict=True):
         expected = golden.numbers[f"{query}/zero_shot_map"]
         written = torch.from_numpy(tifffile.imread(out / "maps" / f"{query}.png.tiff"))
         torch.testing.assert_close(written, expected, atol=1e-4, rtol=0)
@@ -72,12 +53,12 @@ def test_golden_numbers_come_out_of_the_files(golden: GoldenCase, tmp_path: Path
 
 def test_one_sorted_row_and_one_map_per_picture(photos: Path, model: list[str], tmp_path: Path) -> None:
     out = tmp_path / "out"
-    result = scan(photos, *model, "--out", out)
+    result = run_scan(photos, *model, "--out", out)
     assert result.exit_code == 0, result.output
     assert (out / "scores.csv").read_bytes().split(b"\r\n")[0].decode() == HEADER
-    assert [row["path"] for row in rows(out)] == ["a.jpg", "b/one.PNG", "b/two.png"]
-    assert [(row["width"], row["height"]) for row in rows(out)] == [("33", "20"), ("60", "40"), ("60", "40")]
-    assert {row["status"] for row in rows(out)} == {"ok"}
+    assert [row["path"] for row in read_rows(out)] == ["a.jpg", "b/one.PNG", "b/two.png"]
+    assert [(row["width"], row["height"]) for row in read_rows(out)] == [("33", "20"), ("60", "40"), ("60", "40")]
+    assert {row["status"] for row in read_rows(out)} == {"ok"}
     written = sorted(path.relative_to(out / "maps").as_posix() for path in (out / "maps").rglob("*.*"))
     assert written == ["a.jpg.tiff", "b/one.PNG.tiff", "b/two.png.tiff"]
     with tifffile.TiffFile(out / "maps" / "a.jpg.tiff") as tiff:
@@ -91,7 +72,7 @@ def test_one_sorted_row_and_one_map_per_picture(photos: Path, model: list[str], 
 
 
 def test_run_json_says_with_what(photos: Path, model: list[str], golden_vit: GoldenCase, tmp_path: Path) -> None:
-    scan(photos, *model, "--out", tmp_path / "out")
+    run_scan(photos, *model, "--out", tmp_path / "out")
     run = json.loads((tmp_path / "out" / "run.json").read_text())
     assert run["model"]["fingerprint"] == golden_vit.backbone.spec.fingerprint
     assert run["projector"]["fingerprint"] == golden_vit.projector.identity["fingerprint"]
@@ -102,120 +83,95 @@ def test_run_json_says_with_what(photos: Path, model: list[str], golden_vit: Gol
 
 
 def test_a_score_depends_on_nothing_but_its_picture(photos: Path, model: list[str], tmp_path: Path) -> None:
-    draw_photo(photos / "c.png", 4)
-    scan(photos, *model, "--out", tmp_path / "one")
-    scan(photos, *model, "--out", tmp_path / "batch", "--batch-size", 3, "--workers", 1)
+    draw_image(photos / "c.png", 4)
+    run_scan(photos, *model, "--out", tmp_path / "one")
+    run_scan(photos, *model, "--out", tmp_path / "batch", "--batch-size", 3, "--workers", 1)
     alone = tmp_path / "alone"
     alone.mkdir()
     shutil.copy(photos / "c.png", alone)
-    scan(alone, *model, "--out", tmp_path / "single")
-    one, batch = rows(tmp_path / "one"), rows(tmp_path / "batch")
+    run_scan(alone, *model, "--out", tmp_path / "single")
+    one, batch = read_rows(tmp_path / "one"), read_rows(tmp_path / "batch")
     for mine, theirs in zip(one, batch, strict=True):
         assert float(mine["score"]) == pytest.approx(float(theirs["score"]), abs=1e-5)
         assert float(mine["map_max"]) == pytest.approx(float(theirs["map_max"]), abs=1e-5)
-    assert rows(tmp_path / "single")[0] == {**one[-1], "path": "c.png"}
+    assert read_rows(tmp_path / "single")[0] == {**one[-1], "path": "c.png"}
 
 
 def test_unreadable_files_get_their_row_and_exit_3(photos: Path, model: list[str], tmp_path: Path) -> None:
     (photos / "b" / "broken.jpg").write_bytes(b"not a picture")
-    result = scan(photos, *model, "--out", tmp_path / "out")
+    result = run_scan(photos, *model, "--out", tmp_path / "out")
     assert result.exit_code == 3
-    broken = rows(tmp_path / "out")[1]
+    broken = read_rows(tmp_path / "out")[1]
     assert (broken["path"], broken["status"], broken["score"]) == ("b/broken.jpg", "error", "")
     assert broken["error"]
-    assert [row["status"] for row in rows(tmp_path / "out")] == ["ok", "error", "ok", "ok"]
+    assert [row["status"] for row in read_rows(tmp_path / "out")] == ["ok", "error", "ok", "ok"]
     assert "1 could not be read" in result.stdout
 
 
 def test_summary_names_the_five_highest_on_stdout_and_stderr_keeps_the_notes(model: list[str], tmp_path: Path) -> None:
     for seed in range(7):
-        draw_photo(tmp_path / "photos" / f"{seed}.png", seed)
-    result = scan(tmp_path / "photos", *model, "--out", tmp_path / "out")
-    scores = sorted(((float(row["score"]), row["path"]) for row in rows(tmp_path / "out")), reverse=True)
+        draw_image(tmp_path / "photos" / f"{seed}.png", seed)
+    result = run_scan(tmp_path / "photos", *model, "--out", tmp_path / "out")
+    scores = sorted(((float(row["score"]), row["path"]) for row in read_rows(tmp_path / "out")), reverse=True)
     named = [line.split()[1] for line in result.stdout.splitlines() if line.startswith("  ")]
     assert named == [path for _, path in scores[:5]]
     assert result.stderr == ""  # not a terminal: no bar; this model has nothing to say
 
 
 def test_threshold_gives_verdicts_and_fail_on_anomaly_exit_4(photos: Path, model: list[str], tmp_path: Path) -> None:
-    scan(photos, *model, "--out", tmp_path / "first")
-    highest = max(rows(tmp_path / "first"), key=lambda row: float(row["score"]))
+    run_scan(photos, *model, "--out", tmp_path / "first")
+    highest = max(read_rows(tmp_path / "first"), key=lambda row: float(row["score"]))
     arguments = [photos, *model, "--threshold", highest["score"], "--fail-on-anomaly"]
-    second = scan(*arguments, "--out", tmp_path / "second")
+    second = run_scan(*arguments, "--out", tmp_path / "second")
     assert second.exit_code == 4
     assert f"1 anomalous, scoring {float(highest['score']):.4f} or more" in second.stdout
-    verdicts = {row["path"]: row["verdict"] for row in rows(tmp_path / "second")}
+    verdicts = {row["path"]: row["verdict"] for row in read_rows(tmp_path / "second")}
     assert verdicts == {path: "anomalous" if path == highest["path"] else "normal" for path in verdicts}
-    assert scan(photos, *model, "--threshold", 2, "--fail-on-anomaly", "--out", tmp_path / "third").exit_code == 0
-
-
-def test_fail_on_anomaly_without_anything_that_calls_a_score_anomalous_is_wrong_usage(photos: Path) -> None:
-    result = scan(photos, "--fail-on-anomaly")
-    assert result.exit_code == 2
-    assert "give --threshold or --part" in result.stderr
+    assert run_scan(photos, *model, "--threshold", 2, "--fail-on-anomaly", "--out", tmp_path / "third").exit_code == 0
 
 
 def test_a_false_alarm_rate_without_a_part_is_said_to_do_nothing(
     photos: Path, model: list[str], tmp_path: Path
 ) -> None:
-    result = scan(photos, *model, "--false-alarm-rate", 0.05, "--out", tmp_path / "out")
+    result = run_scan(photos, *model, "--false-alarm-rate", 0.05, "--out", tmp_path / "out")
     assert result.exit_code == 0
     assert "--false-alarm-rate says nothing without --part" in result.stderr
 
 
 def test_no_maps(photos: Path, model: list[str], tmp_path: Path) -> None:
-    assert scan(photos, *model, "--no-maps", "--out", tmp_path / "out").exit_code == 0
+    assert run_scan(photos, *model, "--no-maps", "--out", tmp_path / "out").exit_code == 0
     assert not (tmp_path / "out" / "maps").exists()
-    assert all(row["map_max"] for row in rows(tmp_path / "out"))
+    assert all(row["map_max"] for row in read_rows(tmp_path / "out"))
 
 
 def test_a_model_without_a_projector_scores_text_alone_and_says_so_once(
     photos: Path, bare_model: Path, tmp_path: Path
 ) -> None:
-    result = scan(photos, "--model", bare_model, "--out", tmp_path / "out")
+    result = run_scan(photos, "--model", bare_model, "--out", tmp_path / "out")
     assert result.exit_code == 0
     assert result.stderr.count("no projector") == 1
     assert not (tmp_path / "out" / "maps").exists()
-    assert all(row["score"] and not row["map_max"] for row in rows(tmp_path / "out"))
+    assert all(row["score"] and not row["map_max"] for row in read_rows(tmp_path / "out"))
 
 
 def test_results_inside_the_scanned_folder_are_not_scanned(photos: Path, model: list[str]) -> None:
     out = photos / "results"
-    assert scan(photos, *model, "--out", out).exit_code == 0
-    assert scan(photos, *model, "--out", out, "--overwrite").exit_code == 0
-    assert len(rows(out)) == 3
+    assert run_scan(photos, *model, "--out", out).exit_code == 0
+    assert run_scan(photos, *model, "--out", out, "--overwrite").exit_code == 0
+    assert len(read_rows(out)) == 3
 
 
 def test_results_are_never_overwritten_unasked(photos: Path, model: list[str], tmp_path: Path) -> None:
     out = tmp_path / "out"
-    scan(photos, *model, "--out", out)
+    run_scan(photos, *model, "--out", out)
     before = (out / "scores.csv").read_bytes()
-    refused = scan(photos, *model, "--out", out)
+    refused = run_scan(photos, *model, "--out", out)
     assert refused.exit_code == 1
     assert "--overwrite" in refused.stderr
     (photos / "a.jpg").unlink()
     assert (out / "scores.csv").read_bytes() == before
-    assert scan(photos, *model, "--out", out, "--overwrite").exit_code == 0
+    assert run_scan(photos, *model, "--out", out, "--overwrite").exit_code == 0
     assert not (out / "maps" / "a.jpg.tiff").exists()  # nothing of the old run is left
-
-
-def test_options_come_from_the_environment(
-    photos: Path, golden_vit: GoldenCase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("APRILCLI_MODEL", str(golden_vit.folder))
-    monkeypatch.setenv("APRILCLI_OUT", str(tmp_path / "there"))
-    monkeypatch.setenv("APRILCLI_IMAGE_SIZE", "56")
-    assert scan(photos).exit_code == 0
-    assert json.loads((tmp_path / "there" / "run.json").read_text())["model"]["image_size"] == 56
-
-
-def line_of(result: Result) -> str:
-    """The one line an error is: no traceback, nothing else."""
-    lines = result.stderr.strip().splitlines()
-    assert len(lines) == 1, result.stderr
-    assert lines[0].startswith("aprilcli: error: ")
-    assert not isinstance(result.exception, Exception) or isinstance(result.exception, SystemExit)
-    return lines[0]
 
 
 @pytest.mark.parametrize(
@@ -226,9 +182,7 @@ def line_of(result: Result) -> str:
         ("notes.txt", [], 1, "not a folder"),
         ("photos", ["--model", "ViT-Z-99"], 1, "unknown model"),
         ("photos", ["--model", "paper"], 1, "--model tiny"),
-        ("photos", ["--range=-inf,5"], 2, "--range -inf,5"),
         ("photos", ["--stages", "2,4,6,9"], 2, "8 stages"),
-        ("photos", ["--stages", "two"], 2, "whole numbers"),
         ("photos", ["--image-size", "60"], 2, "multiple of 14"),
         ("photos", ["--projector", "missing.safetensors"], 1, "missing.safetensors"),
         ("photos", ["--projector", "notes.txt"], 1, "notes.txt"),
@@ -247,9 +201,9 @@ def test_bad_input_is_one_line(
     monkeypatch.chdir(photos.parent)
     Path("empty").mkdir()
     Path("notes.txt").write_text("hello")
-    result = scan(folder, *model, *arguments)
+    result = run_scan(folder, *model, *arguments)
     assert result.exit_code == code
-    assert said in line_of(result)
+    assert said in error_line(result)
 
 
 def test_a_projector_for_another_model_is_refused_with_both_sides(
@@ -264,27 +218,19 @@ def test_a_projector_for_another_model_is_refused_with_both_sides(
         "--projector",
         golden_vit.folder / "projector.safetensors",
     ]
-    result = scan(photos, *arguments, "--image-size", golden.image_size, "--out", tmp_path / "out")
+    result = run_scan(photos, *arguments, "--image-size", golden.image_size, "--out", tmp_path / "out")
     if golden.folder == golden_vit.folder:
         assert result.exit_code == 0
         return
-    line = line_of(result)
+    line = error_line(result)
     assert golden_vit.folder.name in line
     assert golden.folder.name in line
     assert "activation gelu against quickgelu" in line or "stage_widths 64,64,64,64 against 64,128,256,512" in line
 
 
 def test_a_projector_of_another_stage_count_is_refused(golden_vit: GoldenCase, photos: Path, tmp_path: Path) -> None:
-    result = scan(photos, "--model", golden_vit.folder, "--stages", "2,4,6", "--out", tmp_path / "out")
-    assert "stages 2,4,6,8 against 2,4,6" in line_of(result)
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_an_output_folder_that_cannot_be_written(photos: Path, model: list[str], tmp_path: Path) -> None:
-    (tmp_path / "locked").mkdir(mode=0o500)
-    result = scan(photos, *model, "--out", tmp_path / "locked" / "out")
-    assert result.exit_code == 1
-    assert "locked" in line_of(result)
+    result = run_scan(photos, "--model", golden_vit.folder, "--stages", "2,4,6", "--out", tmp_path / "out")
+    assert "stages 2,4,6,8 against 2,4,6" in error_line(result)
 
 
 @pytest.mark.parametrize("arguments", [["x" * 300], ["photos", "--out", "y" * 300], ["photos", "--model", "z" * 300]])
@@ -292,6 +238,6 @@ def test_names_longer_than_any_path_are_one_line(
     photos: Path, model: list[str], monkeypatch: pytest.MonkeyPatch, arguments: list[str]
 ) -> None:
     monkeypatch.chdir(photos.parent)
-    result = scan(arguments[0], *model, *arguments[1:])
+    result = run_scan(arguments[0], *model, *arguments[1:])
     assert result.exit_code == 1
-    line_of(result)
+    error_line(result)

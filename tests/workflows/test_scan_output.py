@@ -19,16 +19,14 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import GoldenCase, draw_photo, hear_ctrl_c
+from helpers import GoldenCase, draw_image, happens, read_rows_by_path, run, start
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from aprilcli.cli import app
 from aprilcli.core.projector import Projector, save_projector
-from aprilcli.errors import OutputError
 from aprilcli.io.atomic import make_folders, remove_tree
-from aprilcli.io.reports import open_lines
 from aprilcli.workflows import scan_output
 
 COUNT = 12
@@ -37,7 +35,7 @@ COUNT = 12
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     for seed in range(COUNT):
-        draw_photo(tmp_path / "photos" / f"{seed:02}.png", seed)
+        draw_image(tmp_path / "photos" / f"{seed:02}.png", seed)
     (tmp_path / "photos" / "05b, broken.png").write_bytes(b"broken")
     return tmp_path / "photos"
 
@@ -48,14 +46,12 @@ def arguments(photos: Path, golden_vit: GoldenCase) -> list[str]:
     return ["scan", str(photos), *model, "--threshold", "0.5", "--false-alarm-rate", "0.01"]
 
 
-def run(arguments: list[str], out: Path, *more: str) -> Result:
-    return CliRunner().invoke(app, [*arguments, "--out", str(out), *more])
+def scan_into(arguments: list[str], out: Path, *more: str) -> Result:
+    return run(*arguments, "--out", out, *more)
 
 
-def start(arguments: list[str], out: Path, *more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "aprilcli", *arguments, "--out", str(out), *more]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, text=True, preexec_fn=hear_ctrl_c, **pipes)
+def start_scan(arguments: list[str], out: Path, *more: str) -> subprocess.Popen[str]:
+    return start(*arguments, "--out", out, *more)
 
 
 def contents(out: Path) -> dict[str, bytes]:
@@ -66,37 +62,38 @@ def contents(out: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def undisturbed(arguments: list[str], tmp_path: Path) -> dict[str, bytes]:
-    assert run(arguments, tmp_path / "undisturbed").exit_code == 3
+    assert scan_into(arguments, tmp_path / "undisturbed").exit_code == 3
     return contents(tmp_path / "undisturbed")
 
 
 def wait_for_rows(out: Path, count: int, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and process.poll() is None:
-        if count_rows(out) > count:
-            return
-        time.sleep(0.002)
+    """Wait until scores.csv has more than ``count`` lines, the header included; fail if the scan ends before."""
+    assert happens(lambda: count_lines(out) > count, process), process.communicate()
 
 
-def count_rows(out: Path) -> int:
+def count_lines(out: Path) -> int:
     return (out / "scores.csv").read_bytes().count(b"\r\n") if (out / "scores.csv").exists() else 0
 
 
 def kill_loop(arguments: list[str], out: Path, expected: dict[str, bytes], kills: int, seed: int) -> tuple[int, int]:
     """Kill scans at random moments: some while they load, most between the next rows.
 
-    Each one that gets to the end is compared and begun anew. Returns how many were killed and how many compared.
+    Goes on until so many kills met a scan that had written rows and was not done. A scan that reaches its end is
+    compared, and its output removed. Returns the number of all kills and of comparisons.
     """
-    rng, killed, compared = random.Random(seed), 0, 0
-    while killed < kills:
-        rows, late = count_rows(out), rng.random() < 0.7
-        process = start(arguments, out, "--resume")
+    rng, killed, interrupted, compared = random.Random(seed), 0, 0, 0
+    lines_of_whole = expected["scores.csv"].count(b"\r\n")
+    while interrupted < kills:
+        assert killed + compared < 10 * kills, "kills hardly ever meet a scan at work"
+        before, late, ahead = count_lines(out), rng.random() < 0.7, 1 + rng.randrange(4)
+        process = start_scan(arguments, out, "--resume")
         if late:
-            wait_for_rows(out, rows + rng.randrange(4), process)
+            happens(lambda before=before, ahead=ahead: count_lines(out) >= before + ahead, process)
         time.sleep(rng.random() * (0.02 if late else 4))
         process.kill()
         process.communicate()
         killed += process.returncode == -signal.SIGKILL
+        interrupted += process.returncode == -signal.SIGKILL and max(before, 1) < count_lines(out) < lines_of_whole
         if process.returncode == 3:
             assert contents(out) == expected
             shutil.rmtree(out)
@@ -108,8 +105,8 @@ def test_killed_and_resumed_ends_with_the_same_bytes(
     arguments: list[str], undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    kill_loop(arguments, out, undisturbed, 2, 0)
-    assert run(arguments, out, "--resume").exit_code == 3
+    kill_loop(arguments, out, undisturbed, 2, seed=7)
+    assert scan_into(arguments, out, "--resume").exit_code == 3
     assert contents(out) == undisturbed
     assert not list(out.rglob(".aprilcli-*"))
 
@@ -118,10 +115,10 @@ def test_killed_and_resumed_ends_with_the_same_bytes(
 @pytest.mark.parametrize("batch_size", ["1", "4"])
 def test_fifty_kills(arguments: list[str], tmp_path: Path, batch_size: str) -> None:
     arguments += ["--batch-size", batch_size]
-    run(arguments, tmp_path / "whole")
+    scan_into(arguments, tmp_path / "whole")
     expected = contents(tmp_path / "whole")
-    killed, compared = kill_loop(arguments, tmp_path / "out", expected, 25, int(batch_size))
-    assert run(arguments, tmp_path / "out", "--resume").exit_code == 3
+    killed, compared = kill_loop(arguments, tmp_path / "out", expected, 25, seed=int(batch_size))
+    assert scan_into(arguments, tmp_path / "out", "--resume").exit_code == 3
     assert contents(tmp_path / "out") == expected
     size = sum(map(len, expected.values()))
     print(f"\nscan, batch size {batch_size}: {killed} kills, {compared + 1} whole runs of {size} bytes compared, equal")
@@ -131,10 +128,10 @@ def test_fifty_kills(arguments: list[str], tmp_path: Path, batch_size: str) -> N
 @pytest.mark.parametrize("keep", [0, 1, 37, 400, 900])
 def test_a_torn_scores_file_is_mended(arguments: list[str], tmp_path: Path, keep: int, batch_size: str) -> None:
     out = tmp_path / "out"
-    run(arguments, out, "--batch-size", batch_size)
+    scan_into(arguments, out, "--batch-size", batch_size)
     before = contents(out)
     (out / "scores.csv").write_bytes(before["scores.csv"][:keep])
-    assert run(arguments, out, "--resume", "--batch-size", batch_size).exit_code == 3
+    assert scan_into(arguments, out, "--resume", "--batch-size", batch_size).exit_code == 3
     assert contents(out) == before
 
 
@@ -144,7 +141,7 @@ def test_what_is_whole_is_not_done_again(arguments: list[str], undisturbed: dict
     (out / "scores.csv").write_bytes(b"".join(lines[:8]))
     kept, redone = out / "maps" / "01.png.tiff", out / "maps" / "10.png.tiff"
     times = kept.stat().st_mtime_ns, redone.stat().st_mtime_ns
-    assert run(arguments, out, "--resume").exit_code == 3
+    assert scan_into(arguments, out, "--resume").exit_code == 3
     assert kept.stat().st_mtime_ns == times[0]
     assert redone.stat().st_mtime_ns > times[1]
     assert contents(out) == undisturbed
@@ -205,7 +202,7 @@ def test_what_is_damaged_is_done_again(
     out = tmp_path / "undisturbed"
     harm(out, photos)
     assert (contents(out) != undisturbed) == (harm is not lose_journal)
-    assert run(arguments, out, "--resume").exit_code == 3
+    assert scan_into(arguments, out, "--resume").exit_code == 3
     assert contents(out) == undisturbed
 
 
@@ -230,7 +227,7 @@ def test_any_damage_is_mended(arguments: list[str], undisturbed: dict[str, bytes
     for number in range(count):
         for path in rng.sample([out / name for name in (".journal", *undisturbed)], rng.randrange(1, 4)):
             path.write_bytes(damage(path.read_bytes(), rng))
-        assert run(arguments, out, "--resume").exit_code == 3, number
+        assert scan_into(arguments, out, "--resume").exit_code == 3, number
         assert contents(out) == undisturbed, number
     print(f"\n{count} times damaged and resumed, all bytes equal")
 
@@ -238,11 +235,11 @@ def test_any_damage_is_mended(arguments: list[str], undisturbed: dict[str, bytes
 @pytest.mark.usefixtures("undisturbed")
 def test_changed_added_and_removed_pictures_are_noticed(arguments: list[str], photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "undisturbed"
-    draw_photo(photos / "03.png", 77)
-    draw_photo(photos / "01b.png", 78)
+    draw_image(photos / "03.png", 77)
+    draw_image(photos / "01b.png", 78)
     (photos / "08.png").unlink()
-    assert run(arguments, out, "--resume").exit_code == 3
-    assert run(arguments, tmp_path / "anew").exit_code == 3
+    assert scan_into(arguments, out, "--resume").exit_code == 3
+    assert scan_into(arguments, tmp_path / "anew").exit_code == 3
     assert contents(out) == contents(tmp_path / "anew")
 
 
@@ -262,7 +259,7 @@ def test_another_option_is_refused_with_its_name(
     arguments: list[str], tmp_path: Path, option: list[str], said: str
 ) -> None:
     before = contents(tmp_path / "undisturbed")
-    result = run(arguments, tmp_path / "undisturbed", "--resume", *option)
+    result = scan_into(arguments, tmp_path / "undisturbed", "--resume", *option)
     assert result.exit_code == 1
     assert said in result.stderr
     assert len(result.stderr.splitlines()) == 1
@@ -319,37 +316,37 @@ def test_ctrl_c_finishes_the_picture_in_hand_and_exits_130(
     arguments: list[str], undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    process = start(arguments, out)
+    process = start_scan(arguments, out)
     wait_for_rows(out, 1, process)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
-    scored = {f"{path}.tiff" for path, row in rows_of(out).items() if row["status"] == "ok"}
+    scored = {f"{path}.tiff" for path, row in read_rows_by_path(out).items() if row["status"] == "ok"}
     assert {path.name for path in (out / "maps").iterdir()} == scored
     assert json.loads((out / "run.json").read_text()).keys().isdisjoint({"finished", "counts"})
-    assert run(arguments, out, "--resume").exit_code == 3
+    assert scan_into(arguments, out, "--resume").exit_code == 3
     assert contents(out) == undisturbed
 
 
 def test_a_second_scan_is_refused_while_the_first_lives(arguments: list[str], photos: Path, tmp_path: Path) -> None:
     for seed in range(COUNT, 60):
-        draw_photo(photos / f"{seed}.png", seed)
+        draw_image(photos / f"{seed}.png", seed)
     out = tmp_path / "out"
-    first = start(arguments, out)
+    first = start_scan(arguments, out)
     wait_for_rows(out, 0, first)
     first.send_signal(signal.SIGSTOP)  # it lives, and cannot finish while the second tries
-    second = run(arguments, out, "--resume")
+    second = scan_into(arguments, out, "--resume")
     first.kill()
     first.communicate()
     assert second.exit_code == 1
     assert "another scan is writing there" in second.stderr
-    third = run(arguments, out, "--resume")
+    third = scan_into(arguments, out, "--resume")
     assert third.exit_code == 3, third.output
 
 
 def contents_of_new_run(arguments: list[str], tmp_path: Path) -> dict[str, bytes]:
-    assert run(arguments, tmp_path / "whole").exit_code == 3
+    assert scan_into(arguments, tmp_path / "whole").exit_code == 3
     return contents(tmp_path / "whole")
 
 
@@ -374,7 +371,7 @@ def test_a_full_disk_is_one_line_and_resume_goes_on(arguments: list[str], photos
     written = (out / "scores.csv").read_bytes()
     assert written.count(b"\r\n") > 2
     assert written.endswith(b"\r\n")
-    assert run(arguments, out, "--resume").exit_code == 3
+    assert scan_into(arguments, out, "--resume").exit_code == 3
     assert contents(out) == undisturbed
 
 
@@ -383,16 +380,16 @@ def test_a_run_that_is_resumed_is_not_finished(
 ) -> None:
     out = tmp_path / "undisturbed"
     assert json.loads((out / "run.json").read_text())["counts"]["scored"] == COUNT
-    draw_photo(photos / "03.png", 3)  # the same picture, written later
+    draw_image(photos / "03.png", 3)  # the same picture, written later
 
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(scan_output, "find_resume_point", killed)
-        assert run(arguments, out, "--resume").exit_code == 130
+        assert scan_into(arguments, out, "--resume").exit_code == 130
     assert json.loads((out / "run.json").read_text()).keys().isdisjoint({"finished", "counts"})
-    assert run(arguments, out, "--resume").exit_code == 3
+    assert scan_into(arguments, out, "--resume").exit_code == 3
     assert contents(out) == undisturbed
 
 
@@ -413,9 +410,9 @@ def test_what_the_machine_could_not_read_is_read_again(
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", failing)
-        assert run(arguments, out).exit_code == 3
-    assert rows_of(out)["04.png"]["status"] == "error"
-    assert run(arguments, out, "--resume").exit_code == 3
+        assert scan_into(arguments, out).exit_code == 3
+    assert read_rows_by_path(out)["04.png"]["status"] == "error"
+    assert scan_into(arguments, out, "--resume").exit_code == 3
     assert contents(out) == undisturbed
 
 
@@ -423,19 +420,19 @@ def test_a_file_that_vanishes_after_it_was_listed_gets_its_row(
     arguments: list[str], photos: Path, tmp_path: Path
 ) -> None:
     for seed in range(COUNT, 60):
-        draw_photo(photos / f"{seed}.png", seed)
+        draw_image(photos / f"{seed}.png", seed)
     out = tmp_path / "out"
-    process = start(arguments, out)
+    process = start_scan(arguments, out)
     wait_for_rows(out, 0, process)
     process.send_signal(signal.SIGSTOP)
     (photos / "59.png").unlink()  # one folder is listed whole, so it is awaited
     process.send_signal(signal.SIGCONT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 3, errors
-    rows = rows_of(out)
+    rows = read_rows_by_path(out)
     assert len(rows) == 61
     assert "59.png: cannot be read as a picture (No such file or directory)" in rows["59.png"]["error"]
-    assert run(arguments, out, "--resume").exit_code == 3
+    assert scan_into(arguments, out, "--resume").exit_code == 3
     assert contents(out) == contents_of_new_run(arguments, tmp_path)
 
 
@@ -450,7 +447,7 @@ def test_an_output_folder_that_another_user_may_not_write_to(
 
     os.seteuid(os.getuid())  # tests' own folders, and perhaps the installed packages, are closed to others
     monkeypatch.setattr(scan_output, "claimed", claimed_by_another_user)
-    result = run(arguments, read_only_folder / "out")
+    result = scan_into(arguments, read_only_folder / "out")
     assert result.exit_code == 1, result.output
     assert f"{read_only_folder / 'out'}" in result.stderr
     assert result.stderr.splitlines()[-1].endswith("(Permission denied); choose a place you may write to")
@@ -461,12 +458,12 @@ def test_folders_deeper_than_python_recurses(arguments: list[str], photos: Path,
     shutil.rmtree(photos)
     deep = photos / "/".join("d" * 1100)
     make_folders(deep)
-    draw_photo(deep / "a.png")
+    draw_image(deep / "a.png")
     out = tmp_path / "out"
     for way in ((), ("--resume",), ("--overwrite",)):
-        result = run(arguments, out, *way)
+        result = scan_into(arguments, out, *way)
         assert result.exit_code == 0, result.output
-    assert len(rows_of(out)) == 1
+    assert len(read_rows_by_path(out)) == 1
     for folder in (photos, out):
         remove_tree(folder)  # pytest could not
 
@@ -475,9 +472,9 @@ def test_linked_results_are_not_scanned(arguments: list[str], photos: Path, tmp_
     (tmp_path / "elsewhere").mkdir()
     (photos / "link").symlink_to(tmp_path / "elsewhere")
     out = photos / "link" / "out"
-    assert run([*arguments, "--follow"], out).exit_code == 3
+    assert scan_into([*arguments, "--follow"], out).exit_code == 3
     before = contents(out)
-    assert run([*arguments, "--follow"], out, "--resume").exit_code == 3
+    assert scan_into([*arguments, "--follow"], out, "--resume").exit_code == 3
     assert contents(out) == before
 
 
@@ -486,8 +483,8 @@ def test_pictures_of_others_among_the_maps_stay(
 ) -> None:
     out = tmp_path / "undisturbed"
     (out / "maps" / "00.png.tiff").unlink()
-    others = [draw_photo(out / "maps" / name) for name in ("zz mine.png", "notes.tiff")]
-    assert run(arguments, out, "--resume").exit_code == 3
+    others = [draw_image(out / "maps" / name) for name in ("zz mine.png", "notes.tiff")]
+    assert scan_into(arguments, out, "--resume").exit_code == 3
     assert all(path.exists() for path in others)
 
 
@@ -496,12 +493,11 @@ def test_a_lost_run_file_leads_to_a_way_on(arguments: list[str], tmp_path: Path)
     out = tmp_path / "undisturbed"
     (out / "run.json").unlink()
     for way in ("--resume", "--overwrite"):
-        result = run(arguments, out, way)
+        result = scan_into(arguments, out, way)
         assert result.exit_code == 1
         assert "choose another --out" in result.stderr
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 @pytest.mark.parametrize(("stream", "code"), [("stdout", 1), ("stderr", 3)])
 def test_a_summary_that_has_no_room(
     arguments: list[str], undisturbed: dict[str, bytes], tmp_path: Path, stream: str, code: int
@@ -520,7 +516,7 @@ def test_a_summary_that_has_no_room(
 
 
 def test_resuming_nothing_begins(arguments: list[str], undisturbed: dict[str, bytes], tmp_path: Path) -> None:
-    assert run(arguments, tmp_path / "new", "--resume").exit_code == 3
+    assert scan_into(arguments, tmp_path / "new", "--resume").exit_code == 3
     assert contents(tmp_path / "new") == undisturbed
 
 
@@ -528,35 +524,19 @@ def test_odd_names_round_trip_and_keep_their_own_maps(arguments: list[str], phot
     shutil.rmtree(photos)
     names = ["a.png", "a.jpg", "A.png", "-x.png", "=1+1.png", 'quote".png', "comma,.png", "new\nline.png", "ü ö.png"]
     for seed, name in enumerate(names):
-        draw_photo(photos / name, seed)
+        draw_image(photos / name, seed)
     raw = os.fsencode(photos) + b"/\xff.png"
     shutil.copy(photos / "a.png", os.fsdecode(raw))
     out = tmp_path / "out"
-    assert run(arguments, out).exit_code == 0
+    assert scan_into(arguments, out).exit_code == 0
     with (out / "scores.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as stream:
         paths = [row["path"] for row in csv.DictReader(stream)]
     assert sorted(paths) == sorted([*names, os.fsdecode(b"\xff.png")])
     assert all((out / "maps" / f"{path}.tiff").exists() for path in paths)
     before = contents(out)
     (out / "maps" / "ü ö.png.tiff").unlink()
-    assert run(arguments, out, "--resume").exit_code == 0
+    assert scan_into(arguments, out, "--resume").exit_code == 0
     assert contents(out) == before
-
-
-def test_a_row_that_does_not_fit_is_not_left_torn(tmp_path: Path) -> None:
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    path = tmp_path / "lines"
-    try:
-        with open_lines(path) as lines:
-            lines.write("whole\n")
-            resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
-            with pytest.raises(OutputError, match="File too large"):
-                lines.write("too long a line\n")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
-    assert path.read_text() == "whole\n"
 
 
 def test_paths_in_a_foreign_scores_file_never_leave_the_output_folder(
@@ -572,29 +552,29 @@ def test_paths_in_a_foreign_scores_file_never_leave_the_output_folder(
         str(victims[0])[:-5].encode() + b",ok" + b"," * 9 + b"\r\n",
     ]
     (out / "scores.csv").write_bytes(b"".join([*lines[:3], *hostile, *lines[3:]]))
-    assert run(arguments, out, "--resume").exit_code == 3
+    assert scan_into(arguments, out, "--resume").exit_code == 3
     assert all(victim.read_bytes() == b"precious" for victim in victims)
     victims[1].unlink()
     assert contents(out) == undisturbed
 
 
 def test_scanning_into_the_scanned_folder_leaves_its_maps_alone(arguments: list[str], photos: Path) -> None:
-    assert run(arguments, photos).exit_code == 3
+    assert scan_into(arguments, photos).exit_code == 3
     before = contents(photos)
-    assert run(arguments, photos, "--resume").exit_code == 3
-    assert run(arguments, photos, "--overwrite").exit_code == 3
+    assert scan_into(arguments, photos, "--resume").exit_code == 3
+    assert scan_into(arguments, photos, "--overwrite").exit_code == 3
     assert contents(photos) == before
 
 
 def test_a_folder_called_maps_that_is_no_scans_is_not_removed(arguments: list[str], tmp_path: Path) -> None:
-    draw_photo(tmp_path / "out" / "maps" / "mine.png")
-    result = run(arguments, tmp_path / "out", "--overwrite")
+    draw_image(tmp_path / "out" / "maps" / "mine.png")
+    result = scan_into(arguments, tmp_path / "out", "--overwrite")
     assert result.exit_code == 1
     assert (tmp_path / "out" / "maps" / "mine.png").exists()
 
 
 def test_resume_and_overwrite_exclude_each_other(arguments: list[str], tmp_path: Path) -> None:
-    assert run(arguments, tmp_path / "out", "--resume", "--overwrite").exit_code == 2
+    assert scan_into(arguments, tmp_path / "out", "--resume", "--overwrite").exit_code == 2
 
 
 def test_maps_without_rows_go(
@@ -604,13 +584,13 @@ def test_maps_without_rows_go(
     lines = undisturbed["scores.csv"].splitlines(keepends=True)
     (out / "scores.csv").write_bytes(b"".join(lines[:4]))  # maps ran ahead of rows
     (photos / "09.png").unlink()
-    assert run(arguments, out, "--resume").exit_code == 3
+    assert scan_into(arguments, out, "--resume").exit_code == 3
     assert contents(out) == contents_of_new_run(arguments, tmp_path)
 
 
 def test_names_that_no_terminal_takes_do_not_end_a_scan(arguments: list[str], photos: Path, tmp_path: Path) -> None:
     shutil.rmtree(photos)
-    draw_photo(photos / "new\nline.png")
+    draw_image(photos / "new\nline.png")
     shutil.copy(photos / "new\nline.png", os.fsdecode(os.fsencode(photos) + b"/\xff.png"))
     command = [sys.executable, "-m", "aprilcli", *arguments, "--out", str(tmp_path / "out")]
     strict = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
@@ -620,20 +600,19 @@ def test_names_that_no_terminal_takes_do_not_end_a_scan(arguments: list[str], ph
     assert "new\\nline.png" in result.stdout
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+@pytest.mark.mount
 def test_a_small_disk_that_fills_up(arguments: list[str], undisturbed: dict[str, bytes], tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], check=False).returncode:
-        pytest.skip("this machine mounts nothing")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], check=True)
     try:
-        full = run(arguments, disk / "out")
+        full = scan_into(arguments, disk / "out")
         assert full.exit_code == 1
         assert "No space left on device" in full.stderr
         rows = (disk / "out" / "scores.csv").read_bytes()
         assert rows.endswith(b"\r\n")
         subprocess.run(["mount", "-o", "remount,size=8m", disk], check=True)
-        assert run(arguments, disk / "out", "--resume").exit_code == 3
+        assert scan_into(arguments, disk / "out", "--resume").exit_code == 3
         assert contents(disk / "out") == undisturbed
     finally:
         subprocess.run(["umount", disk], check=True)
@@ -655,31 +634,26 @@ def test_little_memory_is_a_row_or_a_line_never_a_crash(arguments: list[str], ph
     assert "Traceback" not in result.stderr
 
 
-def rows_of(out: Path) -> dict[str, dict[str, str]]:
-    with (out / "scores.csv").open(newline="") as stream:
-        return {row["path"]: row for row in csv.DictReader(stream)}
-
-
 def test_a_picture_whose_map_has_no_place_gets_its_row_and_the_scan_goes_on(
     arguments: list[str], photos: Path, tmp_path: Path
 ) -> None:
     long_name = "b" * 247 + ".png"  # the map's would be four bytes longer than a name may be
-    draw_photo(photos / long_name)
-    draw_photo(photos / "01.png.tiff" / "x.png")  # its folder would be the map of 01.png
-    draw_photo(photos / "notes.txt.tiff" / "y.png")
+    draw_image(photos / long_name)
+    draw_image(photos / "01.png.tiff" / "x.png")  # its folder would be the map of 01.png
+    draw_image(photos / "notes.txt.tiff" / "y.png")
     (photos / "notes.txt").write_text("no picture")
     out = tmp_path / "out"
-    assert run(arguments, out).exit_code == 3
-    rows = rows_of(out)
+    assert scan_into(arguments, out).exit_code == 3
+    rows = read_rows_by_path(out)
     assert "too long" in rows[long_name]["error"]
     assert "another picture's heatmap" in rows["01.png.tiff/x.png"]["error"]
     assert rows["11.png"]["status"] == rows["01.png"]["status"] == rows["notes.txt.tiff/y.png"]["status"] == "ok"
     before = contents(out)
     (out / "maps" / "10.png.tiff").unlink()
-    assert run(arguments, out, "--resume").exit_code == 3
+    assert scan_into(arguments, out, "--resume").exit_code == 3
     assert contents(out) == before
-    assert run(arguments, tmp_path / "no maps", "--no-maps").exit_code == 3
-    assert rows_of(tmp_path / "no maps")[long_name]["status"] == "ok"
+    assert scan_into(arguments, tmp_path / "no maps", "--no-maps").exit_code == 3
+    assert read_rows_by_path(tmp_path / "no maps")[long_name]["status"] == "ok"
 
 
 def test_killed_while_overwriting_it_goes_on_either_way(
@@ -694,8 +668,8 @@ def test_killed_while_overwriting_it_goes_on_either_way(
 
         with monkeypatch.context() as patch:
             patch.setattr(scan_output, "remove_tree", killed)
-            assert run(arguments, out, "--overwrite").exit_code == 130
-        assert run(arguments, out, way).exit_code == 3
+            assert scan_into(arguments, out, "--overwrite").exit_code == 130
+        assert scan_into(arguments, out, way).exit_code == 3
         assert contents(out) == undisturbed
 
 
@@ -703,18 +677,18 @@ def test_a_picture_that_comes_while_resuming_shifts_no_row(
     arguments: list[str], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    run(arguments, out)
+    scan_into(arguments, out)
     (out / "maps" / "06.png.tiff").unlink()
     find_resume_point = scan_output.find_resume_point
 
     def then_comes_a_picture(*given: Any) -> Any:
         kept = find_resume_point(*given)
-        draw_photo(photos / "00a.png", 80)
-        draw_photo(photos / "07a.png", 81)
+        draw_image(photos / "00a.png", 80)
+        draw_image(photos / "07a.png", 81)
         return kept
 
     monkeypatch.setattr(scan_output, "find_resume_point", then_comes_a_picture)
-    assert run(arguments, out, "--resume").exit_code == 3
+    assert scan_into(arguments, out, "--resume").exit_code == 3
     with (out / "scores.csv").open(newline="") as stream:
         paths = [row["path"] for row in csv.DictReader(stream)]
     assert len(paths) == len(set(paths)) == COUNT + 2
@@ -725,32 +699,32 @@ def test_a_file_made_readable_and_one_exchanged_for_its_twin_in_size_and_time_ar
     arguments: list[str], photos: Path, tmp_path: Path
 ) -> None:
     for name, seed in (("20.bmp", 20), ("21.bmp", 21)):
-        os.utime(draw_photo(photos / name, seed), ns=(10**18, 10**18))
+        os.utime(draw_image(photos / name, seed), ns=(10**18, 10**18))
     (photos / "22.png").symlink_to(tmp_path / "later.png")
     out = tmp_path / "out"
-    run(arguments, out)
+    scan_into(arguments, out)
     (photos / "20.bmp").rename(photos / "x")
     (photos / "21.bmp").rename(photos / "20.bmp")
     (photos / "x").rename(photos / "21.bmp")
-    draw_photo(tmp_path / "later.png")
-    assert run(arguments, out, "--resume").exit_code == 3
+    draw_image(tmp_path / "later.png")
+    assert scan_into(arguments, out, "--resume").exit_code == 3
     assert contents(out) == contents_of_new_run(arguments, tmp_path)
 
 
 @pytest.mark.parametrize("content", ["[" * 100_000, "{}"])
 def test_a_foreign_run_file_is_one_line(arguments: list[str], tmp_path: Path, content: str) -> None:
-    run(arguments, tmp_path / "out")
+    scan_into(arguments, tmp_path / "out")
     (tmp_path / "out" / "run.json").write_text(content)
-    result = run(arguments, tmp_path / "out", "--resume")
+    result = scan_into(arguments, tmp_path / "out", "--resume")
     assert result.exit_code == 1
     assert len(result.stderr.splitlines()) == 1
 
 
 def test_a_scores_file_that_is_a_folder_is_one_line(arguments: list[str], tmp_path: Path) -> None:
-    run(arguments, tmp_path / "out")
+    scan_into(arguments, tmp_path / "out")
     (tmp_path / "out" / "scores.csv").unlink()
     (tmp_path / "out" / "scores.csv").mkdir()
-    result = run(arguments, tmp_path / "out", "--resume")
+    result = scan_into(arguments, tmp_path / "out", "--resume")
     assert result.exit_code == 1
     assert "scores.csv: cannot be written" in result.stderr
     assert len(result.stderr.splitlines()) == 1
@@ -759,5 +733,5 @@ def test_a_scores_file_that_is_a_folder_is_one_line(arguments: list[str], tmp_pa
 def test_a_journal_that_is_not_ours_is_not_cut(arguments: list[str], tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / ".journal").write_text("mine")
-    assert run(arguments, tmp_path / "out").exit_code == 1
+    assert scan_into(arguments, tmp_path / "out").exit_code == 1
     assert (tmp_path / "out" / ".journal").read_text() == "mine"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from conftest import GoldenCase
+from helpers import GoldenCase
 
 from aprilcli.core.memory_bank import Recipe, Source, build
 from aprilcli.core.methods import Method

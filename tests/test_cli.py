@@ -1,0 +1,57 @@
+"""The command line itself: version, environment variables, values that cannot be parsed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import GoldenCase, draw_images, error_line, run, run_scan
+
+import aprilcli
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    return draw_images(tmp_path / "photos", 3)
+
+
+def test_options_come_from_the_environment(
+    photos: Path, golden_vit: GoldenCase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("APRILCLI_MODEL", str(golden_vit.folder))
+    monkeypatch.setenv("APRILCLI_OUT", str(tmp_path / "there"))
+    monkeypatch.setenv("APRILCLI_IMAGE_SIZE", "56")
+    assert run_scan(photos).exit_code == 0
+    assert json.loads((tmp_path / "there" / "run.json").read_text())["model"]["image_size"] == 56
+
+
+def test_fail_on_anomaly_without_anything_that_calls_a_score_anomalous_is_wrong_usage(photos: Path) -> None:
+    result = run_scan(photos, "--fail-on-anomaly")
+    assert result.exit_code == 2
+    assert "give --threshold or --part" in result.stderr
+
+
+def test_python_m_is_the_console_script() -> None:
+    run = subprocess.run([sys.executable, "-m", "aprilcli", "--version"], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == f"aprilcli {aprilcli.__version__}"
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "said"),
+    [
+        ("scan", ["--range=-inf,5"], "--range -inf,5"),
+        ("scan", ["--stages", "two"], "whole numbers"),
+        ("eval", ["--shots", "one"], "--shots one"),
+    ],
+)
+def test_values_that_cannot_be_parsed_are_one_line(photos: Path, command: str, option: list[str], said: str) -> None:
+    result = run(command, photos, *option)
+    assert result.exit_code == 2
+    assert said in error_line(result)
+
+
+def test_version() -> None:
+    assert run("--version").stdout == f"aprilcli {aprilcli.__version__}\n"

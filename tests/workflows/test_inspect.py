@@ -1,0 +1,86 @@
+"""`inspect` through the command line: banks, projectors and maps, and files that are refused."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from helpers import GoldenCase, draw_images, error_line, run
+
+from aprilcli.io.artifacts import read_artifact, write_artifact
+
+
+def test_inspect_shows_a_bank_a_projector_and_a_map(
+    golden_vit: GoldenCase, model: list[str], banks: Path, tmp_path: Path
+) -> None:
+    good = draw_images(tmp_path / "good", 3)
+    run("enroll", good, "--part", "p", "--banks", banks, "--object", "metal nut", *model)
+    shown = run("inspect", banks / "p.safetensors").stdout
+    for part in ("metal nut", "leave-one-out", "001.png", "sha256", "gelu", "75 rows of 64"):
+        assert part in shown
+    assert "projector" in run("inspect", golden_vit.folder / "projector.safetensors").stdout
+    run("scan", good, *model, "--out", tmp_path / "out")
+    shown = run("inspect", tmp_path / "out" / "maps" / "000.png.tiff").stdout
+    assert "heatmap" in shown
+    assert "60 x 40" in shown
+    (tmp_path / "notes.txt").write_text("hello")
+    assert run("inspect", tmp_path / "notes.txt").exit_code == 1
+
+
+@pytest.mark.parametrize("harm", ["strip", "description", "shape"])
+def test_inspect_takes_no_harm_from_a_foreign_tiff(tmp_path: Path, harm: str) -> None:
+    path = tmp_path / "map.tiff"
+    values = np.zeros((64, 64, 3) if harm == "shape" else (64, 64), np.float32)
+    tifffile.imwrite(
+        path,
+        values,
+        compression="zlib",
+        photometric="rgb" if harm == "shape" else "minisblack",
+        description="[1]" if harm == "description" else "{}",
+        metadata=None,
+    )
+    if harm == "strip":
+        content = bytearray(path.read_bytes())
+        with tifffile.TiffFile(path) as tiff:
+            start = tiff.pages[0].dataoffsets[0]
+        content[start : start + 8] = b"\xff" * 8
+        path.write_bytes(content)
+    assert "map.tiff" in error_line(run("inspect", path))
+
+
+@pytest.mark.parametrize("odd", ["[/foo]", "[red]x", "\x1b[31mred", "x" * 2000])
+def test_inspect_shows_texts_as_they_stand(
+    golden_vit: GoldenCase, model: list[str], banks: Path, tmp_path: Path, odd: str
+) -> None:
+    shown = "x" * 40 if len(odd) > 1000 else odd.replace("\x1b", "\\x1b")
+    path = banks / "p.safetensors"
+    run("enroll", draw_images(tmp_path / "good", 2), "--part", "p", "--banks", banks, *model)
+    artifact = read_artifact(path, "bank")
+    artifact.fields["sources"][0]["path"] = odd
+    write_artifact(path, "bank", artifact.tensors, artifact.fields)
+    projector = tmp_path / f"{odd[:20].replace('/', '')}.safetensors"
+    write_artifact(projector, "projector", dict(golden_vit.projector.state_dict()), {"trained_on": odd})
+    for file in (path, projector):
+        result = run("inspect", file)
+        assert result.exit_code == 0, result.output
+        assert shown in result.stdout.replace("\n", "")
+        assert "\x1b" not in result.stdout
+        assert "x" * 1001 not in "".join(result.stdout.split())
+
+
+def test_inspect_of_fields_deep_in_each_other_is_one_line(golden_vit: GoldenCase, tmp_path: Path) -> None:
+    path, fields = tmp_path / "p.safetensors", {}
+    for _ in range(900):
+        fields = {"a": fields}
+    write_artifact(path, "projector", dict(golden_vit.projector.state_dict()), fields)
+    assert "too deep" in error_line(run("inspect", path))
+
+
+def test_inspect_neither_hangs_on_a_pipe_nor_reads_a_device(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.tiff")
+    (tmp_path / "zero.tiff").symlink_to("/dev/zero")
+    for name in ("pipe.tiff", "zero.tiff"):
+        assert "is not an ordinary file" in error_line(run("inspect", tmp_path / name))
