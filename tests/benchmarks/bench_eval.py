@@ -71,13 +71,14 @@ def write_object(folder, pictures):
 
 def measure(root, settings):
     """Return the seconds of one evaluation: wall time, and of all threads, without loading the model."""
+    from aprilcli.options import EvalOptions
     from aprilcli.workflows import evaluate
     from aprilcli.workflows.console import Console
 
-    model = str(root / "model")
-    options = evaluate.EvalOptions(root / "bolt", root / "out", model=model, device="cpu", overwrite=True, **settings)
-    loaded = evaluate._load(options, Console(quiet=True))
-    evaluate._load = lambda *_: loaded
+    paths = {"dataset": root / "bolt", "out": root / "out", "model": str(root / "model")}
+    options = EvalOptions(**paths, device="cpu", overwrite=True, **settings)
+    loaded = evaluate.load_model(options, Console(quiet=True))
+    evaluate.load_model = lambda *_: loaded
     wall, processor = time.perf_counter(), time.process_time()
     evaluate.run_eval(options, Console(quiet=True))
     return time.perf_counter() - wall, time.process_time() - processor

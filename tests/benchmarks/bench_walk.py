@@ -58,14 +58,14 @@ def peak_kib() -> int:
 
 def scan(folder: Path) -> int:
     """Scan a folder and return how many pictures were scored."""
+    from aprilcli.options import ScanOptions
     from aprilcli.workflows.console import Console  # here, so that the other tasks' memory is without torch
-    from aprilcli.workflows.scan import ScanOptions, run_scan
+    from aprilcli.workflows.scan import run_scan
 
     with tempfile.TemporaryDirectory() as base:
         make_model(Path(base, "model"))
-        options = ScanOptions(
-            folder, Path(base, "out"), str(Path(base, "model")), stages=(1, 2, 3, 4), device="cpu", maps=False
-        )
+        paths = {"folder": folder, "out": Path(base, "out"), "model": str(Path(base, "model"))}
+        options = ScanOptions(**paths, stages=(1, 2, 3, 4), device="cpu", maps=False)
         return run_scan(options, Console(quiet=True)).scored
 
 
