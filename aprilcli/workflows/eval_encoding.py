@@ -121,7 +121,7 @@ class ObjectEncoder:
         readable = tuple(image for image, _ in calibration if image.error is None)
         if self._options.calibrate and not readable:
             problems.append(
-                f"{item.name}: no readable images in validation/good or among the unused training images; no far and tpr"
+                f"{item.name}: no readable images in validation/good or unused for training; no far and tpr"
             )
         return EncodedObject(
             settings=self._settings,

@@ -118,7 +118,7 @@ def test_without_images_to_calibrate_on_columns_are_empty_and_a_problem_is_repor
     draw_images(parts / "metal_nut" / "train" / "good", 1)
     out = tmp_path / "out"
     result = run_eval(parts, out, *model, "--shots", "0,1", "--seeds", 1, *CALIBRATE)
-    problem = "metal_nut: no readable images in validation/good or among the unused training images; no far and tpr"
+    problem = "metal_nut: no readable images in validation/good or unused for training; no far and tpr"
     assert f"problem: {problem}" in result.stderr
     assert problem in read_record(out)["problems"]
     assert "metal_nut no images, so no threshold" in result.stdout
