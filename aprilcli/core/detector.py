@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from aprilcli.core.backbone import TINY, load_backbone
+from aprilcli.core.backbone import load_backbone
+from aprilcli.core.catalogue import TINY
 from aprilcli.core.encoder import ImageEncoder
 from aprilcli.core.memory_bank import MemoryBank
 from aprilcli.core.methods.april_gan import AprilGan

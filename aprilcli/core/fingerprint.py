@@ -1,4 +1,4 @@
-"""What tells one set of weights from another: a projector or a bank fits only the model that it was made with."""
+"""Fingerprints of model weights: a projector or a bank fits only the model it was made with."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+POSITIONS = ("positional_embedding", "pos_embed", "relative_position_bias_table")  # of open_clip, of timm
+
 
 def fingerprint(weights: Mapping[str, torch.Tensor], architecture: str = "") -> str:
-    """Return the SHA-256 over names, shapes and float32 values, and what shapes do not tell, in hexadecimal."""
+    """Return the SHA-256, hexadecimal, over ``architecture`` and each tensor's name, shape and float32 values."""
     digest = hashlib.sha256(architecture.encode())
     for name, tensor in sorted(weights.items()):
         digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
@@ -21,19 +23,18 @@ def fingerprint(weights: Mapping[str, torch.Tensor], architecture: str = "") -> 
     return digest.hexdigest()
 
 
-def model_fingerprint(model: torch.nn.Module, config: Mapping[str, Any], weights_file: Path | None) -> str:
-    """Return the fingerprint of a loaded CLIP and its configuration, the same at any picture size.
+def model_fingerprint(weights: Mapping[str, torch.Tensor], config: Mapping[str, Any], weights_file: Path | None) -> str:
+    """Return the fingerprint of a CLIP's ``weights`` and its configuration, independent of the image size.
 
-    Picture positions are resized on loading, so they count as ``weights_file`` has them, or not at all without one.
+    The image tower's position embeddings are resized on loading. They are therefore taken from ``weights_file``, or
+    left out if it is None.
     """
-    weights = model.state_dict()
-    positions = [name for name in weights if name.startswith("visual.") and name.endswith("positional_embedding")]
-    for name in positions:
-        del weights[name]
+    positions = [name for name in weights if name.startswith("visual.") and name.endswith(POSITIONS)]
+    weights = {name: tensor for name, tensor in weights.items() if name not in positions}
     if weights_file is not None:
         with safe_open(weights_file, framework="pt") as file:
             weights |= {name: file.get_tensor(name) for name in positions if name in file.keys()}  # noqa: SIM118
-    # Heads and activations change no weight.
+    # The number of heads and the activation change the model but not the shape of any weight.
     vision = {name: value for name, value in config["vision_cfg"].items() if name != "image_size"}
     architecture = json.dumps({**config, "vision_cfg": vision}, sort_keys=True, default=str)
     return fingerprint(weights, architecture)

@@ -14,7 +14,6 @@ from aprilcli.errors import ArtifactError
 from aprilcli.text import first_line
 from aprilcli.types import MAX_IMAGE_SIZE
 
-RESNET_STRIDE = 32  # pixels of the input per cell of the last stage
 FOLDER_CONFIG, FOLDER_WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 # What json, open_clip and PyTorch raise for configurations that make no sense and weights that do not fit them.
 BROKEN_MODEL = (
@@ -58,7 +57,6 @@ def read_configuration(
             raise ValueError(f"{named[0]} asks for a text tower or tokenizer other than open_clip's own")
         if not 0 < int(config["text_cfg"].get("context_length", 77)) <= MAX_CONTEXT:
             raise ValueError(f"context_length must be from 1 to {MAX_CONTEXT}")
-        _check_heads(config["vision_cfg"])
         return config, chosen
 
 
@@ -72,15 +70,6 @@ def as_artifact_errors(folder: Path) -> Iterator[None]:
     except BROKEN_MODEL as error:
         path, reason = folder / FOLDER_CONFIG, first_line(error)
         raise ArtifactError(f"{path}: not an open_clip configuration ({reason}); copy the model folder anew") from error
-
-
-def _check_heads(vision: dict[str, Any]) -> None:
-    """Refuse widths that no attention divides by: a ResNet's pool would notice at the first picture only."""
-    is_resnet = isinstance(vision.get("layers"), list)
-    width = vision.get("width", 768) * (RESNET_STRIDE if is_resnet else 1)
-    heads = width // vision.get("head_width", 64)
-    if heads < 1 or width % heads:
-        raise ValueError(f"a width of {width} cannot be divided among {heads} heads")
 
 
 def native_size(config: dict[str, Any]) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from aprilcli.core.backbone import PAPER, PAPER_BACKBONE, PAPER_PRETRAINED, PAPER_STAGES, TINY, tiny_folder
+from aprilcli.core.catalogue import PAPER, PAPER_BACKBONE, PAPER_PRETRAINED, PAPER_STAGES, TINY, tiny_folder
 from aprilcli.core.fingerprint import fingerprint
 from aprilcli.errors import ArtifactError
 from aprilcli.io.artifacts import ArtifactHeader, read_artifact, write_artifact

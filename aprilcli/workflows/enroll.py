@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 
 from aprilcli.core import calibration, memory_bank, nearest
-from aprilcli.core.backbone import PAPER, TINY, is_there
 from aprilcli.core.bank_file import load_bank, new_bank_path, save_bank
 from aprilcli.core.calibration import Calibration
+from aprilcli.core.catalogue import PAPER, TINY, path_exists
 from aprilcli.core.detector import Detector
 from aprilcli.core.fusion import fuse
 from aprilcli.core.memory_bank import MemoryBank, Recipe, Source
@@ -232,7 +232,7 @@ def _calibration(detections: list[Detection], method: calibration.Method) -> Cal
 
 def _portable(name: str) -> str:
     """Return a model's or projector's name so that it is valid in any working folder: paths become absolute."""
-    is_path = name not in (TINY, PAPER, *PUBLISHED) and is_there(name)
+    is_path = name not in (TINY, PAPER, *PUBLISHED) and path_exists(name)
     return str(Path(name).resolve()) if is_path else name
 
 

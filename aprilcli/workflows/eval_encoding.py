@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 
 from aprilcli.core.detector import Detector
 from aprilcli.core.fusion import fuse
+from aprilcli.core.maps import resize_mask
 from aprilcli.core.memory_bank import unit_rows
 from aprilcli.core.nearest import nearest_distance
-from aprilcli.core.training_set import resize_mask
 from aprilcli.errors import InputError
 from aprilcli.io.artifacts import sha256_of_file
 from aprilcli.io.datasets import GOOD, LabelledImage, LabelledObject, read_mask

@@ -13,8 +13,9 @@ from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
-from aprilcli.core.backbone import PAPER, Backbone
+from aprilcli.core.backbone import Backbone
 from aprilcli.core.calibration import check_rate
+from aprilcli.core.catalogue import PAPER
 from aprilcli.core.detector import Detector
 from aprilcli.core.projector import Projector, load_projector
 from aprilcli.core.prompts import encode_prompts

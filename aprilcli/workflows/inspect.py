@@ -12,12 +12,12 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from aprilcli.core import memory_bank
+from aprilcli.core.bank_file import KIND as BANK
 from aprilcli.core.bank_file import load_bank
 from aprilcli.core.projector import UNDATED
 from aprilcli.errors import ArtifactError
 from aprilcli.io.artifacts import read_header, size_of_file
-from aprilcli.io.images import UNREADABLE
+from aprilcli.io.images import DECODER_ERRORS
 from aprilcli.text import printable
 
 TIFF_SUFFIXES = (".tif", ".tiff")
@@ -52,7 +52,7 @@ def _describe_map(path: Path) -> dict[str, Any]:
             description = dict(json.loads(tiff.pages[0].description))
             if values.ndim != 2:
                 raise ValueError(f"{values.ndim} dimensions")
-    except UNREADABLE as error:
+    except DECODER_ERRORS as error:
         reason = printable(str(error))[:200]
         raise ArtifactError(f"{path}: not a map of this tool ({reason}); give a file of maps/") from error
     rows = {"holds": "map", "size": f"{values.shape[1]} x {values.shape[0]}", "type": values.dtype}
@@ -64,7 +64,7 @@ def _describe_artifact(path: Path) -> dict[str, Any]:
     header = read_header(path)
     created = header.created if header.created != UNDATED else "not recorded"
     rows: dict[str, Any] = {"holds": header.kind, "created": created, "by": f"aprilcli {header.version}"}
-    if header.kind == memory_bank.KIND:
+    if header.kind == BANK:
         return rows | _describe_bank(path)
     for name, value in header.fields.items():
         rows |= _flat(name, value)

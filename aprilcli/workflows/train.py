@@ -20,10 +20,10 @@ from aprilcli.core.backbone import Backbone
 from aprilcli.core.training import BETAS
 from aprilcli.core.training_set import (
     MOSAIC_SHARE,
-    Sample,
+    TrainingImage,
     data_fingerprint,
     split_validation,
-    trainable_samples,
+    training_images,
 )
 from aprilcli.errors import OptionError, OutputError
 from aprilcli.io import reports
@@ -58,12 +58,12 @@ def run_train(options: TrainOptions, console: Console) -> TrainSummary:
     _check_options(options)
     # Unlike Path.resolve, this accepts circular links, which are then not a folder.
     dataset = read_dataset(Path(os.path.realpath(options.dataset)), options.layout)
-    samples = trainable_samples(dataset)
+    images = training_images(dataset)
     _print_problems(dataset, console)
     rng = np.random.default_rng([options.seed, 0])  # epochs count from 1
-    training, validation = split_validation(samples, options.validation, rng)
+    training, validation = split_validation(images, options.validation, rng)
     if options.validation and not _count_anomalous(validation):
-        count = _count_anomalous(samples)
+        count = _count_anomalous(images)
         raise OptionError(
             f"--val {options.validation}: too small to hold out any of {count} anomalous images; give a larger share"
         )
@@ -81,7 +81,7 @@ def run_train(options: TrainOptions, console: Console) -> TrainSummary:
                 "these are objects of VisA: no 2x2 composites, as in the paper (use --mosaic 0.2 for composites)"
             )
         description = {
-            "data": _describe_data(options, dataset, samples, len(validation), pool, console),
+            "data": _describe_data(options, dataset, images, len(validation), pool, console),
             "settings": _settings(options, public_set, backbone),
             "spec": backbone.spec.to_json(),
         }
@@ -149,26 +149,26 @@ def _print_problems(dataset: LabelledDataset, console: Console) -> None:
 def _describe_data(
     options: TrainOptions,
     dataset: LabelledDataset,
-    samples: Sequence[Sample],
+    images: Sequence[TrainingImage],
     validated: int,
     pool: ThreadPoolExecutor,
     console: Console,
 ) -> dict[str, Any]:
-    with console.progress(len(samples), "checking images") as advance:
-        fingerprint = data_fingerprint(dataset, samples, pool, advance, image_reader(options))
+    with console.progress(len(images), "checking images") as advance:
+        fingerprint = data_fingerprint(dataset, images, pool, advance, image_reader(options))
     return {
         "name": dataset.root.name,
         "layout": dataset.layout,
         "objects": [item.name for item in dataset.objects],
-        "pictures": len(samples),
-        "anomalous": _count_anomalous(samples),
+        "pictures": len(images),
+        "anomalous": _count_anomalous(images),
         "validation": validated,
         "fingerprint": fingerprint,
     }
 
 
-def _count_anomalous(samples: Sequence[Sample]) -> int:
-    return sum(sample.image.label for sample in samples)
+def _count_anomalous(images: Sequence[TrainingImage]) -> int:
+    return sum(image.labelled.label for image in images)
 
 
 def _settings(options: TrainOptions, public_set: str | None, backbone: Backbone) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from aprilcli.core.metrics import average_precision
 from aprilcli.core.projector import KIND, UNDATED, save_projector
 from aprilcli.core.prompts import encode_prompts
 from aprilcli.core.training import Batch, ProjectorTrainer, new_projector
-from aprilcli.core.training_set import Sample, plan_epoch, prepare_input
+from aprilcli.core.training_set import TrainingImage, plan_epoch, prepare_input
 from aprilcli.errors import ArtifactError, OptionError, OutputError
 from aprilcli.io import reports
 from aprilcli.io.artifacts import read_header, sha256_of_file
@@ -95,9 +95,9 @@ class TrainingRun:
     def _checkpoint(self, history: list[Record]) -> Checkpoint:
         return Checkpoint(self._description, history, self._trainer.state(), self._kept_weights)
 
-    def train(self, training: Sequence[Sample], validation: Sequence[Sample], console: Console) -> None:
+    def train(self, training: Sequence[TrainingImage], validation: Sequence[TrainingImage], console: Console) -> None:
         """Run the remaining epochs; each ends with a checkpoint and a note."""
-        for name in sorted({sample.category for sample in (*training, *validation)}):
+        for name in sorted({image.category for image in (*training, *validation)}):
             self._text_features[name] = encode_prompts(self._backbone.text, name).cpu()
         epochs, first = self._options.epochs, len(self.history) + 1
         total = (epochs + 1 - first) * (len(training) + len(validation))
@@ -113,9 +113,9 @@ class TrainingRun:
                 self.save_checkpoint(history)
                 console.note(f"{task}: {describe_record(record)}")
 
-    def _epoch(self, epoch: int, samples: Sequence[Sample], task: str, advance: Callable[..., None]) -> float:
+    def _epoch(self, epoch: int, images: Sequence[TrainingImage], task: str, advance: Callable[..., None]) -> float:
         rng = np.random.default_rng([self._options.seed, epoch])
-        plan = plan_epoch(samples, self._description["settings"]["mosaic"], rng)
+        plan = plan_epoch(images, self._description["settings"]["mosaic"], rng)
         total = 0.0
         for batch in self._batches(plan):
             loss = self._trainer.step(batch)
@@ -133,15 +133,15 @@ class TrainingRun:
                 advice += f"; --resume --epochs {len(self.history)} keeps the epochs before"
             raise OptionError(f"--lr {self._options.learning_rate}: the loss became {loss} in {task}; {advice}")
 
-    def _validate(self, samples: Sequence[Sample], task: str, advance: Callable[..., None]) -> Record:
+    def _validate(self, images: Sequence[TrainingImage], task: str, advance: Callable[..., None]) -> Record:
         """Return the mean loss, and the pixel AP at the model's input size, averaged over objects with anomalies.
 
         Memory: the pixels of one object at a time, about 35 bytes each while they are sorted.
         """
         total, precisions = 0.0, []
-        for name in sorted({sample.object_name for sample in samples}):
+        for name in sorted({image.object_name for image in images}):
             scores, labels = [], []
-            for batch in self._batches([(sample,) for sample in samples if sample.object_name == name]):
+            for batch in self._batches([(image,) for image in images if image.object_name == name]):
                 loss, anomaly_maps = self._trainer.measure(batch)
                 self._check_finite(loss, task)
                 total += loss * len(batch.pixels)
@@ -152,9 +152,9 @@ class TrainingRun:
             if not math.isnan(precision):  # nan: no anomalous pixels
                 precisions.append(precision)
         mean_precision = math.fsum(precisions) / len(precisions) if precisions else None
-        return {"val_loss": total / len(samples), "val_pixel_ap": mean_precision}
+        return {"val_loss": total / len(images), "val_pixel_ap": mean_precision}
 
-    def _batches(self, plan: Sequence[Sequence[Sample]]) -> Iterator[Batch]:
+    def _batches(self, plan: Sequence[Sequence[TrainingImage]]) -> Iterator[Batch]:
         """Prepare inputs in order, on threads that run ahead of the training."""
         size = self._options.batch_size
         inputs = map_ahead(self._pool, self._prepare, plan, size + self._options.workers)
@@ -162,7 +162,7 @@ class TrainingRun:
             pixels, text_features, masks = zip(*batch, strict=True)
             yield Batch(torch.stack(pixels), torch.stack(text_features), torch.stack(masks))
 
-    def _prepare(self, parts: Sequence[Sample]) -> Input:
+    def _prepare(self, parts: Sequence[TrainingImage]) -> Input:
         pixels, mask = prepare_input(parts, self._backbone.spec, self._read)
         return pixels, self._text_features[parts[0].category], mask
 

@@ -104,7 +104,7 @@ def test_too_few_images_give_one_note_with_the_number_needed(model: list[str], b
     good = draw_images(tmp_path / "good", 4)
     run("enroll", good, "--part", "p", "--banks", banks, *model)
     result = run("scan", good, "--part", "p", "--banks", banks, "--out", tmp_path / "out")
-    assert result.stderr.count("99 good photos would be enough") == 1
+    assert result.stderr.count("99 good images would be enough") == 1
     threshold = json.loads((tmp_path / "out" / "run.json").read_text())["threshold"]
     assert threshold["guaranteed"] is False
     scored = load_bank(banks / "p.safetensors").calibration
@@ -383,7 +383,7 @@ def test_a_bank_whose_rows_are_not_those_of_its_image_size_is_refused(
     draw_image(good / "new.png", 9)
     write_artifact(banks / "p.safetensors", "bank", artifact.tensors, artifact.fields)
     for command in (["scan", good, "--part", "p"], ["enroll", good, "--part", "p", "--append"]):
-        assert "at 56 pixels; enroll the part anew" in error_line(run(*command, "--banks", banks))
+        assert "at 56 pixels; enroll the part again" in error_line(run(*command, "--banks", banks))
 
 
 def test_a_bank_keeps_the_range_of_its_images(model: list[str], banks: Path, tmp_path: Path) -> None:

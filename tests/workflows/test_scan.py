@@ -181,7 +181,7 @@ def test_results_are_never_overwritten_without_the_option(images: Path, model: l
         ("empty", [], 1, "no images"),
         ("notes.txt", [], 1, "not a folder"),
         ("images", ["--model", "ViT-Z-99"], 1, "unknown model"),
-        ("images", ["--model", "paper"], 1, "--model tiny"),
+        ("images", ["--model", "paper"], 1, "use the model tiny"),
         ("images", ["--stages", "2,4,6,9"], 2, "8 stages"),
         ("images", ["--image-size", "60"], 2, "multiple of 14"),
         ("images", ["--projector", "missing.safetensors"], 1, "missing.safetensors"),

@@ -26,7 +26,6 @@ from typer.testing import CliRunner, Result
 
 from aprilcli.cli import app
 from aprilcli.core.projector import Projector, save_projector
-from aprilcli.io.atomic import make_folders, remove_tree
 from aprilcli.workflows import scan_output, scan_resume
 
 COUNT = 12
@@ -477,20 +476,6 @@ def test_an_output_folder_that_another_user_may_not_write_to(
     assert f"{read_only_folder / 'out'}" in result.stderr
     assert result.stderr.splitlines()[-1].endswith("(Permission denied); choose a place you may write to")
     assert list(read_only_folder.iterdir()) == []
-
-
-def test_folders_deeper_than_python_recurses(arguments: list[str], images: Path, tmp_path: Path) -> None:
-    shutil.rmtree(images)
-    deep = images / "/".join("d" * 1100)
-    make_folders(deep)
-    draw_image(deep / "a.png")
-    out = tmp_path / "out"
-    for way in ((), ("--resume",), ("--overwrite",)):
-        result = scan_into(arguments, out, *way)
-        assert result.exit_code == 0, result.output
-    assert len(read_rows_by_path(out)) == 1
-    for folder in (images, out):
-        remove_tree(folder)  # pytest could not
 
 
 def test_linked_results_are_not_scanned(arguments: list[str], images: Path, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ from aprilcli.core.backbone import load_backbone
 from aprilcli.core.metrics import auroc
 from aprilcli.core.projector import load_projector, save_projector
 from aprilcli.core.prompts import encode_prompts
-from aprilcli.core.training_set import prepare_input, split_validation, trainable_samples
+from aprilcli.core.training_set import prepare_input, split_validation, training_images
 from aprilcli.io.artifacts import read_header
 from aprilcli.io.datasets import read_dataset
 from aprilcli.types import ModelSpec
@@ -166,7 +166,7 @@ def test_validation_is_the_loss_and_the_pixel_ap_of_the_images_held_back(
         draw_spot(parts, "another", "good" if seed < 14 else "spot", seed)
     out = tmp_path / "p.safetensors"
     assert run_train(parts, out, model, "--val", 0.5, "--epochs", 1, "--batch-size", 2).exit_code == 0
-    samples = trainable_samples(read_dataset(parts))
+    samples = training_images(read_dataset(parts))
     _, held_back = split_validation(samples, 0.5, np.random.default_rng([0, 0]))
     backbone = load_backbone(str(golden_vit.folder), image_size=56, stages=(2, 4, 6, 8), device="cpu")
     projector = load_projector(str(out), "", backbone.spec)
@@ -550,13 +550,13 @@ def intact(_: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "arguments", "code", "expected"),
     [
-        (only_good, [], 1, ["no anomalous pictures"]),
-        (only_spots, [], 1, ["no normal pictures"]),
-        (no_masks, [], 1, ["none of its anomalous pictures has a mask"]),
+        (only_good, [], 1, ["no anomalous images"]),
+        (only_spots, [], 1, ["no normal images"]),
+        (no_masks, [], 1, ["none of its anomalous images has a mask"]),
         (other_size, [], 1, ["005_mask.png: mask of 3 by 3 pixels", "spot/005.png of 40 by 30"]),
         (empty_mask, [], 1, ["005_mask.png: empty mask"]),
         (unreadable, [], 1, ["spot/006.png", "spot/007.png", "good/001.png", "2 more"]),
-        (empty, [], 1, ["no labelled pictures"]),
+        (empty, [], 1, ["no labelled images"]),
         (missing, [], 1, ["no such folder"]),
         (intact, ["--layout", "imagenet"], 2, ["unknown layout imagenet", "mvtec"]),
         (intact, ["--layout", "visa"], 1, ["no labelled folder (visa)"]),
