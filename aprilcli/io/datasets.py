@@ -145,9 +145,7 @@ def _read_mask_file(path: Path, image_path: Path, size_hw: tuple[int, int]) -> N
         with Image.open(path) as mask:
             if (mask.height, mask.width) != size_hw:
                 found, wanted = f"{mask.width} by {mask.height}", f"{size_hw[1]} by {size_hw[0]}"
-                raise InputError(
-                    f"{path}: the mask has {found} pixels, but {image_path} has {wanted}; make the sizes equal"
-                )
+                raise InputError(f"{path}: mask of {found} pixels for {image_path} of {wanted}; make the sizes equal")
             has_alpha = mask.mode in ("RGBA", "LA", "PA")
             values = np.asarray(mask)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

@@ -107,7 +107,7 @@ class ObjectEncoder:
         """
         reader = Reader(detector.prepare, self._options.value_range, self._options.max_pixels)
         drawn = References(item, self._root, reader, self._settings)
-        chosen, source = self._calibration_images(item, drawn) if self._options.calibrate else ([], "")
+        chosen = self._calibration_images(item, drawn) if self._options.calibrate else []
         banks = [rows for setting, rows in zip(self._settings, drawn.chosen, strict=True) if setting.shots]
         with torch.inference_mode():
             references = self._encode_references(drawn, detector, advance)
@@ -120,27 +120,27 @@ class ObjectEncoder:
         problems += [f"{image.error}; not used for calibration" for image, _ in calibration if image.error is not None]
         readable = tuple(image for image, _ in calibration if image.error is None)
         if self._options.calibrate and not readable:
-            problems.append(f"{item.name}: neither validation/good nor unused good training images; no far and tpr")
+            problems.append(
+                f"{item.name}: no readable images in validation/good or unused for training; no far and tpr"
+            )
         return EncodedObject(
             settings=self._settings,
             references=tuple(tuple(drawn.names[row] for row in rows) for rows in drawn.chosen),
             images=tuple(image for image, _ in tested),
             calibration=readable,
-            calibration_source=source if readable else "",
+            calibration_source=_source_of(item, drawn, len(readable)),
             problems=tuple(problems),
             notes=tuple(dict.fromkeys(note for _, read in (*tested, *calibration) for note in read.image.notes)),
             digests=tuple(line for _, read in tested for line in read.digests),
         )
 
-    def _calibration_images(self, item: LabelledObject, drawn: References) -> tuple[list[LabelledImage], str]:
-        """Return the images of validation/good, else a random part of the unused training images; and the source."""
-        paths, source = list(item.validation_good), f"{len(item.validation_good)} images of validation/good"
+    def _calibration_images(self, item: LabelledObject, drawn: References) -> list[LabelledImage]:
+        """Return the images of validation/good; without any, a random part of the unused training images."""
+        paths = item.validation_good
         if not paths:
-            order = draw_order(item.category, len(drawn.unused), self._options.seed)[:MOST_TO_CALIBRATE]
-            paths = [drawn.unused[index] for index in order]
-            share = len(paths) / max(1, len(drawn.unused))
-            source = f"{len(paths)} of {len(drawn.unused)} unused good training images ({share:.0%})"
-        return [LabelledImage(path, GOOD, 0) for path in paths], source
+            order = draw_order(item.category, len(drawn.unused), self._options.seed)
+            paths = tuple(drawn.unused[index] for index in order[:MOST_TO_CALIBRATE])
+        return [LabelledImage(path, GOOD, 0) for path in paths]
 
     def _encode_references(
         self, drawn: References, detector: Detector, advance: Callable[[], None]
@@ -189,6 +189,15 @@ class ObjectEncoder:
                     )
                     yield encoded, found
                 advance()
+
+
+def _source_of(item: LabelledObject, drawn: References, count: int) -> str:
+    """Describe where ``count`` calibration images come from; empty for none."""
+    if not count:
+        return ""
+    if item.validation_good:
+        return f"{count} images of validation/good"
+    return f"{count} of {len(drawn.unused)} unused good training images ({count / len(drawn.unused):.0%})"
 
 
 @dataclass(frozen=True)

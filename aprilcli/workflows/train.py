@@ -137,7 +137,7 @@ def _print_problems(dataset: LabelledDataset, console: Console) -> None:
     for problem in dataset.problems:
         console.detail(problem)
     if dataset.problems and not console.verbose:
-        console.note(f"{len(dataset.problems)} problems in the data set; list them with --verbose")
+        console.note(f"problems in the data set: {len(dataset.problems)} (list them with --verbose)")
     for item in dataset.objects:
         anomalous = [image for image in item.test if image.label]
         if anomalous and not any(image.has_mask for image in anomalous):
