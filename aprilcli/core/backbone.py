@@ -190,8 +190,7 @@ def load_backbone(
     """
     source = find_source(model)
     config = read_source(source)
-    size = image_size or source.image_size or native_size(config.model)
-    blueprint = _blueprint(source, config, size)
+    blueprint, size = _blueprint(source, config, image_size or source.image_size)
     chosen = _check_stages(source.name, stages or source.stages or _default_stages(blueprint.depth), blueprint.depth)
     resolved_device = resolve_device(device)
     resolved_precision = _resolve_precision(precision, resolved_device)
@@ -232,7 +231,7 @@ def load_image_encoder(
     """
     source = find_source(model)
     config = read_source(source)
-    blueprint = _blueprint(source, config, spec.image_size)
+    blueprint, size = _blueprint(source, config, spec.image_size)
     resolved_device = resolve_device(device)
     path = weights_file(source)
     weights: dict[str, torch.Tensor] = {}
@@ -250,14 +249,14 @@ def load_image_encoder(
             raise ArtifactError(
                 f"{path}: fingerprint {found[:12]}, not {spec.label}'s {spec.fingerprint[:12]}; copy that model here"
             )
-        built = _at_size(config, spec.image_size) if blueprint.built_at_size else config.model
+        built = _at_size(config, size) if blueprint.built_at_size else config.model
         tower = tower_of(_build_vision_tower(built["embed_dim"], built["vision_cfg"], built.get("quick_gelu", False)))
         holder = torch.nn.Module()
         holder.visual = tower.visual
         resize_pos_embed(weights, holder)
         holder.load_state_dict(weights)
     _check_weights(source, holder)
-    tower.resize(spec.image_size)
+    tower.resize(size)
     return TorchImageEncoder(tower, spec, resolved_device, _resolve_precision(precision, resolved_device))
 
 
@@ -276,10 +275,11 @@ def _resolve_precision(precision: str, device: torch.device) -> str:
     return ("fp16" if device.type == "cuda" else "fp32") if precision == "auto" else precision
 
 
-def _blueprint(source: Source, config: Configuration, size: int) -> Tower:
-    """Build the model without memory for weights and check all that it shows; return its image tower.
+def _blueprint(source: Source, config: Configuration, wanted: int | None) -> tuple[Tower, int]:
+    """Build the model without memory for weights and check what that shows; return its image tower and the size.
 
-    Raises OptionError for a size that does not fit, ArtifactError for a broken folder, BackboneError if unsupported.
+    The size is ``wanted``, or by default the native one without the pixels that make no whole patch. Raises
+    OptionError for a size that does not fit, ArtifactError for a broken folder, BackboneError if unsupported.
     """
     with _configuring(source), torch.device("meta"):
         if source.folder is not None:
@@ -291,6 +291,8 @@ def _blueprint(source: Source, config: Configuration, size: int) -> Tower:
             tower = tower_of(model.visual)
         except ValueError as error:
             raise BackboneError(f"{source.label}: {error}; choose another model") from error
+        native = native_size(config.model)
+        size = wanted or max(tower.step, native - native % tower.step)
         _check_image_size(source.name, tower, size)
         tower.resize(size)
         stages = tuple(range(1, tower.depth + 1))
@@ -298,7 +300,7 @@ def _blueprint(source: Source, config: Configuration, size: int) -> Tower:
         declared = [(1, tower.width(stage), *tower.grid(stage)) for stage in stages]
         if features.shape[-1] != config.model["embed_dim"] or [tuple(tokens.shape) for tokens in outputs] != declared:
             raise ValueError("its image tower has other widths or grids than it declares")
-    return tower
+    return tower, size
 
 
 @contextlib.contextmanager
