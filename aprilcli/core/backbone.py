@@ -1,10 +1,11 @@
-"""The frozen CLIP: which one, loaded how, and the one pass that gives everything. The only import of open_clip."""
+"""Load a frozen CLIP: both towers, or the image tower alone."""
 
 from __future__ import annotations
 
 import contextlib
-import copy
+import importlib.util
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,96 +15,67 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from open_clip.model import CLIP, CustomTextCLIP
-from open_clip.modified_resnet import ModifiedResNet
-from open_clip.transformer import QuickGELU, VisionTransformer
+from open_clip.model import CLIP, CustomTextCLIP, _build_vision_tower, resize_pos_embed
+from open_clip.tokenizer import HFTokenizer
+from open_clip.transformer import QuickGELU
 from safetensors import safe_open
 
-from aprilcli.core.fingerprint import model_fingerprint
-from aprilcli.core.model_folder import (
-    BROKEN_MODEL,
-    FOLDER_CONFIG,
-    FOLDER_WEIGHTS,
-    RESNET_STRIDE,
-    as_artifact_errors,
-    native_size,
-    read_configuration,
+from aprilcli.core.catalogue import (
+    TINY,
+    Configuration,
+    Source,
+    activation_notes,
+    find_source,
+    read_source,
+    weights_file,
 )
+from aprilcli.core.fingerprint import architecture, digest, is_position, model_fingerprint
+from aprilcli.core.model_folder import BROKEN_MODEL, as_artifact_errors, native_size
+from aprilcli.core.towers import Tower, tower_of
 from aprilcli.errors import ArtifactError, BackboneError, OptionError
-from aprilcli.io.hub import fetch_clip_weights
+from aprilcli.io.hub import fetch_tokenizer
 from aprilcli.text import first_line, printable
-from aprilcli.types import CONTROL, MAX_IMAGE_SIZE, ImageFeatures, ModelSpec
+from aprilcli.types import LOGIT_SCALE, MAX_IMAGE_SIZE, ImageFeatures, ModelSpec
 
-TINY = "tiny"
-PAPER = "paper"
-# The authors build the 518-pixel tower from the plain configuration, so OpenAI's QuickGELU weights run with GELU.
-# Every number of the paper, and both published projectors, stand on that.
-PAPER_BACKBONE, PAPER_PRETRAINED = "ViT-L-14-336", "openai"
-PAPER_IMAGE_SIZE = 518  # pixels
-PAPER_STAGES = (6, 12, 18, 24)
-
-STAGE_COUNT = 4
+STAGE_COUNT = 4  # stages by default
 SENTENCES_PER_PASS = 128
-ROOM_FOR_POSITIONS = 10_000_000  # weights that a configuration may declare beyond those in its file
-UNUSABLE = "only CLIP models with open_clip's own ViT or ResNet tower can be used; choose another"
+SPARE_WEIGHTS = 10_000_000  # a configuration may declare this many more than its file holds, for positions
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def tiny_folder() -> Path:
-    """Return the embedded model's folder: inside the installed package, beside it in a checkout."""
-    package = Path(__file__).resolve().parent.parent
-    inside = package / "weights" / TINY
-    return inside if inside.is_dir() else package.parent / "weights" / TINY
-
-
 class TorchImageEncoder:
-    """The image tower of a frozen CLIP in PyTorch (see ``ImageEncoder``); ``images_encoded`` counts its work."""
+    """The image tower of a frozen CLIP in PyTorch (see ``ImageEncoder``); ``images_encoded`` counts the images."""
 
-    def __init__(self, visual: torch.nn.Module, spec: ModelSpec, device: torch.device, precision: str = "fp32") -> None:
-        """Freeze ``visual`` and move it to ``device``; ``precision`` is fp32, or bf16 or fp16 (autocast)."""
+    def __init__(self, tower: Tower, spec: ModelSpec, device: torch.device, precision: str = "fp32") -> None:
+        """Freeze ``tower`` and move it to ``device``; ``precision`` is fp32, or bf16 or fp16 (autocast)."""
         self.spec = spec
         self.device = device
         self.precision = precision
         self.images_encoded = 0
-        self._visual: Any = visual.eval().requires_grad_(False).to(device)
-        self._is_resnet = isinstance(visual, ModifiedResNet)
-        if self._is_resnet:
-            self._visual.to(memory_format=torch.channels_last)
+        self._tower = tower
+        tower.place(device)
 
     @property
     def grids(self) -> tuple[tuple[int, int], ...]:
         """The patches (h, w) of each stage."""
-        if self._is_resnet:
-            cells = (self.spec.image_size * 2 ** (STAGE_COUNT - stage) // RESNET_STRIDE for stage in self.spec.stages)
-            return tuple((side, side) for side in cells)
-        height, width = self._visual.grid_size
-        return ((int(height), int(width)),) * len(self.spec.stages)
+        return tuple(map(self._tower.grid, self.spec.stages))
 
     @torch.inference_mode()
     def encode(self, pixels: NDArray[np.float32]) -> ImageFeatures:
         """Encode prepared images [B, 3, S, S] in one pass.
 
-        Stage n of a ViT is the raw output of block n (1-based): no final layer norm, no class token. Stage n of a
-        ResNet is the output of layer n. Raises ArtifactError where a feature is not a finite number.
+        Patch tokens are the raw output of each stage, without class token and final layer norm (see ``towers`` for
+        what a stage is). Raises ArtifactError where a feature is not a finite number.
         """
         batch = torch.as_tensor(pixels).to(self.device)
-        if self._is_resnet:
-            batch = batch.contiguous(memory_format=torch.channels_last)
         self.images_encoded += len(batch)
         with _autocast(self.device, self.precision):
-            output = self._visual.forward_intermediates(batch, indices=self._block_indices(), output_fmt="NCHW")
-        # A ResNet is asked for all five outputs, stem first: with fewer, open_clip would pool an earlier layer.
-        intermediates = output["image_intermediates"]
-        if self._is_resnet:
-            intermediates = [intermediates[stage] for stage in self.spec.stages]
-        grids = tuple((tokens.shape[-2], tokens.shape[-1]) for tokens in intermediates)
-        image = F.normalize(output["image_features"].float(), dim=-1)
-        patch_tokens = tuple(tokens.float().flatten(2).transpose(1, 2).contiguous() for tokens in intermediates)
+            features, outputs = self._tower.encode(batch, self.spec.stages)
+        grids = tuple((tokens.shape[-2], tokens.shape[-1]) for tokens in outputs)
+        image = F.normalize(features.float(), dim=-1)
+        patch_tokens = tuple(tokens.float().flatten(2).transpose(1, 2).contiguous() for tokens in outputs)
         check_finite((image, *patch_tokens), self.spec.label, self.precision)
         return ImageFeatures(image, patch_tokens, grids)
-
-    def _block_indices(self) -> list[int]:
-        return list(range(5)) if self._is_resnet else [stage - 1 for stage in self.spec.stages]
 
 
 class TextEncoder:
@@ -121,16 +93,36 @@ class TextEncoder:
 
     @torch.inference_mode()
     def encode(self, sentences: list[str]) -> torch.Tensor:
-        """Encode sentences to unit rows [len(sentences), C], float32. Raises ArtifactError for NaN."""
-        tokens = self._tokenizer(sentences).to(self._device)
+        """Encode sentences to unit rows [len(sentences), C], float32.
+
+        Raises OptionError for a sentence of more tokens than the tower reads, ArtifactError where a feature is not a
+        finite number or the tokenizer belongs to another model.
+        """
+        tokens = self._tokenize(sentences).to(self._device)
         with _autocast(self._device, self._precision):
-            parts = [self._encode_tokens(chunk) for chunk in tokens.split(SENTENCES_PER_PASS)]
+            parts = [self._encode_tokens(chunk) for chunk in torch.split(tokens, SENTENCES_PER_PASS)]
         features = F.normalize(torch.cat(parts).float(), dim=-1)
         check_finite((features,), self._label, self._precision)
         return features
 
+    def _tokenize(self, sentences: list[str]) -> torch.Tensor:
+        context = self._model.context_length
+        tokens: torch.Tensor = self._tokenizer(sentences)
+        if int(tokens.max()) >= self._model.vocab_size:
+            raise ArtifactError(
+                f"{self._label}: its tokenizer has more words than its text tower; copy this model's own tokenizer"
+            )
+        # Tokenizers cut without a word: what is cut differs from the beginning of what a longer context holds.
+        whole = self._tokenizer(sentences, context_length=2 * context)
+        if cut := [sentence for sentence, same in zip(sentences, _same(tokens, whole), strict=True) if not same]:
+            raise OptionError(
+                f"{printable(cut[0])[:80]!r}: more than the {context} tokens that {self._label} reads; "
+                "use a shorter object name"
+            )
+        return tokens
+
     def _encode_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Run the text tower only as far as the longest sentence reaches: it is causal, so what follows is unread."""
+        """Encode tokens [B, context]; a causal tower runs only as far as the longest sentence reaches."""
         model = self._model
         length = int(tokens.argmax(dim=-1).max()) + 1
         features: torch.Tensor
@@ -146,9 +138,16 @@ class TextEncoder:
         return features  # typed above: open_clip is not
 
 
+def _same(tokens: torch.Tensor, whole: torch.Tensor) -> list[bool]:
+    """Return for each row whether ``whole`` is ``tokens`` and padding."""
+    context = tokens.shape[1]
+    same = (whole[:, :context] == tokens).all(dim=1) & (whole[:, context:] == whole[:, -1:]).all(dim=1)
+    return [bool(row) for row in same]
+
+
 @dataclass(frozen=True)
 class Backbone:
-    """Both towers of a frozen CLIP; ``notes``: what the user should know of it."""
+    """Both towers of a frozen CLIP; ``notes``: what the user should know about it."""
 
     encoder: TorchImageEncoder
     text: TextEncoder
@@ -174,17 +173,6 @@ def _autocast(device: torch.device, precision: str) -> contextlib.AbstractContex
     return torch.autocast(device.type, dtype=AUTOCAST[precision])
 
 
-@dataclass(frozen=True)
-class _Source:
-    """Where a backbone comes from: open_clip's name and tag, or a folder."""
-
-    name: str
-    pretrained: str = ""
-    folder: Path | None = None
-    image_size: int | None = None
-    stages: tuple[int, ...] | None = None
-
-
 def load_backbone(
     model: str = TINY,
     *,
@@ -196,209 +184,249 @@ def load_backbone(
     """Load a frozen CLIP.
 
     ``model``: ``tiny``, ``paper``, an open_clip name with an optional ``:TAG``, or a folder in open_clip's local-dir
-    form. ``image_size`` in pixels and ``stages`` (1-based) default to the model's own: four equal parts of a ViT,
-    the four layers of a ResNet. Raises OptionError, ArtifactError or BackboneError.
+    form. ``image_size`` in pixels and ``stages`` (1-based) default to the model's own: four equal parts of a
+    transformer's blocks, or the stages of a convolutional tower. Raises OptionError, ArtifactError or BackboneError;
+    an unsupported model or option is found before anything is downloaded.
     """
-    source = _find_source(model)
-    config, preprocessing = _configuration(source)
-    if "timm_model_name" in config["vision_cfg"]:
-        raise BackboneError(f"{source.name}: {UNUSABLE}")
-    is_resnet = isinstance(config["vision_cfg"].get("layers"), list)
-    size = image_size or source.image_size or native_size(config)
-    _check_image_size(source.name, config, size, is_resnet)
+    source = find_source(model)
+    config = read_source(source)
+    blueprint, size = _blueprint(source, config, image_size or source.image_size)
+    chosen = _check_stages(source.name, stages or source.stages or _default_stages(blueprint.depth), blueprint.depth)
     resolved_device = resolve_device(device)
-    resolved_precision = ("fp16" if resolved_device.type == "cuda" else "fp32") if precision == "auto" else precision
-    clip = _create(source, size, is_resnet, preprocessing)
-    visual = clip.visual
-    if not all(bool(weights.isfinite().all()) for weights in clip.state_dict().values()):
-        raise ArtifactError(f"{source.name}: its weights hold NaN or infinite values; fetch or copy it anew")
-    if not isinstance(clip, CLIP | CustomTextCLIP) or not isinstance(visual, VisionTransformer | ModifiedResNet):
-        raise BackboneError(f"{source.name}: {UNUSABLE}")
-    if isinstance(visual, ModifiedResNet):
-        _resize_attention_pool(visual, size)
-    depth = STAGE_COUNT if is_resnet else len(visual.transformer.resblocks)
-    chosen = _check_stages(source.name, stages or source.stages or _default_stages(depth), depth)
+    resolved_precision = _resolve_precision(precision, resolved_device)
+    tokenizer = _load_tokenizer(source, config)
+    path = weights_file(source)
+    with _loading(source):
+        clip = _build(_at_size(config, size) if blueprint.built_at_size else config.model)
+        open_clip.load_checkpoint(clip, str(path))
+    _check_weights(source, clip)
+    tower = tower_of(clip.visual)
+    tower.resize(size)
     spec = ModelSpec(
         backbone=source.name,
         pretrained=source.pretrained,
         activation="quickgelu" if any(isinstance(module, QuickGELU) for module in clip.modules()) else "gelu",
         image_size=size,
         stages=chosen,
-        stage_widths=_stage_widths(visual, chosen),
-        joint_width=int(visual.output_dim),
-        mean=tuple(map(float, preprocessing["mean"])),  # type: ignore[arg-type]  # three channels
-        std=tuple(map(float, preprocessing["std"])),  # type: ignore[arg-type]
-        fingerprint=model_fingerprint(clip, config, source.folder and source.folder / FOLDER_WEIGHTS),
+        stage_widths=tuple(map(tower.width, chosen)),
+        joint_width=int(config.model["embed_dim"]),
+        mean=config.mean,
+        std=config.std,
+        fingerprint=model_fingerprint(clip, config.model, path if source.folder else None),
+        logit_scale=_logit_scale(clip),
     )
-    text = TextEncoder(clip, _tokenizer(source), spec.label, resolved_device, resolved_precision)
-    encoder = TorchImageEncoder(clip.visual, spec, resolved_device, resolved_precision)
-    return Backbone(encoder, text, _activation_notes(source, spec))
+    text = TextEncoder(clip, tokenizer, spec.label, resolved_device, resolved_precision)
+    encoder = TorchImageEncoder(tower, spec, resolved_device, resolved_precision)
+    return Backbone(encoder, text, activation_notes(source, spec.activation))
+
+
+def load_image_encoder(
+    model: str, spec: ModelSpec, *, device: str = "auto", precision: str = "auto"
+) -> TorchImageEncoder:
+    """Load the image tower alone, with the features that ``load_backbone`` would give; the text tower is not built.
+
+    ``spec``: the model as ``load_backbone`` describes it, in another process for instance; size, stages, mean, std and
+    logit scale are taken from it. Its fingerprint is computed again from the weights file, which is read tensor by
+    tensor. Raises ArtifactError where it differs, also for a file that is not in open_clip's own form.
+    """
+    source = find_source(model)
+    config = read_source(source)
+    blueprint, size = _blueprint(source, config, spec.image_size)
+    resolved_device = resolve_device(device)
+    path = weights_file(source)
+    weights: dict[str, torch.Tensor] = {}
+
+    def fingerprinted() -> Iterator[tuple[str, torch.Tensor]]:
+        for name, tensor in _read_weights(path):
+            if name.startswith("visual."):
+                weights[name] = tensor
+            if source.folder or not is_position(name):
+                yield name, tensor
+
+    with _loading(source):
+        found = digest(fingerprinted(), architecture(config.model))
+        if found != spec.fingerprint:
+            raise ArtifactError(
+                f"{path}: fingerprint {found[:12]}, not {spec.label}'s {spec.fingerprint[:12]}; copy that model here"
+            )
+        built = _at_size(config, size) if blueprint.built_at_size else config.model
+        tower = tower_of(_build_vision_tower(built["embed_dim"], built["vision_cfg"], built.get("quick_gelu", False)))
+        holder = torch.nn.Module()
+        holder.visual = tower.visual
+        resize_pos_embed(weights, holder)
+        holder.load_state_dict(weights)
+    _check_weights(source, holder)
+    tower.resize(size)
+    return TorchImageEncoder(tower, spec, resolved_device, _resolve_precision(precision, resolved_device))
 
 
 def resolve_device(device: str) -> torch.device:
-    """Turn ``auto``, ``cpu``, ``cuda`` or ``mps`` into a device that is there. Raises OptionError."""
+    """Turn ``auto``, ``cpu``, ``cuda`` or ``mps`` into an available device. Raises OptionError."""
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if device == "auto":
         device = next(name for name in ("cuda", "mps", "cpu") if available[name])
     if not available.get(device, False):
-        there = ", ".join(name for name, is_there in available.items() if is_there)
-        raise OptionError(f"--device {device}: this machine has no such device; it has {there}")
+        present = ", ".join(name for name, is_available in available.items() if is_available)
+        raise OptionError(f"device {device}: this machine has no such device; it has {present}")
     return torch.device(device)
 
 
-def _find_source(model: str) -> _Source:
-    if model == TINY:
-        return _Source(TINY, folder=tiny_folder())
-    if model == PAPER:
-        return _Source(PAPER_BACKBONE, PAPER_PRETRAINED, image_size=PAPER_IMAGE_SIZE, stages=PAPER_STAGES)
-    if is_there(model) and Path(model).is_dir():
-        folder = Path(model).resolve()
-        if CONTROL.search(str(folder)):  # banks and projectors keep it
-            raise BackboneError(f"{printable(folder)}: a model folder's path needs printable UTF-8; rename it")
-        return _Source(folder.name, folder=Path(model))
-    name, _, tag = model.partition(":")
-    if name not in open_clip.list_models():
-        raise BackboneError(
-            f"unknown model {printable(model)[:80]}: neither a folder nor an open_clip name; use tiny, paper, a folder "
-            f"with {FOLDER_CONFIG} and {FOLDER_WEIGHTS}, or a name such as ViT-B-16:laion2b_s34b_b88k"
-        )
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    if tag and tag not in tags:
-        there = ", ".join(tags) or "none"
-        raise BackboneError(f"{name} has no pretrained weights {printable(tag)[:80]}; there are: {there}")
-    if not tags:
-        raise BackboneError(f"open_clip has no pretrained weights for {name}; choose another name or give a folder")
-    return _Source(name, tag or _matching_tag(name, tags))
+def _resolve_precision(precision: str, device: torch.device) -> str:
+    return ("fp16" if device.type == "cuda" else "fp32") if precision == "auto" else precision
 
 
-def is_there(name: str) -> bool:
-    """Say whether a model's or projector's name is a path that exists, however odd the name."""
+def _blueprint(source: Source, config: Configuration, wanted: int | None) -> tuple[Tower, int]:
+    """Build the model without memory for weights and check what that shows; return its image tower and the size.
+
+    The size is ``wanted``, or by default the native one without the pixels that make no whole patch. Raises
+    OptionError for a size that does not fit, ArtifactError for a broken folder, BackboneError if unsupported.
+    """
+    with _configuring(source), torch.device("meta"):
+        if source.folder is not None:
+            _check_layers(config.model, weights_file(source))
+        model = _build(config.model).eval()
+        if source.folder is not None:
+            _check_declared_size(model, weights_file(source))
+        try:
+            tower = tower_of(model.visual)
+        except ValueError as error:
+            raise BackboneError(f"{source.label}: {error}; choose another model") from error
+        native = native_size(config.model)
+        size = wanted or max(tower.step, native - native % tower.step)
+        _check_image_size(source.name, tower, size)
+        tower.resize(size)
+        stages = tuple(range(1, tower.depth + 1))
+        features, outputs = tower.encode(torch.zeros(1, 3, tower.size, tower.size), stages)
+        declared = [(1, tower.width(stage), *tower.grid(stage)) for stage in stages]
+        if features.shape[-1] != config.model["embed_dim"] or [tuple(tokens.shape) for tokens in outputs] != declared:
+            raise ValueError("its image tower has other widths or grids than it declares")
+    return tower, size
+
+
+@contextlib.contextmanager
+def _configuring(source: Source) -> Iterator[None]:
+    """Turn what libraries raise for a configuration into an ArtifactError or BackboneError of one line."""
+    if source.folder is not None:
+        with as_artifact_errors(source.folder):
+            yield
+        return
     try:
-        return Path(name).exists()
-    except OSError:  # too long, or below a folder that cannot be read
-        return False
+        yield
+    except BROKEN_MODEL as error:
+        raise BackboneError(
+            f"{source.label}: open_clip cannot build it ({first_line(error)}); choose another model"
+        ) from error
 
 
-def _matching_tag(name: str, tags: list[str]) -> str:
-    """Choose the first weights that were trained with the activation of the configuration they run in."""
-    quick = bool(open_clip.get_model_config(name).get("quick_gelu", False))
-    return next((t for t in tags if _tag_config(name, t).get("quick_gelu", False) == quick), tags[0])
+@contextlib.contextmanager
+def _loading(source: Source) -> Iterator[None]:
+    """Turn what libraries raise for weights that are damaged or do not fit into an ArtifactError of one line."""
+    try:
+        yield
+    except (OSError, *BROKEN_MODEL) as error:
+        raise ArtifactError(
+            f"{source.label}: the model cannot be loaded ({first_line(error)}); download or copy it again"
+        ) from error
 
 
-def _tag_config(name: str, tag: str) -> dict[str, Any]:
-    return dict(open_clip.get_pretrained_cfg(name, tag))
-
-
-def _activation_notes(source: _Source, spec: ModelSpec) -> tuple[str, ...]:
-    if source.folder == tiny_folder():
-        return (f"model: {TINY}, the small embedded one; --model {PAPER} is the accurate one",)
-    is_paper = (source.name, source.pretrained) == (PAPER_BACKBONE, PAPER_PRETRAINED)
-    if is_paper or not source.pretrained:
-        return ()
-    trained = "quickgelu" if _tag_config(source.name, source.pretrained).get("quick_gelu", False) else "gelu"
-    if trained == spec.activation:
-        return ()
-    return (f"{source.name}:{source.pretrained} was trained with {trained} but runs with {spec.activation} here",)
-
-
-def _configuration(source: _Source) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return open_clip's model configuration and the preprocessing (mean and std at least)."""
-    defaults = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
-    if source.folder is None:
-        tag = _tag_config(source.name, source.pretrained)
-        return open_clip.get_model_config(source.name), {key: tag.get(key, values) for key, values in defaults.items()}
-    config, chosen = read_configuration(source.folder, defaults)
-    with as_artifact_errors(source.folder):
-        _check_declared_size(config, source.folder / FOLDER_WEIGHTS)
-    return config, chosen
-
-
-def _check_declared_size(config: dict[str, Any], weights: Path) -> None:
-    """Refuse, before anything is allocated, a configuration of more weights than its file holds. Raises ValueError."""
-    with safe_open(weights, framework="pt") as file:
-        held = [math.prod(file.get_slice(name).get_shape()) for name in file.keys()]  # noqa: SIM118  # not a dict
-    layers = [config["text_cfg"].get("layers", 0), *np.atleast_1d(config["vision_cfg"].get("layers", 0)).tolist()]
-    if sum(map(int, layers)) > len(held):
-        raise ValueError(f"it declares {sum(map(int, layers)):,} layers, its weights file holds {len(held):,} tensors")
-    if "timm_model_name" in config["vision_cfg"]:
-        return  # built by another library; refused by the caller
+def _build(config: dict[str, Any]) -> Any:
+    """Build open_clip's model from its configuration, with random weights."""
     settings = {name: value for name, value in config.items() if name != "custom_text"}
-    build = CustomTextCLIP if config.get("custom_text") else CLIP
-    with torch.device("meta"):
-        declared = sum(weight.numel() for weight in build(**settings).parameters())
-    if declared > 2 * sum(held) + ROOM_FOR_POSITIONS:
-        raise ValueError(f"it declares {declared:,} weights, its weights file holds {sum(held):,}")
+    return (CustomTextCLIP if config.get("custom_text") else CLIP)(**settings)
 
 
-def _check_image_size(name: str, config: dict[str, Any], size: int, is_resnet: bool) -> None:
-    patch = RESNET_STRIDE if is_resnet else (config["vision_cfg"].get("patch_size") or 16)
+def _at_size(config: Configuration, size: int) -> dict[str, Any]:
+    return {**config.model, "vision_cfg": {**config.model["vision_cfg"], "image_size": size}}
+
+
+def _check_layers(config: dict[str, Any], weights: Path) -> None:
+    """Refuse more layers than the file holds tensors: each costs time, even without memory. Raises ValueError."""
+    with safe_open(weights, framework="pt") as file:
+        held = len(file.keys())
+    layers = [config["text_cfg"].get("layers", 0), *np.atleast_1d(config["vision_cfg"].get("layers", 0)).tolist()]
+    if sum(layers) > held:
+        raise ValueError(f"it declares {sum(layers):,} layers, its weights file holds {held:,} tensors")
+
+
+def _check_declared_size(model: torch.nn.Module, weights: Path) -> None:
+    """Refuse, before memory is allocated, many more weights than the file holds. Raises ValueError."""
+    with safe_open(weights, framework="pt") as file:
+        held = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118  # not a dict
+    declared = sum(weight.numel() for weight in model.parameters())
+    if declared > 2 * held + SPARE_WEIGHTS:
+        raise ValueError(f"it declares {declared:,} weights, its weights file holds {held:,}")
+
+
+def _check_image_size(name: str, tower: Tower, size: int) -> None:
     if size > MAX_IMAGE_SIZE:
-        raise OptionError(f"--image-size {size}: the largest is {MAX_IMAGE_SIZE}")
-    if size < patch or size % patch:
-        nearest = max(patch, round(size / patch) * patch)
-        raise OptionError(f"--image-size {size}: {name} needs a multiple of {patch}, for example {nearest}")
+        raise OptionError(f"image size {size}: the largest is {MAX_IMAGE_SIZE}")
+    if tower.only_size not in (None, size):
+        raise OptionError(f"image size {size}: {name} works at {tower.only_size} only")
+    if size < tower.step or size % tower.step:
+        nearest = max(tower.step, round(size / tower.step) * tower.step)
+        raise OptionError(f"image size {size}: {name} needs a multiple of {tower.step}, for example {nearest}")
 
 
 def _default_stages(depth: int) -> tuple[int, ...]:
-    return tuple(depth * part // STAGE_COUNT for part in range(1, STAGE_COUNT + 1))
+    return tuple(sorted({max(1, depth * part // STAGE_COUNT) for part in range(1, STAGE_COUNT + 1)}))
 
 
 def _check_stages(name: str, stages: tuple[int, ...], depth: int) -> tuple[int, ...]:
     given = ",".join(map(str, stages))
     if not stages or list(stages) != sorted(set(stages)) or stages[0] < 1:
-        raise OptionError(f"--stages {given}: give rising numbers from 1, for example {_default_stages(depth)}")
+        example = ",".join(map(str, _default_stages(depth)))
+        raise OptionError(f"stages {given}: list stages in ascending order, from 1, for example {example}")
     if stages[-1] > depth:
-        raise OptionError(f"--stages {given}: {name} has {depth} stages to choose from, not {stages[-1]}")
+        raise OptionError(f"stages {given}: {name} has {depth} stages to choose from, not {stages[-1]}")
     return tuple(stages)
 
 
-def _create(source: _Source, size: int, is_resnet: bool, preprocessing: dict[str, Any]) -> Any:
-    """Build the model and fill it. A ResNet is built at its native size: open_clip cannot resize its pool."""
-    force_size = None if is_resnet else size
-    try:
-        if source.folder is not None:
-            return open_clip.create_model(f"local-dir:{source.folder}", force_image_size=force_size)
-        tag = _tag_config(source.name, source.pretrained)
-        repository = str(tag.get("hf_hub", "")).rstrip("/")
-        checkpoint = fetch_clip_weights(f"{source.name}:{source.pretrained}", repository)
-        # A path, not the tag: open_clip would ask the hub again, and warn of the paper's activation (see PAPER above).
-        return open_clip.create_model(
-            source.name,
-            pretrained=str(checkpoint),
-            force_image_size=force_size,
-            force_preprocess_cfg=copy.deepcopy(preprocessing),
+def _load_tokenizer(source: Source, config: Configuration) -> Any:
+    """Load open_clip's own tokenizer, or the one that the configuration names, without running code that is in it."""
+    text = config.model["text_cfg"]
+    repository = text.get("hf_tokenizer_name")
+    if repository and importlib.util.find_spec("transformers") is None:
+        raise BackboneError(
+            f"{source.label}: its tokenizer needs the package transformers; run: pip install 'aprilcli[transformers]'"
         )
-    except (OSError, *BROKEN_MODEL) as error:
-        where = source.folder or f"{source.name}:{source.pretrained}"
-        raise ArtifactError(
-            f"{where}: the model cannot be loaded ({first_line(error)}); fetch or copy it anew"
-        ) from error
-
-
-def _tokenizer(source: _Source) -> Any:
-    name = f"local-dir:{source.folder}" if source.folder is not None else source.name
     try:
-        return open_clip.get_tokenizer(name)
+        if repository:
+            tokenizer = HFTokenizer(
+                str(source.folder or fetch_tokenizer(source.label, repository)),
+                context_length=text.get("context_length", open_clip.tokenizer.DEFAULT_CONTEXT_LENGTH),
+                tokenizer_mode=text.get("tokenizer_mode"),
+                trust_remote_code=False,
+                local_files_only=True,
+                **text.get("tokenizer_kwargs", {}),
+            )
+        else:
+            tokenizer = open_clip.get_tokenizer(f"local-dir:{source.folder}" if source.folder else source.name)
+        tokenizer(["object"])
     except (OSError, ImportError, *BROKEN_MODEL) as error:
         raise ArtifactError(
-            f"{source.name}: its tokenizer cannot be loaded ({first_line(error)}); choose another model"
+            f"{source.label}: its tokenizer cannot be loaded ({first_line(error)}); choose another model"
         ) from error
+    return tokenizer
 
 
-def _resize_attention_pool(visual: Any, size: int) -> None:
-    """Resize the pool's positions (first row: the class token) as open_clip does a ViT's: bicubic, antialiased."""
-    positions = visual.attnpool.positional_embedding.detach()
-    side, native = size // RESNET_STRIDE, int((len(positions) - 1) ** 0.5)
-    if side != native:
-        grid = positions[1:].reshape(1, native, native, -1).permute(0, 3, 1, 2)
-        grid = F.interpolate(grid, size=(side, side), mode="bicubic", antialias=True, align_corners=False)
-        resized = torch.cat([positions[:1], grid.permute(0, 2, 3, 1).reshape(side * side, -1)])
-        visual.attnpool.positional_embedding = torch.nn.Parameter(resized, requires_grad=False)
-        visual.image_size = size
+def _read_weights(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Read a checkpoint's tensors one by one, sorted by name."""
+    if path.suffix == ".safetensors":
+        with safe_open(path, framework="pt") as file:
+            for name in sorted(file.keys()):
+                yield name, file.get_tensor(name)
+    else:
+        yield from sorted(torch.load(path, map_location="cpu", weights_only=True, mmap=True).items())
 
 
-def _stage_widths(visual: Any, stages: tuple[int, ...]) -> tuple[int, ...]:
-    if isinstance(visual, ModifiedResNet):
-        base = visual.conv3.out_channels
-        return tuple(base * 4 * 2 ** (stage - 1) for stage in stages)
-    return (int(visual.transformer.width),) * len(stages)
+def _check_weights(source: Source, model: torch.nn.Module) -> None:
+    if not all(bool(weights.isfinite().all()) for weights in model.state_dict().values()):
+        raise ArtifactError(f"{source.label}: its weights hold NaN or infinite values; download or copy it again")
+
+
+def _logit_scale(clip: Any) -> float:
+    """Return the model's own scale where it was trained with a sigmoid, as SigLIP was; the paper's otherwise.
+
+    The sigmoid's bias is the same for both texts, so it cancels in the softmax.
+    """
+    return float(clip.logit_scale.detach().exp()) if clip.logit_bias is not None else LOGIT_SCALE

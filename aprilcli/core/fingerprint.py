@@ -1,10 +1,10 @@
-"""What tells one set of weights from another: a projector or a bank fits only the model that it was made with."""
+"""Fingerprints of model weights: a projector or a bank fits only the model it was made with."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,28 +12,38 @@ import torch
 from safetensors import safe_open
 
 
-def fingerprint(weights: Mapping[str, torch.Tensor], architecture: str = "") -> str:
-    """Return the SHA-256 over names, shapes and float32 values, and what shapes do not tell, in hexadecimal."""
-    digest = hashlib.sha256(architecture.encode())
-    for name, tensor in sorted(weights.items()):
-        digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+def fingerprint(weights: Mapping[str, torch.Tensor], description: str = "") -> str:
+    """Return the SHA-256 over names, shapes and float32 values, and ``description``, in hexadecimal."""
+    return digest(sorted(weights.items()), description)
+
+
+def digest(weights: Iterable[tuple[str, torch.Tensor]], description: str = "") -> str:
+    """Return the fingerprint of tensors that come one by one, sorted by name."""
+    sha256 = hashlib.sha256(description.encode())
+    for name, tensor in weights:
+        sha256.update(f"{name} {tuple(tensor.shape)}\n".encode())
+        sha256.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return sha256.hexdigest()
 
 
 def model_fingerprint(model: torch.nn.Module, config: Mapping[str, Any], weights_file: Path | None) -> str:
-    """Return the fingerprint of a loaded CLIP and its configuration, the same at any picture size.
+    """Return the fingerprint of a loaded CLIP and its configuration, the same at any image size.
 
-    Picture positions are resized on loading, so they count as ``weights_file`` has them, or not at all without one.
+    Positions of the image tower are resized on loading: they count as in ``weights_file``, without one not at all.
     """
-    weights = model.state_dict()
-    positions = [name for name in weights if name.startswith("visual.") and name.endswith("positional_embedding")]
-    for name in positions:
-        del weights[name]
+    weights = {name: tensor for name, tensor in model.state_dict().items() if not is_position(name)}
     if weights_file is not None:
         with safe_open(weights_file, framework="pt") as file:
-            weights |= {name: file.get_tensor(name) for name in positions if name in file.keys()}  # noqa: SIM118
-    # Heads and activations change no weight.
+            weights |= {name: file.get_tensor(name) for name in file.keys() if is_position(name)}  # noqa: SIM118
+    return fingerprint(weights, architecture(config))
+
+
+def is_position(name: str) -> bool:
+    """Return whether this weight depends on the image size."""
+    return name.startswith("visual.") and name.endswith(("positional_embedding", "pos_embed"))
+
+
+def architecture(config: Mapping[str, Any]) -> str:
+    """Describe what the weights do not show, such as heads and activations, whatever the image size."""
     vision = {name: value for name, value in config["vision_cfg"].items() if name != "image_size"}
-    architecture = json.dumps({**config, "vision_cfg": vision}, sort_keys=True, default=str)
-    return fingerprint(weights, architecture)
+    return json.dumps({**config, "vision_cfg": vision}, sort_keys=True, default=str)

@@ -1,0 +1,64 @@
+"""What all image towers have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import torch
+
+
+class Tower(ABC):
+    """An image tower of one kind. Stages are numbered from 1; sizes are sides of the square input in pixels.
+
+    ``depth``: the number of stages. ``step``: every size is a multiple of it. ``size``: the current size.
+    """
+
+    module: ClassVar[type]  # open_clip's class of this kind
+    built_at_size: ClassVar[bool] = False  # the size is given to the constructor; otherwise `resize` sets it
+
+    def __init__(self, visual: Any) -> None:
+        """Wrap ``visual``, an instance of ``module``."""
+        self.visual = visual
+
+    @property
+    @abstractmethod
+    def depth(self) -> int: ...  # noqa: D102
+
+    @property
+    @abstractmethod
+    def step(self) -> int: ...  # noqa: D102
+
+    @property
+    def size(self) -> int:  # noqa: D102
+        size = self.visual.image_size
+        return int(size[0] if isinstance(size, tuple) else size)
+
+    @property
+    def only_size(self) -> int | None:
+        """The only size that this tower can have; None if any multiple of ``step`` works."""
+        return None
+
+    @abstractmethod
+    def width(self, stage: int) -> int:
+        """Return the number of channels of a stage."""
+
+    @abstractmethod
+    def grid(self, stage: int) -> tuple[int, int]:
+        """Return the patches (h, w) of a stage at the current size."""
+
+    def resize(self, size: int) -> None:  # noqa: B027  # towers that are built at their size need nothing
+        """Prepare for inputs of another size, after the weights are loaded."""
+
+    def place(self, device: torch.device) -> None:
+        """Freeze the weights and move them to ``device``."""
+        self.visual.eval().requires_grad_(False).to(device)
+
+    def encode(self, pixels: torch.Tensor, stages: tuple[int, ...]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Encode images [B, 3, S, S] in one pass; return image features [B, C] and N × [B, Cv, h, w] patch tokens.
+
+        The features are not normalised; the tokens are the raw output of each stage, without class token.
+        """
+        indices = [stage - 1 for stage in stages]
+        output = self.visual.forward_intermediates(pixels, indices=indices, output_fmt="NCHW")
+        return output["image_features"], output["image_intermediates"]
