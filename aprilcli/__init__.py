@@ -1,8 +1,8 @@
-"""aprilcli: find defects in product photos with APRIL-GAN (Chen, Han, Zhang 2023).
+"""aprilcli: find defects in images of products with APRIL-GAN (Chen, Han, Zhang 2023).
 
 >>> from aprilcli import Detector
 >>> detector = Detector.load(object_name="washer")                     # doctest: +SKIP
->>> detector.detect_file("photos/0001.png").score                      # doctest: +SKIP
+>>> detector.detect_file("images/0001.png").score                      # doctest: +SKIP
 0.73
 """
 
@@ -18,7 +18,7 @@ __all__ = ["Detector", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    # Late, so that `aprilcli --help` does not wait for torch.
+    # Imported on demand, so `aprilcli --help` does not load torch.
     if name == "Detector":
         from aprilcli.core.detector import Detector
 

@@ -1,4 +1,4 @@
-"""Show paths, foreign text and library errors on one line of valid, printable text."""
+"""Format paths, text from files and library errors as one line of printable text."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def printable(path: Path | str) -> str:
-    r"""Show a path or foreign text on one line of valid text.
+    r"""Return a path or text from a file as one line of valid Unicode.
 
     Control characters and bytes that are not UTF-8 (surrogates, as ``os.fsdecode`` gives them) become ``\x..``.
     """
@@ -14,15 +14,15 @@ def printable(path: Path | str) -> str:
 
 
 def _escaped(char: str) -> str:
-    byte = ord(char) - 0xDC00  # of a surrogate escape
+    byte = ord(char) - 0xDC00  # the byte that a surrogate stands for
     return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else char.encode("unicode_escape").decode()
 
 
 def quoted(text: str) -> str:
-    """Show what a file says of itself on one short line, control characters escaped."""
+    """Return text from a file in quotes, at most 80 characters, as ASCII with all others escaped."""
     return ascii(text if len(text) <= 80 else text[:79] + "…")
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of what a library says, short and printable."""
+    """Return the first line of an error's message, printable and at most 200 characters; its type if it has none."""
     return printable((str(error).strip() or type(error).__name__).splitlines()[0])[:200]

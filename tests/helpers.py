@@ -137,6 +137,16 @@ def draw_spotted_object(root: Path) -> Path:
     return root
 
 
+def make_gray(folder: Path, white: int = 255) -> Path:
+    """Replace the images in a folder, except masks, by their red channel; in 16 bits if ``white`` needs it."""
+    for path in folder.rglob("*.png"):
+        if "ground_truth" not in path.parts:
+            with Image.open(path) as image:
+                red = np.asarray(image)[..., 0] * (white / 255)
+            Image.fromarray(red.round().astype(np.uint8 if white < 256 else np.uint16)).save(path)
+    return folder
+
+
 def change_config(folder: Path, change: Callable[[dict[str, Any]], object]) -> Path:
     """Change the model configuration of a model folder; return its file."""
     path = folder / "open_clip_config.json"

@@ -14,24 +14,24 @@ import aprilcli
 
 
 @pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    return draw_images(tmp_path / "photos", 3)
+def images(tmp_path: Path) -> Path:
+    return draw_images(tmp_path / "images", 3)
 
 
 def test_options_come_from_the_environment(
-    photos: Path, golden_vit: GoldenCase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: Path, golden_vit: GoldenCase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("APRILCLI_MODEL", str(golden_vit.folder))
     monkeypatch.setenv("APRILCLI_OUT", str(tmp_path / "there"))
     monkeypatch.setenv("APRILCLI_IMAGE_SIZE", "56")
-    assert run_scan(photos).exit_code == 0
+    assert run_scan(images).exit_code == 0
     assert json.loads((tmp_path / "there" / "run.json").read_text())["model"]["image_size"] == 56
 
 
-def test_fail_on_anomaly_without_anything_that_calls_a_score_anomalous_is_wrong_usage(photos: Path) -> None:
-    result = run_scan(photos, "--fail-on-anomaly")
+def test_fail_on_anomaly_without_a_threshold_is_wrong_usage(images: Path) -> None:
+    result = run_scan(images, "--fail-on-anomaly")
     assert result.exit_code == 2
-    assert "give --threshold or --part" in result.stderr
+    assert "use --threshold or --part" in result.stderr
 
 
 def test_python_m_is_the_console_script() -> None:
@@ -40,17 +40,19 @@ def test_python_m_is_the_console_script() -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "option", "said"),
+    ("command", "option", "expected"),
     [
         ("scan", ["--range=-inf,5"], "--range -inf,5"),
-        ("scan", ["--stages", "two"], "whole numbers"),
+        ("scan", ["--stages", "two"], "integers separated by commas"),
         ("eval", ["--shots", "one"], "--shots one"),
     ],
 )
-def test_values_that_cannot_be_parsed_are_one_line(photos: Path, command: str, option: list[str], said: str) -> None:
-    result = run(command, photos, *option)
+def test_values_that_cannot_be_parsed_are_one_line(
+    images: Path, command: str, option: list[str], expected: str
+) -> None:
+    result = run(command, images, *option)
     assert result.exit_code == 2
-    assert said in error_line(result)
+    assert expected in error_line(result)
 
 
 def test_version() -> None:

@@ -1,4 +1,4 @@
-"""Thinning a memory bank: the rows that cover the rest, chosen as PatchCore chooses them."""
+"""Coreset subsampling of a memory bank, as in PatchCore: keep the rows that cover the others."""
 
 from __future__ import annotations
 
@@ -6,29 +6,30 @@ import torch
 
 from aprilcli.errors import OptionError
 
-CHUNK = 8 * 1024**2  # bytes of distances looked at together
-CORESET_WIDTH = 128  # PatchCore's: random projections of this width stand for the rows while choosing
-_CANDIDATES = 2048  # farthest rows among which the next centres are sought before all rows are looked at again
-_CENTRES = 256  # centres chosen between two looks at all rows, at most
+CHUNK = 8 * 1024**2  # bytes of distances computed at a time
+CORESET_WIDTH = 128  # of the random projections used for choosing rows, as in PatchCore
+_CANDIDATES = 2048  # farthest rows from which the next centers are chosen before all distances are updated
+_CENTERS = 256  # at most, chosen between two updates of all distances
 
 
 @torch.inference_mode()
 def coreset(features: torch.Tensor, fraction: float, seed: int = 0) -> torch.Tensor:
-    """Choose rows by greedy k-center: each time the one farthest from those chosen, as in PatchCore.
+    """Choose rows by greedy k-center: repeatedly the row farthest from those already chosen.
 
     (Roth et al.: Towards total recall in industrial anomaly detection, 2022, algorithm 1; Gonzalez 1985: the covering
-    radius is at most twice the best one.) ``features`` [M, Cv] unit rows. Returns max(1, round(fraction · M)) indices
-    [k] int64, ascending; the same for the same ``seed``. Distances are Euclidean. Rows wider than ``CORESET_WIDTH`` are
-    projected to it at random for choosing (Johnson and Lindenstrauss), which keeps a distance within some 6 % (one
-    standard deviation); the first row is drawn at random.
+    radius is at most twice the optimal one.) ``features`` [M, Cv] unit rows. Returns max(1, round(fraction · M))
+    indices [k] int64, ascending; the same for the same ``seed``. Distances are Euclidean. Rows wider than
+    ``CORESET_WIDTH`` are projected to that width at random for choosing (Johnson and Lindenstrauss), which preserves a
+    distance to within about 6 % (one standard deviation). The first row is drawn at random. Raises OptionError for a
+    ``fraction`` outside (0, 1].
 
-    The greedy choice is exact though all rows are only looked at in turns: distances to the chosen can only shrink,
-    so while one of the ``_CANDIDATES`` farthest is still as far as the nearest of them was, no other row is farther.
-    Memory beyond ``features``: M · 4 · (``CORESET_WIDTH`` + 2) bytes, and ``CHUNK``.
+    The choice is exactly greedy although all distances are updated only from time to time: they can only shrink, so as
+    long as one of the ``_CANDIDATES`` farthest rows is at least as far as the nearest of them was at the last update,
+    no other row is farther. Memory beyond ``features``: M · 4 · (``CORESET_WIDTH`` + 2) bytes, and ``CHUNK``.
     """
     if not 0 < fraction <= 1:
         raise OptionError(
-            f"a coreset keeps a fraction of the rows above 0 and up to 1, not {fraction}; give one like 0.1"
+            f"the coreset fraction must be above 0 and at most 1, not {fraction}; use a value such as 0.1"
         )
     total = len(features)
     count = max(1, round(fraction * total))
@@ -37,15 +38,16 @@ def coreset(features: torch.Tensor, fraction: float, seed: int = 0) -> torch.Ten
     generator = torch.Generator().manual_seed(seed)
     rows = _projected(features, generator)
     norms = rows.square().sum(dim=1)
-    centres = [int(torch.randint(total, (1,), generator=generator))]
-    nearest = torch.full((total,), torch.inf, device=rows.device)  # squared distance to the chosen; −1 for themselves
-    pending = list(centres)
+    centers = [int(torch.randint(total, (1,), generator=generator))]
+    # Squared distance of each row to the nearest chosen row; −1 for the chosen rows.
+    nearest = torch.full((total,), torch.inf, device=rows.device)
+    pending = list(centers)
     while True:
-        _look_again(nearest, rows, norms, pending)
-        if len(centres) == count:
-            return torch.tensor(sorted(centres))
-        pending = _farthest(nearest, rows, norms, min(_CENTRES, count - len(centres)))
-        centres += pending
+        _update_distances(nearest, rows, norms, pending)
+        if len(centers) == count:
+            return torch.tensor(sorted(centers))
+        pending = _farthest(nearest, rows, norms, min(_CENTERS, count - len(centers)))
+        centers += pending
 
 
 def _projected(features: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -60,18 +62,18 @@ def _projected(features: torch.Tensor, generator: torch.Generator) -> torch.Tens
     return rows
 
 
-def _look_again(nearest: torch.Tensor, rows: torch.Tensor, norms: torch.Tensor, centres: list[int]) -> None:
-    """Shrink every row's ``nearest`` to the new centres, in place, in chunks."""
-    size = max(1, CHUNK // (4 * len(centres)))
-    columns, offsets = rows[centres].T, norms[centres]
+def _update_distances(nearest: torch.Tensor, rows: torch.Tensor, norms: torch.Tensor, centers: list[int]) -> None:
+    """Lower ``nearest`` of every row to its distance to the new centers, in place and in chunks."""
+    size = max(1, CHUNK // (4 * len(centers)))
+    columns, offsets = rows[centers].T, norms[centers]
     for best, chunk, own in zip(*(torch.split(values, size) for values in (nearest, rows, norms)), strict=True):
         distance = torch.addmm(offsets, chunk, columns, alpha=-2).amin(dim=1).add_(own).clamp_(min=0)
         torch.minimum(best, distance, out=best)
-    nearest[centres] = -1
+    nearest[centers] = -1
 
 
 def _farthest(nearest: torch.Tensor, rows: torch.Tensor, norms: torch.Tensor, limit: int) -> list[int]:
-    """Choose up to ``limit`` next centres among the farthest rows, as long as no other row can be farther."""
+    """Choose up to ``limit`` next centers among the farthest rows, stopping when another row could be farther."""
     among = torch.topk(nearest, min(_CANDIDATES, len(nearest)))
     bound = float(among.values[-1]) if len(among.values) < len(nearest) else -1.0
     current, candidates, own = among.values, rows[among.indices], norms[among.indices]

@@ -1,4 +1,4 @@
-"""Fingerprints of weights: a projector or a bank fits only the model that it was made with."""
+"""Fingerprints of model weights: a projector or a bank fits only the model it was made with."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The training loss of the paper: focal + dice per stage, on the upsampled two-channel softmax.
 
-Symbols: B pictures, S model input side in pixels. ``anomaly_maps`` [B, S, S] float32 in [0, 1] is the anomalous channel
-of the softmax (the normal one is its complement); ``masks`` [B, S, S] float32 holds 0 and 1, 1 anomalous.
+Symbols: B images, S side of the model input in pixels. ``anomaly_maps`` [B, S, S] float32 in [0, 1]: the anomalous
+channel of the softmax (the normal channel is its complement). ``masks`` [B, S, S] float32: 0 normal, 1 anomalous.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ def focal_loss(anomaly_maps: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
 
 
 def dice_loss(anomaly_maps: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Mean over pictures of 1 − (2 Σpm + 1) / (Σp + Σm + 1) (Milletari et al. 2016)."""
-    predicted, wanted = anomaly_maps.flatten(1), masks.flatten(1)
-    overlap = 2 * (predicted * wanted).sum(dim=1) + DICE_SMOOTH
-    return (1 - overlap / (predicted.sum(dim=1) + wanted.sum(dim=1) + DICE_SMOOTH)).mean()
+    """Mean over images of 1 − (2 Σpm + 1) / (Σp + Σm + 1) (Milletari et al. 2016)."""
+    predicted, target = anomaly_maps.flatten(1), masks.flatten(1)
+    overlap = 2 * (predicted * target).sum(dim=1) + DICE_SMOOTH
+    return (1 - overlap / (predicted.sum(dim=1) + target.sum(dim=1) + DICE_SMOOTH)).mean()
 
 
 def projector_loss(stage_maps: list[torch.Tensor], masks: torch.Tensor) -> torch.Tensor:
     """Focal + dice, summed over the stages' maps N × [B, S, S]."""
-    return torch.stack([focal_loss(one, masks) + dice_loss(one, masks) for one in stage_maps]).sum()
+    return torch.stack([focal_loss(stage_map, masks) + dice_loss(stage_map, masks) for stage_map in stage_maps]).sum()

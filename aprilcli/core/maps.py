@@ -1,6 +1,6 @@
-"""Equations 1, 3 and 4 of the paper, from features to scores and maps: pure functions.
+"""Equations 1, 3 and 4 of the paper, from features to scores and maps, and the resizing of maps and masks.
 
-Symbols: B pictures, L = h·w patches, C joint width, S model input side in pixels, H×W source size.
+Pure functions. Symbols: B images, L = h·w patches, C joint width, S side of the model input in pixels, H×W source size.
 """
 
 from __future__ import annotations
@@ -8,8 +8,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
 
 from aprilcli.types import LOGIT_SCALE
 
@@ -25,7 +28,7 @@ def text_score(
 
 
 def upsample(grid: torch.Tensor, image_size: int) -> torch.Tensor:
-    """Bilinear, corners aligned: [B, h, w] → [B, S, S]."""
+    """Upsample bilinearly with aligned corners: [B, h, w] → [B, S, S]."""
     size = (image_size, image_size)
     return F.interpolate(grid[:, None], size=size, mode="bilinear", align_corners=True)[:, 0]
 
@@ -38,7 +41,7 @@ def anomaly_logits(
 ) -> torch.Tensor:
     """Return the anomalous minus the normal logit of one stage's patches, [B, L, C] → [B, h, w].
 
-    Logits are 100 · P F_tᵀ with unit rows P. Of two channels a softmax sees only this difference.
+    Logits are 100 · P F_tᵀ with unit rows P. The softmax over two channels depends only on this difference.
     """
     unit = F.normalize(projected_tokens, dim=-1)
     difference = logit_scale * (unit @ (text_features[1] - text_features[0]))
@@ -46,21 +49,21 @@ def anomaly_logits(
 
 
 def zero_shot_stage_map(logits: torch.Tensor, image_size: int) -> torch.Tensor:
-    """Eq. 3, one stage: upsample the logits, **then** softmax, anomalous channel. [B, h, w] → [B, S, S] in [0, 1].
+    """Eq. 3 for one stage: upsample the logits, **then** apply the softmax. [B, h, w] → [B, S, S] in [0, 1].
 
-    The sigmoid of the difference of two logits is the softmax of the two, and upsampling is linear.
+    The result is the anomalous channel: the sigmoid of the difference of the logits, because upsampling is linear.
     """
     return torch.sigmoid(upsample(logits, image_size))
 
 
 def zero_shot_map(logits: Iterable[torch.Tensor], image_size: int) -> torch.Tensor:
     """Eq. 3: the sum of the stages' maps, from ``anomaly_logits`` N × [B, h, w] to [B, S, S] in [0, N]."""
-    return _sum(zero_shot_stage_map(one, image_size) for one in logits)
+    return _sum(zero_shot_stage_map(stage, image_size) for stage in logits)
 
 
 def few_shot_map(distances: Iterable[torch.Tensor], image_size: int) -> torch.Tensor:
     """Eq. 4: the stages' distances to their banks, N × [B, h, w] in [0, 2], upsampled and summed to [B, S, S]."""
-    return _sum(upsample(one, image_size) for one in distances)
+    return _sum(upsample(stage, image_size) for stage in distances)
 
 
 def _sum(maps: Iterable[torch.Tensor]) -> torch.Tensor:
@@ -68,5 +71,17 @@ def _sum(maps: Iterable[torch.Tensor]) -> torch.Tensor:
 
 
 def resize_map(anomaly_map: torch.Tensor, size_hw: tuple[int, int]) -> torch.Tensor:
-    """Undo the squash: [S, S] → [H, W], bilinear, antialiased where it shrinks. Values stay within the map's range."""
+    """Resize a map to the source size: [S, S] → [H, W], bilinear, antialiased when shrinking.
+
+    The values stay within the range of the map.
+    """
     return F.interpolate(anomaly_map[None, None], size=size_hw, mode="bilinear", antialias=True)[0, 0]
+
+
+def resize_mask(mask: NDArray[np.bool_], size: int) -> NDArray[np.float32]:
+    """Resize a mask to the model input: bool [H, W] → float32 [S, S] of 0 and 1, S = ``size``.
+
+    Bilinear with antialiasing by Pillow, then > 0.5, as the authors' program does.
+    """
+    resized = Image.fromarray(mask.astype(np.uint8) * np.uint8(255)).resize((size, size), Image.Resampling.BILINEAR)
+    return (np.asarray(resized) > 255 * 0.5).astype(np.float32)

@@ -128,8 +128,8 @@ def _in_authors_format(path: Path, tensors: Mapping[str, torch.Tensor], spec: Mo
     if (widths, joint_width) != (spec.stage_widths, spec.joint_width):
         raise ArtifactError(
             f"{path}: this projector has stage widths {_listed(widths)} and joint width {joint_width}, "
-            f"{spec.label} has {_listed(spec.stage_widths)} and {spec.joint_width}; give the model and the stages of "
-            "this projector"
+            f"{spec.label} has {_listed(spec.stage_widths)} and {spec.joint_width}; "
+            "give the model and the stages of this projector"
         )
     projector = _fill(Projector(spec), tensors, str(path))
     projector.notes = (

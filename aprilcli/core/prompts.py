@@ -19,7 +19,7 @@ NORMAL_STATES = (
     "{} without damage",
 )
 ANOMALOUS_STATES = ("damaged {}", "broken {}", "{} with flaw", "{} with defect", "{} with damage")
-# CLIP's ImageNet templates that do not describe the object's condition.
+# CLIP's ImageNet templates, without those that describe the object's condition.
 TEMPLATES = (
     "a bad photo of a {}.",
     "a low resolution photo of the {}.",
@@ -60,8 +60,8 @@ TEMPLATES = (
 
 
 def sentences(states: tuple[str, ...], object_name: str) -> list[str]:
-    """Return every state of ``object_name`` in every template; the name is used as given, underscores included."""
-    # Not str.format: a name may contain braces.
+    """Return every state of ``object_name`` in every template; the name is inserted unchanged, with its underscores."""
+    # Not str.format, as a name may contain braces.
     conditions = [state.replace("{}", object_name) for state in states]
     return [template.replace("{}", condition) for condition in conditions for template in TEMPLATES]
 
@@ -69,8 +69,8 @@ def sentences(states: tuple[str, ...], object_name: str) -> list[str]:
 def encode_prompts(encoder: TextEncoder, object_name: str) -> torch.Tensor:
     """Return the text features F_t [2, C]: row 0 normal, row 1 anomalous, unit rows, float32.
 
-    Each sentence's unit feature is averaged over all states and templates of its group, and the mean normalised.
-    Raises OptionError for a name longer than ``MAX_OBJECT_NAME``, or whose sentences the text tower would cut.
+    The unit features of all sentences of a group are averaged, and the mean is normalized. Raises OptionError for a
+    name longer than ``MAX_OBJECT_NAME``, or whose sentences the text tower would cut.
     """
     if len(object_name) > MAX_OBJECT_NAME:
         raise OptionError(f"an object name of {len(object_name):,} characters; use at most {MAX_OBJECT_NAME}")

@@ -1,8 +1,8 @@
-"""Projectors and banks on disk: safetensors with string metadata, read back with suspicion.
+"""Projectors, banks and checkpoints on disk: safetensors with string metadata, checked when read.
 
-Layout: ``format`` (``aprilcli.projector``, ``aprilcli.bank`` …), ``format_version``, ``version`` (of aprilcli),
-``created`` (ISO 8601, UTC) and ``fields`` (a JSON object) stand in the header's ``__metadata__``. A file may come from
-anyone: nothing in it is run, and nothing is allocated beyond what the file itself holds.
+The header's ``__metadata__`` holds ``format`` (``aprilcli.projector``, ``aprilcli.bank`` …), ``format_version``,
+``version`` (of aprilcli), ``created`` (ISO 8601, UTC) and ``fields`` (a JSON object). Files are not trusted: reading
+runs no code from a file and allocates no more than its size.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from aprilcli import __version__
@@ -29,11 +30,14 @@ from aprilcli.text import printable, quoted
 
 FORMAT_VERSION = 1
 _FORMAT_PREFIX = "aprilcli."
-_MAX_HEADER_BYTES = 32 * 1024**2  # room for the sources of 200,000 references
+_MAX_HEADER_BYTES = 32 * 1024**2  # enough for the sources of 200,000 references
 _MAX_TENSORS = 1024
 _MAX_DIMENSIONS = 8
-_CHUNK = 1 << 22  # elements looked at together for NaN
+_MAX_DEPTH = 50  # of the JSON fields; ours need 4
+_CHUNK = 1 << 22  # elements checked for NaN at a time
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+
+T = TypeVar("T")
 
 _DTYPES = {
     torch.float32: "F32",
@@ -49,10 +53,10 @@ _DTYPES = {
 
 @dataclass(frozen=True)
 class ArtifactHeader:
-    """What an artefact says of itself, without its values.
+    """An artifact's metadata and tensor shapes, without the values.
 
-    ``kind``: ``projector``, ``bank`` …; ``version``: the aprilcli that wrote it; ``created``: ISO 8601, UTC;
-    ``fields``: the kind's own JSON object; ``shapes`` and ``dtypes`` (safetensors' names, ``F16``) per tensor.
+    ``kind``: ``projector``, ``bank`` …; ``version``: of the aprilcli that wrote it; ``created``: ISO 8601, UTC;
+    ``fields``: a JSON object specific to the kind; ``shapes`` and ``dtypes`` (safetensors' names, ``F16``) per tensor.
     """
 
     kind: str
@@ -65,7 +69,7 @@ class ArtifactHeader:
 
 @dataclass(frozen=True)
 class Artifact(ArtifactHeader):
-    """A whole artefact; ``tensors``: on the CPU, finite, in the dtypes of the file."""
+    """A whole artifact; ``tensors``: on the CPU, finite, in the dtypes of the file."""
 
     tensors: dict[str, torch.Tensor] = field(repr=False)
 
@@ -78,15 +82,16 @@ def write_artifact(
     *,
     created: str | None = None,
 ) -> None:
-    """Write an artefact aside, then rename it; what stood at ``path`` stays whole until then.
+    """Write an artifact beside ``path``, then rename it; an existing file stays whole until then.
 
-    ``fields`` must be JSON-ready. ``created`` is an ISO 8601 time, now by default; with it given, equal input makes
-    equal bytes. Raises OutputError where it cannot be written, ArtifactError for NaN or infinite values (nothing is
-    written then), ValueError for what no artefact holds (an empty tensor, another dtype, NaN in ``fields``).
+    ``fields`` must be JSON-ready. ``created`` is an ISO 8601 time, now by default; if it is given, equal input gives
+    equal bytes. Raises OutputError if writing fails, ArtifactError for NaN or infinite values (nothing is written
+    then), ValueError for unsupported input (an empty tensor, another dtype, NaN in ``fields``).
     """
-    # safetensors' own writer orders the metadata by chance and renames a temporary file of its own, so two equal
-    # trainings would differ. The format is a length, a JSON header and the values; its reader checks ours.
-    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # so that values lie aligned
+    # safetensors' own writer creates files that only their owner can read, leaves its temporary file behind when
+    # killed, and hides the OSError. The format is simple: the header's length, a JSON header and the values.
+    # Largest elements first keep all values aligned.
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     header: dict[str, Any] = {
         "__metadata__": {
             "format": _FORMAT_PREFIX + kind,
@@ -100,9 +105,11 @@ def write_artifact(
     for name in names:
         tensor = tensors[name]
         if tensor.dtype not in _DTYPES or tensor.numel() == 0 or tensor.ndim > _MAX_DIMENSIONS:
-            raise ValueError(f"an artefact cannot hold tensor {name}: {tensor.dtype}, shape {tuple(tensor.shape)}")
+            raise ValueError(f"an artifact cannot hold tensor {name}: {tensor.dtype}, shape {tuple(tensor.shape)}")
         if not _is_finite(tensor):
-            raise ArtifactError(f"{path}: not written, tensor {quoted(name)} has NaN or infinite values; make it anew")
+            raise ArtifactError(
+                f"{path}: not written, tensor {quoted(name)} has NaN or infinite values; create it again"
+            )
         begin, end = end, end + tensor.numel() * tensor.element_size()
         header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
     encoded = json.dumps(header, separators=(",", ":")).encode()
@@ -110,29 +117,29 @@ def write_artifact(
     if len(encoded) > _MAX_HEADER_BYTES:
         raise OutputError(f"{path}: too much metadata for one {kind} ({len(encoded):,} bytes); use fewer sources")
     if not _is_utf8(path):
-        raise OutputError(f"{printable(path)}: safetensors files need a path of valid UTF-8; choose another place")
+        raise OutputError(f"{printable(path)}: safetensors files need a path of valid UTF-8; choose another path")
     with written_aside(path) as aside, aside.open("wb") as file:
         file.write(len(encoded).to_bytes(8, "little"))
         file.write(encoded)
         for name in names:
             values = tensors[name].detach().cpu().contiguous()
-            # A tensor of one element may keep any stride and count as contiguous.
+            # A tensor with one element counts as contiguous whatever its stride; view() needs stride 1.
             flat = values.as_strided((values.numel(),), (1,)).view(torch.uint8)
             file.write(flat.numpy().data)
 
 
 def read_artifact(path: Path, kind: str, check: Callable[[ArtifactHeader], object] | None = None) -> Artifact:
-    """Read an artefact of one kind, every value checked to be finite. Raises ArtifactError, one line.
+    """Read an artifact of the given kind and check that all values are finite. Raises ArtifactError, one line.
 
-    ``check`` sees the header, and may refuse it, before room is made for the first value.
+    ``check`` gets the header before any tensor is allocated, and may raise.
     """
     with _opened(path) as file:
         header = _header(path, file)
         if header.kind != kind:
-            raise ArtifactError(f"{path}: holds a {header.kind}, but a {kind} is needed; name a {kind} file")
+            raise ArtifactError(f"{path}: holds a {header.kind}, but a {kind} is needed; give a {kind} file")
         if check is not None:
             check(header)
-        # A copy, not a view of the mapped file: that may be replaced or cut short while we live.
+        # Copies, not views of the mapped file: it may be truncated while this process runs.
         tensors = {name: file.get_tensor(name).clone() for name in header.shapes}
     for name, tensor in tensors.items():
         if not _is_finite(tensor):
@@ -141,37 +148,47 @@ def read_artifact(path: Path, kind: str, check: Callable[[ArtifactHeader], objec
 
 
 def read_header(path: Path) -> ArtifactHeader:
-    """Read what an artefact of any kind says of itself, without its values. Raises ArtifactError, one line."""
+    """Read the header of an artifact of any kind, without the values. Raises ArtifactError, one line."""
     with _opened(path) as file:
         return _header(path, file)
 
 
+def parse(schema: type[T], value: object) -> T:
+    """Build a dataclass from foreign JSON, checked against its annotations. Raises ValueError that names the field."""
+    try:
+        return TypeAdapter(schema).validate_python(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{where}: {first['msg'].removeprefix('Value error, ')}".removeprefix(": ")) from error
+
+
 def sha256_of_file(path: Path) -> str:
-    """Return the SHA-256 of a file's content, hexadecimal. Raises InputError where it cannot be read."""
+    """Return the SHA-256 of a file's content, hexadecimal. Raises InputError if it cannot be read."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path and your rights to it") from error
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """Open a safetensors file once its size and start make sense."""
+    """Open a safetensors file after checking its size and first bytes."""
     try:
         _check_start(path)
         with safe_open(path, framework="pt", device="cpu") as file:
             yield file
     except SafetensorError as error:
-        raise _damaged(path, f"is not a sound safetensors file ({quoted(str(error))})") from error
+        raise _damaged(path, f"is not a valid safetensors file ({quoted(str(error))})") from error
     except OSError as error:
         raise ArtifactError(
-            f"{path}: cannot be read ({error.strerror or error}); check the path and your rights to it"
+            f"{path}: cannot be read ({error.strerror or error}); check the path and its permissions"
         ) from error
 
 
 def _is_utf8(path: Path) -> bool:
-    """Say whether safetensors' reader can open a path: it takes no other bytes."""
+    """Return whether a path is valid UTF-8; safetensors' reader opens no other paths."""
     try:
         str(path).encode()
     except UnicodeEncodeError:
@@ -180,10 +197,10 @@ def _is_utf8(path: Path) -> bool:
 
 
 def size_of_file(path: Path) -> int:
-    """Return a file's size in bytes. Raises ArtifactError for a pipe or device, which could hang or never end."""
+    """Return a file's size in bytes. Raises ArtifactError for a pipe or device, which could block."""
     status = path.stat()
     if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
-        raise ArtifactError(f"{path}: is not an ordinary file; name one that is")
+        raise ArtifactError(f"{path}: is not an ordinary file; give one, not a pipe or device")
     return status.st_size
 
 
@@ -192,7 +209,7 @@ def _check_start(path: Path) -> None:
         raise ArtifactError(f"{printable(path)}: safetensors files need a path of valid UTF-8; rename it")
     size = size_of_file(path)
     if path.is_dir():
-        raise ArtifactError(f"{path}: is a folder; name the safetensors file itself")
+        raise ArtifactError(f"{path}: is a folder; give the safetensors file itself")
     if size == 0:
         raise _damaged(path, "is empty")
     with path.open("rb") as file:
@@ -200,36 +217,39 @@ def _check_start(path: Path) -> None:
     header_size = int.from_bytes(start[:8], "little")
     if len(start) < 9 or header_size > min(size - 8, _MAX_HEADER_BYTES) or start[8:] != b"{":
         if start.startswith(_PICKLE_STARTS):
-            raise ArtifactError(f"{path}: is a pickle, not safetensors, and could run code; name a safetensors file")
-        raise _damaged(path, f"is cut short or not a safetensors file (it declares a header of {header_size:,} bytes)")
+            raise ArtifactError(f"{path}: is a pickle, which could run code; give a safetensors file")
+        raise _damaged(path, f"is truncated or not a safetensors file (it declares a header of {header_size:,} bytes)")
 
 
 def _header(path: Path, file: Any) -> ArtifactHeader:
     metadata = file.metadata() or {}
     declared = metadata.get("format", "")
     if not re.fullmatch(re.escape(_FORMAT_PREFIX) + r"[a-z-]{1,40}", declared):
-        raise ArtifactError(f"{path}: is not a file of aprilcli (its format is {quoted(declared)}); name one that is")
+        raise ArtifactError(
+            f"{path}: is not an aprilcli file (its format is {quoted(declared)}); give a file that aprilcli wrote"
+        )
     try:
         format_version = int(metadata["format_version"])
         version, created = metadata["version"], metadata["created"]
         if format_version > FORMAT_VERSION:
-            said = quoted(metadata["format_version"]).strip("'")
+            newer = quoted(metadata["format_version"])
             raise ArtifactError(
-                f"{path}: was written by a newer aprilcli (format {said}, this one reads {FORMAT_VERSION}); "
+                f"{path}: was written by a newer aprilcli (format {newer}, this one reads {FORMAT_VERSION}); "
                 "upgrade aprilcli"
             )
         if format_version < 1 or not re.fullmatch(r"[\w.+-]{1,40}", version):
             raise ValueError(f"format {format_version} of version {version}")
         datetime.fromisoformat(created)
-        if not created.isprintable():  # any character may stand between date and time
-            raise ValueError("control characters in its date")
+        if not created.isprintable():  # fromisoformat accepts any character between date and time
+            raise ValueError("control characters in the date")
         fields = json.loads(metadata["fields"], parse_constant=_refuse_constant)
         if not isinstance(fields, dict):
             raise TypeError("fields are not a JSON object")
+        _check_depth(fields)
     except KeyError as error:
         raise _damaged(path, f"lacks {error.args[0]} in its metadata") from error
-    except (TypeError, ValueError, RecursionError) as error:
-        raise _damaged(path, f"has metadata that cannot be read ({quoted(str(error))})") from error
+    except (TypeError, ValueError, RecursionError) as error:  # json.loads recurses
+        raise _damaged(path, f"has unreadable metadata ({quoted(str(error))})") from error
     names = sorted(file.keys())
     if not 0 < len(names) <= _MAX_TENSORS:
         raise _damaged(path, f"holds {len(names)} tensors")
@@ -244,15 +264,24 @@ def _header(path: Path, file: Any) -> ArtifactHeader:
     return ArtifactHeader(declared.removeprefix(_FORMAT_PREFIX), version, created, fields, shapes, dtypes)
 
 
+def _check_depth(value: Any, levels: int = _MAX_DEPTH) -> None:
+    """Refuse JSON nested deeper than code may recurse, at the same depth on every Python. Raises ValueError."""
+    if isinstance(value, dict | list):
+        if levels == 0:
+            raise ValueError("fields are nested too deep")
+        for inner in value.values() if isinstance(value, dict) else value:
+            _check_depth(inner, levels - 1)
+
+
 def _is_finite(tensor: torch.Tensor) -> bool:
-    """Look for NaN and infinity in pieces: isfinite makes temporary tensors as large as what it looks at."""
+    """Return whether all values are finite; in chunks, as isfinite allocates tensors as large as its input."""
     values = tensor.detach().reshape(-1)
     chunks = (values[begin : begin + _CHUNK] for begin in range(0, values.numel(), _CHUNK))
     return not tensor.is_floating_point() or all(bool(torch.isfinite(chunk).all()) for chunk in chunks)
 
 
 def _damaged(path: Path, what: str) -> ArtifactError:
-    return ArtifactError(f"{path}: {what}; make the file again or copy it anew")
+    return ArtifactError(f"{path}: {what}; create or copy the file again")
 
 
 def _refuse_constant(name: str) -> float:

@@ -1,16 +1,16 @@
-"""Files that appear whole or not at all: written aside in the same folder, synced, then renamed.
+"""Write files completely or not at all: to a hidden file in the same folder, synced, then renamed.
 
-Whoever is killed while writing leaves the file of before as it was, and at most one hidden file beside it, which
-``remove_leftovers`` finds. ``claimed`` keeps a second writer out.
+A process that is killed while writing leaves the old file unchanged, and at most one hidden file beside it, which
+``remove_leftovers`` deletes. ``claimed`` keeps a second writer out.
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
-import itertools
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,7 +21,7 @@ from aprilcli.errors import OutputError
 
 _LEFTOVER_PREFIX = ".aprilcli-"
 
-_WAYS_ON = {
+_ADVICE = {
     errno.ENOSPC: "free some space or choose another place",
     errno.EDQUOT: "free some space or choose another place",
     errno.EFBIG: "choose a place that takes larger files",
@@ -31,33 +31,33 @@ _WAYS_ON = {
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.ENOTDIR: "a part of this path is a file; choose another place",
     errno.EEXIST: "a part of this path is a file; choose another place",
-    errno.EISDIR: "a folder of this name stands there; choose another name",
+    errno.EISDIR: "a folder of this name exists; choose another name",
 }
 
 
 @contextmanager
 def output_errors(path: Path) -> Iterator[None]:
-    """Turn any OSError of the body, which only writes, into an OutputError that names ``path``."""
+    """Turn an OSError of the body, which must only write, into an OutputError that names ``path``."""
     try:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        way_on = _WAYS_ON.get(error.errno or 0, "choose another place")
-        raise OutputError(f"{path}: cannot be written ({reason}); {way_on}") from error
+        advice = _ADVICE.get(error.errno or 0, "choose another place")
+        raise OutputError(f"{path}: cannot be written ({reason}); {advice}") from error
 
 
 @contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
-    """Give a new path beside ``path`` to write to; when the body ends well, it becomes ``path``, synced to disk.
+    """Yield a new path beside ``path`` to write to; it is synced and renamed to ``path`` if the body succeeds.
 
-    The folder is made if need be. The name given is hidden, unique, and ends in the suffix of ``path``. When the body
-    raises, it is removed and what stood at ``path`` stays. Raises OutputError for every OSError, the body's included.
+    Its name is hidden and unique, with the suffix of ``path``. Missing folders are created. If the body raises, the new
+    file is deleted and ``path`` is unchanged. Raises OutputError for every OSError, including the body's.
     """
-    # Not built from the whole name, which with anything added could be longer than the file system takes.
+    # A hash, as the whole name with an addition could be longer than the file system allows.
     aside = path.with_name(f"{_leftover_prefix(path)}{secrets.token_hex(4)}{path.suffix}")
     try:
         with output_errors(path):
-            make_folders(path.parent)
+            path.parent.mkdir(parents=True, exist_ok=True)
             yield aside
             with aside.open("r+b") as file:
                 os.fsync(file.fileno())
@@ -74,10 +74,10 @@ def _leftover_prefix(path: Path) -> str:
 
 @contextmanager
 def claimed(lock_path: Path, busy: str) -> Iterator[None]:
-    """Hold ``lock_path``, its folder made if need be, against a second holder, who is told ``busy`` (OutputError)."""
+    """Hold the lock ``lock_path``, creating missing folders; OutputError(``busy``) if another process holds it."""
     lock = filelock.FileLock(lock_path, timeout=0)
     with output_errors(lock_path):
-        make_folders(lock_path.parent)
+        lock_path.parent.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire()
         except filelock.Timeout as error:
@@ -90,71 +90,49 @@ def claimed(lock_path: Path, busy: str) -> Iterator[None]:
 
 @contextmanager
 def claimed_file(path: Path, busy: str, *others: Path) -> Iterator[None]:
-    """Hold ``path`` against a second writer, and take away what a killed writer of it, and of ``others``, left."""
+    """Lock ``path`` against a second writer, and delete what killed writers of it and of ``others`` left behind."""
     with claimed(path.with_name(f".{path.name}.lock"), f"{path}: {busy}"):
         with output_errors(path):
-            for written in (path, *others):
-                for leftover in written.parent.glob(f"{_leftover_prefix(written)}*"):
+            for target in (path, *others):
+                for leftover in target.parent.glob(f"{_leftover_prefix(target)}*"):
                     leftover.unlink(missing_ok=True)
         yield
 
 
 def remove_leftovers(folder: Path, *, below: bool = True) -> int:
-    """Delete what killed writers left aside in ``folder``, and in those below it; return how many files that were.
+    """Delete the files that killed writers left in ``folder`` and, with ``below``, its subfolders; return their number.
 
-    Only for whoever is the folder's one writer: another one's unfinished file looks the same. Raises OutputError.
+    Only for the folder's single writer, as unfinished files of another look the same. A missing folder has none.
+    Raises OutputError.
     """
     count = 0
     with output_errors(folder):
-        for entry in _below(folder, enter=below):
-            if entry.name.startswith(_LEFTOVER_PREFIX) and not entry.is_dir(follow_symlinks=False):
-                Path(entry.path).unlink(missing_ok=True)
-                count += 1
+        for parent, _, names in os.walk(folder, onerror=_raise_unless_missing):
+            for name in names:
+                if name.startswith(_LEFTOVER_PREFIX):
+                    Path(parent, name).unlink(missing_ok=True)
+                    count += 1
+            if not below:
+                break
     return count
 
 
+def _raise_unless_missing(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
+
+
 def remove_tree(folder: Path) -> None:
-    """Delete a folder and all in it, however deep. Raises OutputError, and touches nothing, where it is a link."""
+    """Delete a folder with its contents. Raises OutputError, and deletes nothing if it is a link."""
     with output_errors(folder):
         if folder.is_symlink():
-            raise OSError(errno.ELOOP, "a link: what it leads to is not deleted")
-        folders = [folder]
-        for entry in _below(folder):
-            if entry.is_dir(follow_symlinks=False):
-                folders.append(Path(entry.path))
-            else:
-                Path(entry.path).unlink(missing_ok=True)
-        for emptied in reversed(folders):  # a folder was listed before those in it
-            emptied.rmdir()
-
-
-def make_folders(folder: Path) -> None:
-    """Make a folder and those above it that lack, however many. Raises OSError."""
-    missing = list(itertools.takewhile(lambda one: not one.exists(), (folder, *folder.parents)))
-    for one in reversed(missing):
-        one.mkdir(exist_ok=True)
-    if not folder.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-
-
-def _below(folder: Path, enter: bool = True) -> Iterator[os.DirEntry[str]]:
-    """Yield all entries below a folder, one that is not there has none; pathlib recurses, and lists folders whole."""
-    pending = [str(folder)]
-    while pending:
-        try:
-            entries = os.scandir(pending.pop())
-        except FileNotFoundError:
-            continue
-        with entries:
-            for entry in entries:
-                if enter and entry.is_dir(follow_symlinks=False):
-                    pending.append(entry.path)
-                yield entry
+            raise OSError(errno.ELOOP, "a link; its target is not deleted")
+        shutil.rmtree(folder)
 
 
 def _sync_folder(folder: Path) -> None:
-    # The rename itself must survive a power cut. Windows cannot open a folder, some network file systems cannot sync
-    # one; the file in it is whole either way.
+    # So that the rename survives a power failure. Windows cannot open a folder, and some network file systems cannot
+    # sync it; the file is complete in any case.
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

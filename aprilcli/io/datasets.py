@@ -1,4 +1,4 @@
-"""Labelled folders: which photos are good, which show what defect, and which masks say where.
+"""Labelled folders: which images are good, which show which defect, and which masks belong to them.
 
 ========  ==========================================================================================================
 mvtec     ``<object>/train/good``, ``test/{good,<defect>}``, ``ground_truth/<defect>/<stem>_mask.png``: MVTec AD, MPDD;
@@ -6,15 +6,15 @@ mvtec     ``<object>/train/good``, ``test/{good,<defect>}``, ``ground_truth/<def
 loco      the same with ``validation/good`` and a folder of masks per image: MVTec LOCO
 btad      ``<object>/train/ok``, ``test/{ok,ko}``, ``ground_truth/ko/<stem>.png`` (or .bmp): BTAD
 ad2       ``<object>/train/good``, ``validation/good``, ``test_public/{good,bad,ground_truth/bad/<stem>_mask.png}``:
-          MVTec AD 2; what it keeps private is not read
-visa      ``<object>/Data/...`` and ``split_csv/1cls.csv``: VisA as it is published
-folder    ``<object>/<label>/...``, the good labels named good, normal or ok in any case; also below ``test``. Masks,
-          if any, in ``ground_truth``, ``masks`` or ``mask``, below the label or not. Good photos to learn from are
-          those of ``train/<good>``, or those of ``<good>`` where ``<good>_test`` stands beside it
+          MVTec AD 2; its private test images are not read
+visa      ``<object>/Data/...`` and ``split_csv/1cls.csv``: VisA as published
+folder    ``<object>/<label>/...``, good labels named good, normal or ok in any case; also below ``test``. Masks,
+          if any, in ``ground_truth``, ``masks`` or ``mask``, with or without a folder per label. Good training images
+          are those in ``train/<good>``, or those in ``<good>`` if there is a ``<good>_test`` next to it
 ========  ==========================================================================================================
 
-The folder given is one object, a set of objects, or a set of such sets. Masks belong to images by name, never by order:
-``<stem>``, ``<stem>_mask``, or any number in a folder ``<stem>``, whose union counts.
+The root is one object, a set of objects, or a set of such sets. Masks are assigned to images by name, never by order:
+``<stem>``, ``<stem>_mask``, or all files in a folder ``<stem>``, which are combined.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from aprilcli.errors import InputError
+from aprilcli.errors import InputError, OptionError
 from aprilcli.io.walk import is_image_name
 
 LAYOUTS = ("mvtec", "loco", "btad", "ad2", "visa", "folder")
@@ -47,7 +47,7 @@ _LOOKED_FOR = (
 
 @dataclass(frozen=True)
 class LabelledImage:
-    """One test photo. ``label``: 1 is anomalous; ``defect``: its kind, or ``good``; ``mask_paths``: to be OR-ed."""
+    """A test image. ``label``: 1 is anomalous; ``defect``: its kind, or ``good``; ``mask_paths``: to be combined."""
 
     path: Path
     defect: str
@@ -56,13 +56,16 @@ class LabelledImage:
 
     @property
     def has_mask(self) -> bool:
-        """Whether ``read_mask`` can say which pixels are anomalous: a good image needs no file for that."""
+        """Whether ``read_mask`` can return its anomalous pixels: a good image needs no file for that."""
         return self.label == 0 or bool(self.mask_paths)
 
 
 @dataclass(frozen=True)
 class LabelledObject:
-    """One object. ``name``: its folder below the root, as spelled; the folders are sorted, and so are their photos."""
+    """An object; its images are sorted. ``name``: its folder below the root.
+
+    ``train_good``: good training images; ``validation_good``: further good images, for calibration.
+    """
 
     name: str
     train_good: tuple[Path, ...]
@@ -71,13 +74,13 @@ class LabelledObject:
 
     @property
     def category(self) -> str:
-        """What the prompts call it: the last part of ``name``."""
+        """Its name in the prompts: the last part of ``name``."""
         return self.name.rpartition("/")[2]
 
 
 @dataclass(frozen=True)
 class LabelledDataset:
-    """What was recognised below ``root``; ``problems``: one line for everything found but not used, or missing."""
+    """What was recognised below ``root``; ``problems``: a line for each file that is missing or not used."""
 
     layout: str
     root: Path
@@ -86,19 +89,19 @@ class LabelledDataset:
 
 
 def read_dataset(root: Path, layout: str = "auto") -> LabelledDataset:
-    """Find the objects, photos and masks of a labelled folder, without opening a picture.
+    """Find the objects, images and masks of a labelled folder, without opening an image.
 
-    ``layout``: one of ``LAYOUTS``, or ``auto`` to recognise it. Dotfiles are skipped. Raises InputError if there is no
-    such folder, if no layout (or not the one asked for) fits it, or if its objects have different ones.
+    ``layout``: one of ``LAYOUTS``, or ``auto`` to recognise it. Dotfiles are skipped. Raises OptionError for an unknown
+    layout; InputError if the folder does not exist, does not fit the layout, or has objects of different layouts.
     """
+    if layout not in ("auto", *LAYOUTS):
+        raise OptionError(f"unknown layout {layout}; choose auto, {', '.join(LAYOUTS)}")
     try:
         is_folder = root.is_dir()
-    except OSError as error:  # a name too long, or a place one may not look into
-        raise InputError(f"{root}: cannot be looked into ({error.strerror}); check the path") from error
+    except OSError as error:  # the name is too long, or a folder above is not accessible
+        raise InputError(f"{root}: cannot be accessed ({error.strerror}); check the path") from error
     if not is_folder:
-        raise InputError(f"{root}: no such folder; name one that holds labelled pictures")
-    if layout not in ("auto", *LAYOUTS):
-        raise InputError(f"layout {layout} is unknown; choose auto, {', '.join(LAYOUTS)}")
+        raise InputError(f"{root}: no such folder; give a folder of labelled images")
     table = _visa_table(root) if layout in ("auto", "visa") else None
     if table is not None:
         notes = _Notes(table.parents[1], [])
@@ -109,7 +112,7 @@ def read_dataset(root: Path, layout: str = "auto") -> LabelledDataset:
         raise InputError(f"{root}: no labelled folder ({layout}); looked for {_LOOKED_FOR}; found {_listing(root)}")
     if len(layouts) > 1:
         examples = ", ".join(f"{next(f for f in found if found[f] == name)} is {name}" for name in layouts)
-        raise InputError(f"{root}: objects of different layouts ({examples}); pass --layout, or one of them at a time")
+        raise InputError(f"{root}: objects of different layouts ({examples}); choose one layout, or give one object")
     notes = _Notes(root, [])
     for folder in others:
         notes.add(folder, f"not an object of layout {layouts[0]}; left out")
@@ -120,16 +123,16 @@ def read_dataset(root: Path, layout: str = "auto") -> LabelledDataset:
 def read_mask(image: LabelledImage, size_hw: tuple[int, int]) -> NDArray[np.bool_]:
     """Return the anomalous pixels of an image of size ``size_hw`` (H, W in pixels) as bool [H, W].
 
-    A mask's pixel counts where any of its colours (not its transparency) or its class number is > 0; several masks are
-    OR-ed. Without masks a good image gives all False. Raises InputError, naming both files, where a mask has another
-    size, cannot be read, is missing or empty for a defect, or is not empty for a good image.
+    A pixel is anomalous if any color channel (except alpha) or the class number of any mask is above 0. A good image
+    without masks gives all False. Raises InputError, naming both files, if a mask has another size or cannot be read,
+    if it is missing or empty for an anomalous image, or not empty for a good one.
     """
     anomalous = np.zeros(size_hw, dtype=bool)
     for path in image.mask_paths:
         anomalous |= _read_mask_file(path, image.path, size_hw)
     masks = ", ".join(str(path) for path in image.mask_paths)
     if image.label and not image.mask_paths:
-        raise InputError(f"{image.path}: labelled {image.defect} but without a mask; add one, or leave its pixels out")
+        raise InputError(f"{image.path}: labelled {image.defect} but without a mask; add a mask")
     if image.label and not anomalous.any():
         raise InputError(f"{masks}: empty mask, but {image.path} is labelled {image.defect}; correct one of them")
     if not image.label and anomalous.any():
@@ -142,7 +145,7 @@ def _read_mask_file(path: Path, image_path: Path, size_hw: tuple[int, int]) -> N
         with Image.open(path) as mask:
             if (mask.height, mask.width) != size_hw:
                 found, wanted = f"{mask.width} by {mask.height}", f"{size_hw[1]} by {size_hw[0]}"
-                raise InputError(f"{path}: mask of {found} pixels for {image_path} of {wanted}; make them equal")
+                raise InputError(f"{path}: mask of {found} pixels for {image_path} of {wanted}; make the sizes equal")
             has_alpha = mask.mode in ("RGBA", "LA", "PA")
             values = np.asarray(mask)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -154,7 +157,7 @@ def _read_mask_file(path: Path, image_path: Path, size_hw: tuple[int, int]) -> N
 
 @dataclass(frozen=True)
 class _Notes:
-    """Collects problems, with paths as seen from the root."""
+    """Collects problems, with paths relative to the root."""
 
     root: Path
     problems: list[str]
@@ -167,7 +170,7 @@ class _Notes:
 
 
 def _find_objects(root: Path, layout: str) -> tuple[dict[Path, str], list[Path]]:
-    """Return the objects at the first depth where there are some, each with its layout, and the other folders there."""
+    """Return the objects at the first depth that has any, each with its layout, and the other folders there."""
     level = [root]
     for _ in range(3):
         found = {folder: name for folder in level if (name := _layout_of(folder, layout))}
@@ -178,7 +181,7 @@ def _find_objects(root: Path, layout: str) -> tuple[dict[Path, str], list[Path]]
 
 
 def _layout_of(folder: Path, layout: str) -> str | None:
-    """Return the layout ``folder`` is an object of: the one asked for if it fits, with ``auto`` the first that does."""
+    """Return the layout that ``folder`` fits as an object: the given one, or with ``auto`` the first."""
     has_test = (folder / "test").is_dir()
     is_mvtec = has_test and ((folder / "train" / "good").is_dir() or (folder / "test" / "good").is_dir())
     is_loco = (folder / "validation" / "good").is_dir() or any(
@@ -200,32 +203,32 @@ def _read_object(folder: Path, layout: str, notes: _Notes) -> LabelledObject:
         test = folder
     mask_folders = [f for parent in dict.fromkeys((folder, test)) for f in _folders(parent) if f.name in _MASK_FOLDERS]
     for other in mask_folders[1:]:
-        notes.add(other, f"masks are taken from {notes.name(mask_folders[0])}; left out")
+        notes.add(other, f"masks are read from {notes.name(mask_folders[0])} instead; left out")
     labels = [label for label in _folders(test) if label.name not in _NOT_LABELS]
     train = _good_folders(folder / "train")
     if layout == "folder" and any(label.name.casefold().endswith("_test") and _is_good(label) for label in labels):
-        learnt = [label for label in labels if label.name.casefold() in _GOOD_NAMES]
-        train, labels = train + learnt, [label for label in labels if label not in learnt]
+        good = [label for label in labels if label.name.casefold() in _GOOD_NAMES]
+        train, labels = train + good, [label for label in labels if label not in good]
     for other in (f for f in _folders(folder / "train") if f not in train):
-        notes.add(other, "not good, so not learnt from; left out")
+        notes.add(other, "training images that are not good; left out")
     for parent in dict.fromkeys((folder, folder / "train", test)):
         for stray in (p for p in _children(parent) if p.is_file() and is_image_name(p.name)):
-            notes.add(stray, "a picture outside the folders of labels; left out")
-    images = {path: label for label in labels for path in _pictures(label, notes)}
+            notes.add(stray, "an image outside the label folders; left out")
+    images = {path: label for label in labels for path in _images(label, notes)}
     masks = _pair(images, mask_folders[0], notes) if mask_folders else {}
     return LabelledObject(
         notes.name(folder) if folder != notes.root else folder.resolve().name,
-        tuple(path for good in train for path in _pictures(good, notes)),
+        tuple(path for good in train for path in _images(good, notes)),
         tuple(
             LabelledImage(path, GOOD if _is_good(label) else label.name, int(not _is_good(label)), masks.get(path, ()))
             for path, label in images.items()
         ),
-        tuple(path for good in _good_folders(folder / "validation") for path in _pictures(good, notes)),
+        tuple(path for good in _good_folders(folder / "validation") for path in _images(good, notes)),
     )
 
 
 def _pair(images: dict[Path, Path], mask_folder: Path, notes: _Notes) -> dict[Path, tuple[Path, ...]]:
-    """Give each image (with its label's folder) the masks that bear its name; what is left over is noted."""
+    """Assign masks to images (given with their label's folder) by name; note the others."""
     by_name: dict[tuple[str, str], list[Path]] = defaultdict(list)
     for path, label in images.items():
         stem = path.relative_to(label).with_suffix("").as_posix()
@@ -235,16 +238,16 @@ def _pair(images: dict[Path, Path], mask_folder: Path, notes: _Notes) -> dict[Pa
     files: dict[Path, list[Path]] = defaultdict(list)  # whole masks of an image
     parts: dict[Path, list[Path]] = defaultdict(list)  # masks in a folder of its name
     unclear: set[Path] = set()
-    for mask in _pictures(mask_folder, notes):
+    for mask in _images(mask_folder, notes):
         place = PurePath(mask.relative_to(mask_folder).with_suffix(""))
         kind = place.parts[0] if place.parts[0] in labels and len(place.parts) > 1 else ""
         name, folder_name = place.relative_to(kind).as_posix(), place.relative_to(kind).parent.as_posix()
         whole = by_name.get((kind, name)) or by_name.get((kind, name.removesuffix("_mask")))
         fitting = whole or by_name.get((kind, folder_name), [])
         if not fitting:
-            notes.add(mask, "mask without its image; left out")
+            notes.add(mask, "mask without an image; left out")
         elif len(fitting) > 1:
-            notes.add(mask, f"mask fits {' and '.join(map(notes.name, fitting))}; left out, rename one of them")
+            notes.add(mask, f"mask fits {' and '.join(map(notes.name, fitting))}; left out, rename one of the images")
             unclear.update(fitting)
         else:
             (files if whole else parts)[fitting[0]].append(mask)
@@ -252,7 +255,7 @@ def _pair(images: dict[Path, Path], mask_folder: Path, notes: _Notes) -> dict[Pa
     for path, label_folder in images.items():
         if len(files[path]) > 1 or (files[path] and parts[path]):
             several = ", ".join(map(notes.name, files[path] + parts[path]))
-            notes.add(path, f"has several masks ({several}); none is used, keep one or put them into one folder")
+            notes.add(path, f"has several masks ({several}); none is used, keep one or put all in one folder")
         elif files[path] or parts[path]:
             paired[path] = tuple(files[path] + parts[path])
         elif path not in unclear and not _is_good(label_folder):
@@ -261,7 +264,7 @@ def _pair(images: dict[Path, Path], mask_folder: Path, notes: _Notes) -> dict[Pa
 
 
 def _visa_table(root: Path) -> Path | None:
-    """Return VisA's list of files if ``root`` is VisA or one of its objects."""
+    """Return the path of VisA's table if ``root`` is VisA or one of its objects."""
     if (root / _VISA_TABLE).is_file():
         return root / _VISA_TABLE
     table = root.resolve().parent / _VISA_TABLE
@@ -269,14 +272,14 @@ def _visa_table(root: Path) -> Path | None:
 
 
 def _read_visa(table: Path, root: Path, notes: _Notes) -> list[LabelledObject]:
-    """Read the objects of VisA's list, or the one that ``root`` is; what only list or only disk has is noted."""
+    """Read the objects in VisA's table, or only ``root``; note what is only in the table or only on disk."""
     only = None if table.parents[1] == root else root.resolve().name
     rows: dict[str, dict[Path, dict[str, str]]] = defaultdict(dict)
     for row in _visa_rows(table):
         image = notes.root / row["image"]
         if only in (None, row["object"]):
             if image in rows[row["object"]]:
-                notes.add(image, "listed twice; the first counts")
+                notes.add(image, "listed twice; the first entry is used")
             rows[row["object"]].setdefault(image, row)
     return [_read_visa_object(name, dict(sorted(rows[name].items())), notes) for name in sorted(rows)]
 
@@ -286,15 +289,15 @@ def _visa_rows(table: Path) -> list[dict[str, str]]:
         with table.open(encoding="utf-8-sig", newline="") as stream:
             rows = list(csv.DictReader(stream))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{table}: cannot be read ({error}); replace it by VisA's own") from error
+        raise InputError(f"{table}: cannot be read ({error}); replace it with the original") from error
     for number, row in enumerate(rows, start=2):
         if any(row.get(column) is None for column in _VISA_COLUMNS) or row["label"] not in ("normal", "anomaly"):
             raise InputError(
-                f"{table} line {number}: needs {','.join(_VISA_COLUMNS)}, label normal or anomaly; mend it"
+                f"{table} line {number}: needs {','.join(_VISA_COLUMNS)}, label normal or anomaly; correct it"
             )
         for path in (PurePath(row["image"]), PurePath(row["mask"] or row["image"])):
             if path.parts[:1] != (row["object"],) or ".." in path.parts:
-                raise InputError(f"{table} line {number}: {path} is not below the folder {row['object']}; mend it")
+                raise InputError(f"{table} line {number}: {path} is not in the folder {row['object']}; correct it")
     return rows
 
 
@@ -319,9 +322,9 @@ def _read_visa_object(name: str, rows: dict[Path, dict[str, str]], notes: _Notes
         else:
             notes.add(image, f"{row['label']} in split {row['split']}; left out")
     for kind in ("Images", "Masks"):
-        for path in _pictures(notes.root / name / "Data" / kind, notes):
+        for path in _images(notes.root / name / "Data" / kind, notes):
             if path not in listed:
-                notes.add(path, "not in the list of 1cls.csv; left out")
+                notes.add(path, "not listed in 1cls.csv; left out")
     return LabelledObject(name, tuple(train), tuple(test))
 
 
@@ -338,27 +341,27 @@ def _folders(parent: Path) -> list[Path]:
 
 
 def _children(parent: Path) -> list[Path]:
-    """Return what a folder holds, sorted, without dotfiles; nothing if it is none."""
+    """Return the entries of a folder, sorted, without dotfiles; none if it does not exist."""
     if not parent.is_dir():
         return []
     try:
         return sorted(child for child in parent.iterdir() if not child.name.startswith("."))
     except OSError as error:
-        raise InputError(f"{parent}: folder cannot be listed ({error.strerror}); check its permissions") from error
+        raise InputError(f"{parent}: the folder cannot be listed ({error.strerror}); check its permissions") from error
 
 
-def _pictures(folder: Path, notes: _Notes) -> list[Path]:
-    """Return the pictures in and below a folder, sorted within each."""
-    pictures: list[Path] = []
+def _images(folder: Path, notes: _Notes) -> list[Path]:
+    """Return the images in a folder and its subfolders, sorted within each."""
+    images: list[Path] = []
     others: list[Path] = []
     for child in _children(folder):
         if child.is_dir():
-            pictures += _pictures(child, notes)
+            images += _images(child, notes)
         else:
-            (pictures if is_image_name(child.name) else others).append(child)
+            (images if is_image_name(child.name) else others).append(child)
     if others:
-        notes.add(folder, f"{len(others)} files that are no pictures, {others[0].name} the first; left out")
-    return pictures
+        notes.add(folder, f"{len(others)} files that are not images, first {others[0].name}; left out")
+    return images
 
 
 def _listing(folder: Path) -> str:

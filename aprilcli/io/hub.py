@@ -18,10 +18,10 @@ VOCABULARIES = ("tokenizer.json", "spiece.model", "sentencepiece.bpe.model", "vo
 
 
 def fetch_clip_weights(name: str, repository: str, filenames: tuple[str, ...] = WEIGHT_FILES) -> Path:
-    """Return the path of an open_clip checkpoint, downloading it when the cache lacks it.
+    """Return the path of an open_clip checkpoint, downloading it if it is not in the cache.
 
-    ``name`` is what the user asked for (for messages), ``repository`` the hub's ``owner/name``.
-    Raises BackboneError in seconds, naming the model, the reason and the three ways on.
+    ``name`` is the model name for messages, ``repository`` the hub's ``owner/name``. Raises BackboneError within
+    seconds if the hub cannot be reached, with the model, the reason and three alternatives.
     """
     import huggingface_hub
     from huggingface_hub import constants, errors
@@ -38,7 +38,7 @@ def fetch_clip_weights(name: str, repository: str, filenames: tuple[str, ...] = 
     for filename in filenames:
         try:
             return Path(huggingface_hub.hf_hub_download(repository, filename))
-        except errors.LocalEntryNotFoundError as error:  # the connection broke
+        except errors.LocalEntryNotFoundError as error:  # the connection was lost
             raise _unavailable(wanted, repository, first_line(error)) from error
         except errors.EntryNotFoundError:
             continue
@@ -48,7 +48,7 @@ def fetch_clip_weights(name: str, repository: str, filenames: tuple[str, ...] = 
 
 
 def fetch_tokenizer(name: str, repository: str) -> Path:
-    """Return a folder with the files of a tokenizer, downloading them when the cache lacks them.
+    """Return a folder with the files of a tokenizer, downloading them if they are not in the cache.
 
     ``name`` is the model that needs the tokenizer, ``repository`` the hub's ``owner/name`` (``name`` for a few).
     Raises BackboneError in seconds, like ``fetch_clip_weights``.
@@ -71,7 +71,7 @@ def fetch_tokenizer(name: str, repository: str) -> Path:
 
 
 def _check_reachable(wanted: str, repository: str, endpoint: str) -> None:
-    """Open one connection (to the proxy, where there is one), so that who has no internet hears about it at once."""
+    """Open one connection (to the proxy, if set) to fail at once without internet access."""
     address = urllib.parse.urlsplit(endpoint)
     address = urllib.parse.urlsplit(urllib.request.getproxies().get(address.scheme, endpoint))
     host, port = address.hostname or "", address.port or (80 if address.scheme == "http" else 443)
@@ -87,6 +87,6 @@ def _unavailable(wanted: str, repository: str, reason: str) -> BackboneError:
     folder = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
     return BackboneError(
         f"the {wanted} ({repository}): not on this machine and cannot be downloaded: {reason}; "
-        f"run this once on a connected machine and copy its {folder} here, "
-        "or give --model DIR (a folder in open_clip's local-dir form), or use --model tiny"
+        f"run this once on a machine with internet access and copy its {folder} here, "
+        "or give a model folder (in open_clip's local-dir format), or use the model tiny"
     )

@@ -1,8 +1,8 @@
-"""The numbers of the paper's tables 3–12 (Chen, Han, Zhang 2023, arXiv 2305.17382), to stand beside one's own.
+"""The numbers of the paper's tables 3–12 (Chen, Han, Zhang 2023, arXiv 2305.17382), for comparison.
 
-``paper_tables.csv`` holds a row per table, object and metric: tables 5–8 (MVTec AD) and 9–12 (VisA) per object for
-0, 1, 2 and 4 shots with their means, and the means as tables 3 and 4 repeat them. Values are in percent; deviations,
-over five seeds, are missing for 0 shots.
+``paper_tables.csv`` has a row per table, object, metric and number of shots: tables 5–8 (MVTec AD) and 9–12 (VisA) per
+object for 0, 1, 2 and 4 shots with their means, and the means as repeated in tables 3 and 4. Values are in percent;
+standard deviations, over five seeds, are missing for 0 shots.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from collections.abc import Iterable
 from functools import cache
 from importlib.resources import files
 
-MEAN = "mean"  # stands for an object's name in the rows of means
+MEAN = "mean"  # the object name in the rows of means
 
 
 def paper_value(dataset: str, shots: int, object_name: str, metric: str) -> tuple[float, float | None] | None:
-    """Return (mean, deviation) in percent, or None where the paper says nothing.
+    """Return (mean, deviation) in percent, or None if the paper has no value.
 
-    ``dataset``: ``mvtec`` or ``visa``; ``shots``: 0, 1, 2 or 4; ``object_name``: as the data set's folder, or ``mean``;
-    ``metric``: one of the seven names of ``aprilcli.core.metrics`` the paper has (not ``aupro_30``, not ``vand``).
+    ``dataset``: ``mvtec`` or ``visa``; ``shots``: 0, 1, 2 or 4; ``object_name``: a folder name of the data set, or
+    ``mean``; ``metric``: a name in ``aprilcli.core.metrics``, except ``aupro_30`` and ``vand``.
     The deviation is None for 0 shots. ``pro_segm`` is the paper's own PRO.
     """
     return _values().get((dataset, shots, object_name, metric))
@@ -32,9 +32,9 @@ def paper_objects(dataset: str) -> tuple[str, ...]:
 
 
 def recognise(object_names: Iterable[str]) -> str | None:
-    """Return ``mvtec`` or ``visa`` if every object belongs to that one (some suffice, none does not), or else None.
+    """Return ``mvtec`` or ``visa`` if all objects (at least one) belong to it, else None.
 
-    The paper's mean compares only with that of all its objects: see ``paper_objects``.
+    The paper's means cover all objects of a data set: compare them only with a mean over all ``paper_objects``.
     """
     names = set(object_names)
     return next((dataset for dataset in ("mvtec", "visa") if names and names <= set(paper_objects(dataset))), None)

@@ -1,8 +1,8 @@
-"""The projectors the authors of APRIL-GAN published: fetched, verified, kept as safetensors.
+"""Download, verify and cache the projectors that the authors of APRIL-GAN published.
 
-They stand in github.com/ByChelsea/VAND-APRIL-GAN under ``exps/pretrained/`` as PyTorch files. A download stays in
-memory until its git blob id agrees; only then is it read, without running pickled code, and kept in the cache folder.
-``APRILCLI_CACHE`` names another cache folder, ``APRILCLI_PROJECTOR_URL`` a mirror (the folder that holds the files).
+The PyTorch files are in ``exps/pretrained/`` of github.com/ByChelsea/VAND-APRIL-GAN. A download is kept in memory and
+verified by its git blob id. It is then read without running pickled code and cached as safetensors.
+``APRILCLI_CACHE`` sets the cache folder. ``APRILCLI_PROJECTOR_URL`` sets the URL of a mirror of the folder above.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ from __future__ import annotations
 import http.client
 import io
 import os
-import pickle
-import struct
 import time
 import urllib.error
 import urllib.request
@@ -32,35 +30,20 @@ from aprilcli import __version__
 from aprilcli.errors import ArtifactError, OutputError
 from aprilcli.io.artifacts import read_artifact, size_of_file, write_artifact
 from aprilcli.io.atomic import output_errors, remove_leftovers
+from aprilcli.text import first_line
 
 BASE_URL = "https://github.com/ByChelsea/VAND-APRIL-GAN/raw/f13b8a634e04f9fde8fa03db125b25af5695d8e1/exps/pretrained"
 
 _KIND = "published-projector"
-_TIMEOUT_S = 10.0  # without an answer: at connecting, and at each read
+_TIMEOUT_S = 10.0  # to connect, and for each read
 _DEADLINE_S = 600.0  # for the whole download
 _MAX_BYTES = 64 * 1024**2  # the published files have about 12 MB
-_PIECE = 1 << 16  # bytes read at a time
-# What torch.load, given bytes of anybody's making, has for "no".
-_UNREADABLE = (
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-    struct.error,
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    ImportError,
-    LookupError,
-    MemoryError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
+_CHUNK_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
 class PublishedProjector:
-    """A file of the authors: its name below the base URL, and the git blob id of its content."""
+    """A published file: its name under the base URL and the git blob id of its content."""
 
     file_name: str
     blob_id: str
@@ -73,12 +56,12 @@ PUBLISHED = {
 
 
 def fetch_projector(name: str, *, progress: bool = False) -> dict[str, torch.Tensor]:
-    """Return a published projector, from the cache folder or downloaded into it.
+    """Return a published projector from the cache folder; download it first if it is not there.
 
-    ``name``: a key of ``PUBLISHED``. ``progress``: draw a bar on stderr if that is a terminal.
+    ``name``: a key of ``PUBLISHED``. ``progress``: show a progress bar if stderr is a terminal.
     Returns ``fc.{i}.weight`` [C, Cv] and ``fc.{i}.bias`` [C], float32.
-    Of two processes at once the second waits and finds the file. Raises ArtifactError where it cannot be had, within
-    seconds if there is no network; OutputError where the cache folder cannot be written.
+    If two processes call this at the same time, the second waits and uses the file of the first. Raises ArtifactError
+    if the download fails (within seconds if there is no network), OutputError if the cache folder cannot be written.
     """
     wanted = PUBLISHED[name]
     path = cache_folder() / "projectors" / f"{name}.safetensors"
@@ -87,17 +70,17 @@ def fetch_projector(name: str, *, progress: bool = False) -> dict[str, torch.Ten
         try:
             with output_errors(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                with FileLock(path.parent / ".lock", timeout=_DEADLINE_S):  # its Timeout is an OSError
-                    tensors = _cached(path, wanted) or _fetch_into(path, name, wanted, progress)
+                with FileLock(path.parent / ".lock", timeout=_DEADLINE_S):  # a timeout is an OSError
+                    tensors = _cached(path, wanted) or _fetch(path, name, wanted, progress)
         except OutputError as error:
-            raise OutputError(f"{error}; APRILCLI_CACHE names the cache folder") from error
+            raise OutputError(f"{error}; APRILCLI_CACHE sets the cache folder") from error
     return tensors
 
 
 def read_authors_projector(path: Path) -> dict[str, torch.Tensor]:
-    """Read a projector file as the authors' program saves it, without running code pickled in it.
+    """Read a projector file in the authors' PyTorch format without running code pickled in it.
 
-    Returns ``fc.{i}.weight`` [C, Cv] and ``fc.{i}.bias`` [C], float32. Raises ArtifactError, one line.
+    Returns ``fc.{i}.weight`` [C, Cv] and ``fc.{i}.bias`` [C], float32. Raises ArtifactError.
     """
     try:
         size = size_of_file(path)
@@ -105,22 +88,22 @@ def read_authors_projector(path: Path) -> dict[str, torch.Tensor]:
             return _read_authors_file(file, size, str(path))
     except OSError as error:
         raise ArtifactError(
-            f"{path}: cannot be read ({error.strerror or error}); check the path and your rights to it"
+            f"{path}: cannot be read ({error.strerror or error}); check the path and its permissions"
         ) from error
 
 
 def cache_folder() -> Path:
-    """Return the folder for what can be fetched again: ``APRILCLI_CACHE``, or the platform's own."""
+    """Return the folder for downloaded files: ``APRILCLI_CACHE`` or the platform's cache folder."""
     return Path(os.environ.get("APRILCLI_CACHE") or platformdirs.user_cache_path("aprilcli", appauthor=False))
 
 
 def git_blob_id(content: bytes) -> str:
-    """Return the id git gives a file's content: SHA-1 over ``blob <size>\\0`` + content, hexadecimal."""
+    """Return git's id of a file's content: SHA-1 over ``blob <size>\\0`` + content, hexadecimal."""
     return sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
 def _cached(path: Path, wanted: PublishedProjector) -> dict[str, torch.Tensor] | None:
-    """Read the cache's file; None where there is none, or one that is damaged or of another content."""
+    """Read the cached file; return None if it is missing, damaged or has another blob id."""
     try:
         artifact = read_artifact(path, _KIND)
     except ArtifactError:
@@ -128,27 +111,27 @@ def _cached(path: Path, wanted: PublishedProjector) -> dict[str, torch.Tensor] |
     return artifact.tensors if artifact.fields.get("blob_id") == wanted.blob_id else None
 
 
-def _fetch_into(path: Path, name: str, wanted: PublishedProjector, progress: bool) -> dict[str, torch.Tensor]:
-    remove_leftovers(path.parent)  # of a process killed while writing; the lock says that none is writing now
+def _fetch(path: Path, name: str, wanted: PublishedProjector, progress: bool) -> dict[str, torch.Tensor]:
+    remove_leftovers(path.parent)  # of killed processes; the lock excludes other writers
     url = f"{(os.environ.get('APRILCLI_PROJECTOR_URL') or BASE_URL).rstrip('/')}/{wanted.file_name}"
     try:
         content = _download(url, name, progress)
         found = git_blob_id(content)
         if found != wanted.blob_id:
-            raise ValueError(f"its content is another one: git blob {found[:12]}, not {wanted.blob_id[:12]}")
+            raise ValueError(f"unexpected content: git blob {found[:12]} instead of {wanted.blob_id[:12]}")
     except urllib.error.HTTPError as error:
         error.close()
         raise _unavailable(url, wanted, f"HTTP {error.code}") from error
     except (OSError, http.client.HTTPException, ValueError) as error:
-        reason = str(getattr(error, "reason", None) or error) or type(error).__name__
-        raise _unavailable(url, wanted, " ".join(reason.split())) from error
+        cause = getattr(error, "reason", None)  # a URLError wraps the informative exception
+        raise _unavailable(url, wanted, first_line(cause if isinstance(cause, Exception) else error)) from error
     tensors = _read_authors_file(io.BytesIO(content), len(content), url)
     write_artifact(path, _KIND, tensors, {"name": name, "url": url, "blob_id": wanted.blob_id})
     return tensors
 
 
 def _download(url: str, name: str, progress: bool) -> bytes:
-    """Read a URL into memory. Raises OSError, HTTPException or ValueError: too large, cut short, too slow."""
+    """Download a URL into memory. Raises OSError, HTTPException, or ValueError if it is too large or incomplete."""
     content = bytearray()
     console = Console(stderr=True)
     columns = (TextColumn(f"projector {name}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
@@ -159,60 +142,62 @@ def _download(url: str, name: str, progress: bool) -> bytes:
         declared = response.headers.get("Content-Length", "")
         size = int(declared) if declared.isdecimal() else None
         task = bar.add_task("", total=size)
-        while piece := response.read1(_PIECE):
-            content += piece
+        while chunk := response.read1(_CHUNK_BYTES):
+            content += chunk
             bar.update(task, completed=len(content))
             if max(size or 0, len(content)) > _MAX_BYTES:
-                raise ValueError(f"it is larger than {_MAX_BYTES:,} bytes")
+                raise ValueError(f"larger than {_MAX_BYTES:,} bytes")
             if time.monotonic() > deadline:
-                raise TimeoutError(f"not whole after {_DEADLINE_S:.0f} s")
+                raise TimeoutError(f"incomplete after {_DEADLINE_S:.0f} s")
     if size is not None and len(content) != size:
-        raise ValueError(f"the download broke off after {len(content):,} of {size:,} bytes")
+        raise ValueError(f"the connection ended after {len(content):,} of {size:,} bytes")
     return bytes(content)
 
 
 def _unavailable(url: str, wanted: PublishedProjector, reason: str) -> ArtifactError:
     return ArtifactError(
-        f"{url}: cannot be had ({reason}); download {wanted.file_name} on a connected machine, "
-        "copy it here and pass --projector FILE"
+        f"{url}: cannot be downloaded ({reason}); download {wanted.file_name} on a connected machine, "
+        "copy it here and use the copy as the projector"
     )
 
 
-def _read_authors_file(file: IO[bytes], size: int, name: str) -> dict[str, torch.Tensor]:
-    """Read ``{"trainable_linearlayer": {"fc.0.weight": …}}``; ``size`` in bytes bounds what may be allocated."""
+def _read_authors_file(file: IO[bytes], size: int, source: str) -> dict[str, torch.Tensor]:
+    """Read ``{"trainable_linearlayer": {"fc.0.weight": …}}``; ``size``: the file's bytes, a limit for its tensors."""
     try:
         with zipfile.ZipFile(file) as archive:
             records = archive.infolist()
         if any(record.compress_type != zipfile.ZIP_STORED for record in records):
-            raise ValueError("its records are compressed, which PyTorch never does")
+            raise ValueError("compressed: PyTorch never does this, and it could expand to any size")
         file.seek(0)
-        with warnings.catch_warnings(action="ignore"):  # it warns of what else a file holds; that is refused below
+        with warnings.catch_warnings(action="ignore"):  # about file contents that are refused below
             content = torch.load(file, map_location="cpu", weights_only=True)
-    except _UNREADABLE as error:
-        raise _foreign(name, "it is damaged, or holds more than weights") from error
+    except OSError:
+        raise
+    except Exception as error:  # malformed bytes make torch.load raise almost any type
+        raise _invalid(source, "it is damaged or contains more than weights") from error
     layers = content.get("trainable_linearlayer") if isinstance(content, dict) else None
     if not isinstance(layers, dict) or not layers:
-        raise _foreign(name, "it has no trainable_linearlayer")
+        raise _invalid(source, "it has no trainable_linearlayer")
     if set(layers) != {f"fc.{i}.{part}" for i in range(len(layers) // 2) for part in ("weight", "bias")}:
-        raise _foreign(name, "its layers are not fc.0, fc.1 … each with weight and bias")
-    # A tensor may claim more elements than are stored (a stride of 0, no values at all): never touch such a one.
-    tensors = {key: value for key, value in layers.items() if isinstance(value, torch.Tensor) and _is_plain(value)}
+        raise _invalid(source, "its layers are not fc.0, fc.1 … each with weight and bias")
+    # A tensor can declare more elements than are stored (stride 0, meta device): check before reading any values.
+    tensors = {key: value for key, value in layers.items() if isinstance(value, torch.Tensor) and _is_dense(value)}
     if len(tensors) < len(layers) or sum(value.numel() * value.element_size() for value in tensors.values()) > size:
-        raise _foreign(name, "its layers are not plain numbers")
+        raise _invalid(source, "its layers are not dense floating-point tensors or exceed the file size")
     joint_width = tensors["fc.0.bias"].numel()
     for key, value in tensors.items():
         shape = tuple(value.shape)
         if 0 in shape or shape[0] != joint_width or len(shape) != (2 if key.endswith("weight") else 1):
-            raise _foreign(name, f"{key} of shape {shape} does not fit a joint width of {joint_width}")
+            raise _invalid(source, f"{key} of shape {shape} does not fit a joint width of {joint_width}")
         if not bool(torch.isfinite(value).all()):
-            raise _foreign(name, f"{key} has NaN or infinite values")
+            raise _invalid(source, f"{key} contains NaN or infinite values")
     return {key: value.detach().float().clone(memory_format=torch.contiguous_format) for key, value in tensors.items()}
 
 
-def _is_plain(tensor: torch.Tensor) -> bool:
+def _is_dense(tensor: torch.Tensor) -> bool:
     dtypes = (torch.float32, torch.float16, torch.bfloat16)
     return tensor.dtype in dtypes and tensor.layout == torch.strided and tensor.device.type == "cpu" and tensor.ndim > 0
 
 
-def _foreign(name: str, reason: str) -> ArtifactError:
-    return ArtifactError(f"{name}: is not a projector of APRIL-GAN's authors ({reason}); name another file")
+def _invalid(source: str, reason: str) -> ArtifactError:
+    return ArtifactError(f"{source}: not a projector file of APRIL-GAN's authors ({reason}); use another file")

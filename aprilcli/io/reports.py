@@ -1,4 +1,4 @@
-"""What a run leaves behind: scores.csv, heatmaps as TIFF, run.json."""
+"""The files of a run: scores.csv, maps as TIFF, JSON records."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from aprilcli import __version__
 from aprilcli.io.atomic import output_errors, written_aside
 
-DEFLATE_LEVEL = 1  # float maps hardly shrink further, only slower
+DEFLATE_LEVEL = 1  # higher levels are slower and hardly smaller for float maps
 
 
 @dataclass(frozen=True)
@@ -47,19 +47,19 @@ COLUMNS = tuple(field.name for field in fields(ScoreRow))
 def _text(value: object) -> str:
     if value is None:
         return ""
-    return str(np.float32(value)) if isinstance(value, float) else str(value)  # the shortest that round-trips
+    return str(np.float32(value)) if isinstance(value, float) else str(value)  # shortest text that round-trips
 
 
 class LineFile:
-    """A text file open for appending, each line on its way to disk before the next begins."""
+    """A text file open for appending, unbuffered."""
 
     def __init__(self, path: Path, stream: FileIO) -> None:
-        """Write through ``stream``, unbuffered; ``path`` is for messages. Use ``open_lines``."""
+        """Use ``open_lines``; ``path`` is for messages."""
         self._path = path
         self._stream = stream
 
     def write(self, text: str) -> None:
-        """Append text whole or not at all. Raises OutputError (disk full, say); what was there stays."""
+        """Append all of a text or nothing. Raises OutputError, for example if the disk is full."""
         end = self._stream.tell()
         content = text.encode("utf-8", "surrogateescape")
         with output_errors(self._path):
@@ -74,7 +74,7 @@ class LineFile:
 
 @contextmanager
 def open_lines(path: Path, keep: int = 0) -> Iterator[LineFile]:
-    """Open a text file for appending behind its first ``keep`` bytes; the rest is cut off."""
+    """Open a text file for appending after its first ``keep`` bytes; the rest is cut off."""
     with output_errors(path):
         path.touch()
         stream = path.open("rb+", buffering=0)
@@ -85,7 +85,7 @@ def open_lines(path: Path, keep: int = 0) -> Iterator[LineFile]:
 
 
 def row_line(row: ScoreRow) -> str:
-    """Return a row as scores.csv holds it: RFC 4180, in UTF-8 (bytes of a name that are no UTF-8 stand as they are)."""
+    """Return a row as a line of scores.csv (RFC 4180, UTF-8; bytes of a name that are not UTF-8 are unchanged)."""
     return _csv_line(_text(value) for value in asdict(row).values())
 
 
@@ -97,7 +97,7 @@ def _csv_line(cells: Iterable[str]) -> str:
 
 @contextmanager
 def open_scores(path: Path, keep: int = 0) -> Iterator[LineFile]:
-    """Create scores.csv with its header, or go on behind the first ``keep`` bytes of the one there."""
+    """Create scores.csv with its header, or continue after the first ``keep`` bytes of an existing one."""
     with open_lines(path, keep) as lines:
         if keep == 0:
             lines.write(_csv_line(COLUMNS))
@@ -105,9 +105,9 @@ def open_scores(path: Path, keep: int = 0) -> Iterator[LineFile]:
 
 
 def read_rows(stream: BinaryIO) -> Iterator[tuple[ScoreRow, int]]:
-    """Read the rows of a scores.csv that stand as ``row_line`` writes them, with the position behind each.
+    """Read rows of a scores.csv as ``row_line`` writes them, each with the position after it, in bytes.
 
-    A torn, damaged or foreign line ends it.
+    Stops at the first line that is incomplete, damaged or foreign.
     """
     end, raw = 0, ""
 
@@ -131,7 +131,7 @@ def read_rows(stream: BinaryIO) -> Iterator[tuple[ScoreRow, int]]:
 
 
 def _parse(cells: list[str]) -> ScoreRow | None:
-    """Rebuild a row from its cells; None if they are not a row's."""
+    """Rebuild a row from its cells; None if they are not those of a row."""
     if len(cells) != len(COLUMNS) or cells[1] not in ("ok", "error"):
         return None
     values: dict[str, Any] = dict(zip(COLUMNS, (cell or None for cell in cells), strict=True))
@@ -147,7 +147,7 @@ def _parse(cells: list[str]) -> ScoreRow | None:
 
 
 def write_map(path: Path, anomaly_map: NDArray[np.floating[Any]], description: dict[str, Any]) -> None:
-    """Write a map [H, W], float32 (or float16), as one deflated TIFF page, raw values; aside first, then renamed."""
+    """Write a map [H, W], float32 or float16, raw values, as a TIFF of one deflated page. Raises OutputError."""
     with written_aside(path) as temporary:
         tifffile.imwrite(
             temporary,
@@ -161,17 +161,17 @@ def write_map(path: Path, anomaly_map: NDArray[np.floating[Any]], description: d
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file whole or not at all. Raises OutputError."""
+    """Write a JSON file, complete or not at all. Raises OutputError."""
     with written_aside(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2, ensure_ascii=True) + "\n", encoding="utf-8")
 
 
 def versions() -> dict[str, str]:
-    """Return the versions a result depends on."""
+    """Return the versions of the packages that a result depends on."""
     packages = ("torch", "open_clip_torch", "numpy", "pillow")
     return {"aprilcli": __version__, "python": platform.python_version()} | {p: metadata.version(p) for p in packages}
 
 
 def timestamp() -> str:
-    """Return the time now, ISO 8601, UTC, to the second."""
+    """Return the current time in UTC, ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,31 +1,46 @@
-"""A training between two epochs, on disk: written whole, read with suspicion."""
+"""Training checkpoints: the state after an epoch, written atomically and checked when read."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, ClassVar
 
 import torch
 
 from aprilcli.errors import ArtifactError
-from aprilcli.io.artifacts import read_artifact, write_artifact
+from aprilcli.io.artifacts import parse, read_artifact, write_artifact
+from aprilcli.text import printable
+from aprilcli.types import STRICT, Number, Size
 
-CHECKPOINT = "training-checkpoint"  # the kind of artefact
-_KEPT = "kept."  # before the names of the kept weights
+CHECKPOINT = "training-checkpoint"  # the kind of artifact
+_KEPT = "kept."  # prefix of the kept weights' names
 
-Record = dict[str, Any]  # of an epoch: epoch (from 1), loss; with validation val_loss and val_pixel_ap
+Record = dict[str, Any]  # JSON of an _Epoch or, with validation, a _ValidatedEpoch
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    __pydantic_config__: ClassVar = STRICT
+
+    epoch: Size
+    loss: Number
+
+
+@dataclass(frozen=True)
+class _ValidatedEpoch(_Epoch):
+    val_loss: Number
+    val_pixel_ap: Number | None
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a training goes on from.
+    """A training's state after an epoch.
 
-    ``description``: data, settings and model, JSON-ready; ``history``: a record of each epoch done; ``state``: the
-    trainer's own; ``kept``: the projector's weights after the best epoch.
+    ``description``: data, settings and model, JSON-ready; ``history``: a record per finished epoch; ``state``: the
+    trainer's tensors; ``kept``: the projector's weights after the best epoch.
     """
 
     description: dict[str, Any]
@@ -34,23 +49,24 @@ class Checkpoint:
     kept: Mapping[str, torch.Tensor]
 
     def write(self, path: Path) -> None:
-        """Write it aside, then rename it. Raises OutputError; ArtifactError for NaN or infinite values."""
+        """Write the checkpoint atomically. Raises OutputError; ArtifactError for NaN or infinite values."""
         write_artifact(path, CHECKPOINT, self._tensors(), {**self.description, "history": self.history})
 
     def read(self, path: Path) -> Checkpoint:
-        """Return what is at ``path`` of the training that this one is the beginning of.
+        """Read a later checkpoint of the same training, with the same description and tensor shapes.
 
-        Raises ArtifactError where it is of another training or not whole.
+        Raises ArtifactError if it belongs to another training or is damaged.
         """
         artifact = read_artifact(path, CHECKPOINT)
         if differences := _differences(artifact.fields, self.description):
             raise ArtifactError(
-                f"{path}: of another training ({'; '.join(differences)}); resume with its settings, or delete this file"
+                f"{path}: belongs to another training ({'; '.join(differences)}); "
+                "resume with its settings, or delete this file"
             )
-        tensors, history = artifact.tensors, artifact.fields.get("history")
-        whole = _shapes(tensors) == _shapes(self._tensors())
-        if not whole or not _is_history(history, bool(self.description["settings"]["val"])):
-            raise ArtifactError(f"{path}: not a whole checkpoint; delete it and train anew")
+        tensors = artifact.tensors
+        if wrong := sorted(_shapes(tensors) ^ _shapes(self._tensors())):
+            raise _damaged(path, f"tensor {wrong[0][0]} is missing or differs")
+        history = _history(path, artifact.fields.get("history"), bool(self.description["settings"]["val"]))
         state = {name: tensors[name] for name in self.state}
         kept = {name: tensors[_KEPT + name] for name in self.kept}
         return Checkpoint(self.description, history, state, kept)
@@ -59,8 +75,8 @@ class Checkpoint:
         return {**self.state, **{_KEPT + name: weight for name, weight in self.kept.items()}}
 
 
-def _shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+def _shapes(tensors: Mapping[str, torch.Tensor]) -> set[tuple[str, tuple[int, ...], str]]:
+    return {(name, tuple(tensor.shape), str(tensor.dtype)) for name, tensor in tensors.items()}
 
 
 def _differences(fields: Mapping[str, Any], description: Mapping[str, Any]) -> list[str]:
@@ -69,29 +85,29 @@ def _differences(fields: Mapping[str, Any], description: Mapping[str, Any]) -> l
         theirs = fields.get(part)
         theirs = theirs if isinstance(theirs, dict) else {}
         sides += [
-            f"{part} {key} {_say(theirs.get(key))} against {_say(value)}"
+            f"{part} {key} {_shown(theirs.get(key))} against {_shown(value)}"
             for key, value in mine.items()
             if theirs.get(key) != value
         ]
     return sides
 
 
-def _say(value: Any) -> str:
+def _shown(value: Any) -> str:
     is_fingerprint = isinstance(value, str) and len(value) == 64
     return json.dumps(value[:12] if is_fingerprint else value)[:80]
 
 
-def _is_history(history: Any, validated: bool) -> TypeGuard[list[Record]]:
-    """Whether a foreign file's records are what such a training leaves."""
-    measures = {"loss", "val_loss", "val_pixel_ap"} if validated else {"loss"}
-    return isinstance(history, list) and all(
-        isinstance(record, dict)
-        and record.keys() == {"epoch", *measures}
-        and record["epoch"] == epoch
-        and all(_is_measure(record[name], may_lack=name == "val_pixel_ap") for name in measures)
-        for epoch, record in enumerate(history, 1)
-    )
+def _history(path: Path, records: object, validated: bool) -> list[Record]:
+    """Check the epoch records of a file. Raises ArtifactError."""
+    schema: type[list[Any]] = list[_ValidatedEpoch] if validated else list[_Epoch]
+    try:
+        history = [asdict(record) for record in parse(schema, records)]
+    except ValueError as error:
+        raise _damaged(path, f"history: {error}") from error
+    if [record["epoch"] for record in history] != list(range(1, len(history) + 1)):
+        raise _damaged(path, "history: its epochs are not 1, 2, 3 …")
+    return history
 
 
-def _is_measure(value: Any, may_lack: bool) -> bool:
-    return (value is None and may_lack) or (isinstance(value, float) and math.isfinite(value))
+def _damaged(path: Path, what: str) -> ArtifactError:
+    return ArtifactError(f"{path}: not a whole checkpoint ({printable(what[:200])}); delete it and train again")

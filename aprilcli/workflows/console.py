@@ -1,4 +1,4 @@
-"""What a person sees while a command works: notes and progress on stderr, results on stdout."""
+"""What a command prints: notes and progress on stderr, results on stdout."""
 
 from __future__ import annotations
 
@@ -15,50 +15,50 @@ from rich.text import Text
 from aprilcli.io.atomic import output_errors
 from aprilcli.text import printable
 
-SPEED_PERIOD = 3600.0  # seconds that rate and time left are drawn from: a step of a large model takes minutes
+SPEED_PERIOD = 3600.0  # seconds that rate and remaining time are computed from: a step of a large model takes minutes
 
 
 class Console:
-    """Writes notes and progress to stderr, results to stdout; ``quiet`` silences all but results and errors."""
+    """Prints notes and progress on stderr, results on stdout; ``quiet`` leaves only results and errors."""
 
     def __init__(self, quiet: bool = False, verbose: bool = False) -> None:
-        """Colours and bars only where a terminal is; ``verbose`` adds details."""
+        """Use colours and bars only on a terminal; ``verbose`` adds details."""
         self.quiet = quiet
         self.verbose = verbose
         self._out = rich.console.Console(highlight=False, soft_wrap=True)
         self._err = rich.console.Console(stderr=True, highlight=False, soft_wrap=True)
-        self._said: set[str] = set()
+        self._printed: set[str] = set()
 
     @property
     def is_interactive(self) -> bool:
-        """Whether progress may be drawn."""
+        """Whether progress bars are drawn."""
         return self._err.is_terminal and not self.quiet
 
     def note(self, text: str) -> None:
-        """Say something on stderr, on one line; where that is closed or full, the work goes on."""
+        """Print one line on stderr; if stderr is closed or full, the command continues."""
         if not self.quiet:
             with suppress(OSError):
                 self._err.print(Text(printable(text), style="dim"))
 
     def note_once(self, text: str) -> None:
-        """Say something on stderr, the first time only."""
-        if text not in self._said:
-            self._said.add(text)
+        """Print a note the first time only."""
+        if text not in self._printed:
+            self._printed.add(text)
             self.note(text)
 
     def detail(self, text: str) -> None:
-        """Say something on stderr if asked to be verbose."""
+        """Print a note if ``verbose``."""
         if self.verbose:
             self.note(text)
 
     def result(self, content: str | Table) -> None:
-        """Print a result on stdout; a string stands exactly as given. Raises OutputError where it cannot be written."""
+        """Print a result on stdout; a string is printed as it is. Raises OutputError if it cannot be written."""
         with output_errors(Path("standard output")):
             self._out.print(Text(content) if isinstance(content, str) else content)
 
     @contextmanager
-    def progress(self, total: int, what: str) -> Iterator[Callable[..., None]]:
-        """Draw a bar with rate and time left; yields the function that advances it, and renames it if given a name."""
+    def progress(self, total: int, task: str) -> Iterator[Callable[..., None]]:
+        """Draw a bar with rate and remaining time; yield ``advance(count=1, task=None)``, which may rename it."""
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -73,12 +73,12 @@ class Console:
             disable=not self.is_interactive,
             speed_estimate_period=SPEED_PERIOD,
         ) as progress:
-            task = progress.add_task(what, total=total)
-            yield lambda count=1, what=None: progress.update(task, advance=count, description=what)
+            bar = progress.add_task(task, total=total)
+            yield lambda count=1, task=None: progress.update(bar, advance=count, description=task)
 
 
 class _RateColumn(TextColumn):
-    """Pictures per second."""
+    """Images per second."""
 
     def __init__(self) -> None:
         super().__init__("")

@@ -1,9 +1,8 @@
-"""What every setting of an evaluation shares: the references drawn, and each picture encoded once for all of them.
+"""Each image of an object encoded once for all settings of an evaluation.
 
-A setting is a number of shots and a seed. A seed puts an object's good training photos in an order, and its first k are
-the k references: drawn without replacement, and those of more shots hold those of fewer. The nearest distance to a bank
-is the smallest of the nearest distances to its references, so these are searched once, each for itself, and every bank
-is a minimum over some of them: exact, and hardly dearer for sixteen banks than for one.
+The nearest distance to a bank is the smallest of the nearest distances to its references. So each image is compared
+with each reference once, and every bank is a minimum over some of these distances: exact, and hardly more expensive
+for sixteen banks than for one.
 
 Symbols: S model input side, N stages, h·w patches, K references of all settings, F settings with references.
 """
@@ -11,8 +10,6 @@ Symbols: S model input side, N stages, h·w patches, K references of all setting
 from __future__ import annotations
 
 import itertools
-import os
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -25,34 +22,30 @@ from numpy.typing import NDArray
 
 from aprilcli.core.detector import Detector
 from aprilcli.core.fusion import fuse
+from aprilcli.core.maps import resize_mask
 from aprilcli.core.memory_bank import unit_rows
 from aprilcli.core.nearest import nearest_distance
-from aprilcli.core.training_set import resize_mask
 from aprilcli.errors import InputError
 from aprilcli.io.artifacts import sha256_of_file
-from aprilcli.io.datasets import LabelledImage, LabelledObject, read_mask
+from aprilcli.io.datasets import GOOD, LabelledImage, LabelledObject, read_mask
 from aprilcli.io.walk import FoundImage
+from aprilcli.options import EvalOptions
 from aprilcli.types import Detection, Evidence, ImageFeatures
+from aprilcli.workflows.eval_references import References, Setting, draw_order, relative_path
 from aprilcli.workflows.pipeline import PreparedImage, Reader, map_ahead
+
+MOST_TO_CALIBRATE = 200  # unused training images: twice as many as a false-alarm rate of 0.01 needs
 
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
-class Setting:
-    """``shots`` references drawn by ``seed``; no seed for zero shots, as nothing is drawn."""
+class EncodedImage:
+    """A test or calibration image and its evidence; ``path`` is relative to the data set, with ``/``.
 
-    shots: int
-    seed: int | None = None
-
-
-@dataclass(frozen=True)
-class TestImage:
-    """A test image and its evidence; ``path`` is relative to the data set, with ``/``.
-
-    ``zero_shot`` is its evidence without references; ``distances`` N × [F, h, w] (eq. 4) are those to each bank. Both
-    stay on the device: for the paper's model 22 kB for each map. ``mask`` [S, S] bool, None where no pixel is
-    anomalous; ``has_pixels``: whether the mask is known. ``error`` says why an image has nothing of this.
+    ``zero_shot``: its evidence without references; ``distances`` N × [F, h, w] (eq. 4) to each bank. Both stay on the
+    device: for the paper's model 22 kB per map. ``mask`` [S, S] bool, None if no pixel is anomalous; ``has_pixels``:
+    whether the mask is known. ``error`` gives the reason if an image has none of this.
     """
 
     image: LabelledImage
@@ -65,7 +58,7 @@ class TestImage:
     has_pixels: bool = False
 
     def detect(self, bank: int | None, image_size: int) -> Detection | None:
-        """Fuse the evidence with that of the bank at position ``bank``; None where the image could not be read."""
+        """Fuse the evidence with that of the bank at position ``bank``; None if the image could not be read."""
         if self.zero_shot is None:
             return None
         distances = () if bank is None else tuple(stage[bank, None] for stage in self.distances)
@@ -76,202 +69,182 @@ class TestImage:
 class EncodedObject:
     """An object ready to be measured under each of ``settings``.
 
-    ``references``: per setting the photos drawn, relative to the data set. ``problems`` and ``notes``: what to tell.
-    ``digests``: a line ``<relative path> NUL <SHA-256>`` for each test picture and mask.
+    ``references``: per setting, the images drawn, relative to the data set. ``calibration``: good images that are
+    neither tested nor references; ``calibration_source``: where they come from. ``problems`` and ``notes``: for the
+    user. ``digests``: a line ``<relative path> NUL <SHA-256>`` for each test image and mask.
     """
 
     settings: tuple[Setting, ...]
     references: tuple[tuple[str, ...], ...]
-    pictures: tuple[TestImage, ...]
+    images: tuple[EncodedImage, ...]
+    calibration: tuple[EncodedImage, ...]
+    calibration_source: str
     problems: tuple[str, ...]
     notes: tuple[str, ...]
     digests: tuple[str, ...]
 
     def bank_of(self, setting: Setting) -> int | None:
-        """Return the position of a setting's bank in ``TestImage.distances``; None for zero shots."""
-        with_bank = [one for one in self.settings if one.shots]
+        """Return the position of a setting's bank in ``EncodedImage.distances``; None for zero shots."""
+        with_bank = [other for other in self.settings if other.shots]
         return with_bank.index(setting) if setting.shots else None
 
 
 class ObjectEncoder:
-    """Encodes objects with one model; ``advance`` is called after each picture."""
+    """Encodes the objects of a data set with one model."""
 
-    def __init__(
-        self, root: Path, settings: Sequence[Setting], pool: ThreadPoolExecutor, workers: int, batch_size: int
-    ) -> None:
-        """Read on ``pool``, encode ``batch_size`` pictures at a time."""
+    def __init__(self, root: Path, settings: Sequence[Setting], pool: ThreadPoolExecutor, options: EvalOptions) -> None:
+        """Read on the threads of ``pool``."""
         self._root = root
         self._settings = tuple(settings)
         self._pool = pool
-        self._ahead = 2 * (workers + batch_size)
-        self._batch_size = batch_size
+        self._options = options
 
-    def encode(self, one: LabelledObject, detector: Detector, advance: Callable[[], None]) -> EncodedObject:
-        """Draw and encode the references, then encode every test picture once. Raises InputError: too few references.
+    def encode(self, item: LabelledObject, detector: Detector, advance: Callable[[], None]) -> EncodedObject:
+        """Encode references, test and calibration images; ``advance`` is called after each.
 
-        Memory: the references' tokens (22 MB each for the paper's model) and what ``TestImage`` says of each picture.
+        Raises InputError if there are too few references. Memory: the references' tokens (22 MB each for the paper's
+        model) and the evidence of each image.
         """
-        drawing = _Drawing(one, self._root, detector, self._settings)
-        banks = [rows for setting, rows in zip(self._settings, drawing.chosen, strict=True) if setting.shots]
+        reader = Reader(detector.prepare, self._options.value_range, self._options.max_pixels)
+        drawn = References(item, self._root, reader, self._settings)
+        chosen = self._calibration_images(item, drawn) if self._options.calibrate else []
+        banks = [rows for setting, rows in zip(self._settings, drawn.chosen, strict=True) if setting.shots]
         with torch.inference_mode():
-            references = self._encode_references(drawing, detector, advance)
-            encoded = list(self._encode_test(one, detector, references, banks, advance))
+            references = self._encode_references(drawn, detector, advance)
+
+            def encode(images: Sequence[LabelledImage]) -> list[tuple[EncodedImage, _Read]]:
+                return list(self._encode_images(images, reader, detector, references, banks, advance))
+
+            tested, calibration = encode(item.test), encode(chosen)
+        problems = [*drawn.problems, *(problem for _, read in tested for problem in read.problems)]
+        problems += [f"{image.error}; not used for calibration" for image, _ in calibration if image.error is not None]
+        readable = tuple(image for image, _ in calibration if image.error is None)
+        if self._options.calibrate and not readable:
+            problems.append(
+                f"{item.name}: no readable images in validation/good or unused for training; no far and tpr"
+            )
         return EncodedObject(
             settings=self._settings,
-            references=tuple(tuple(drawing.names[row] for row in rows) for rows in drawing.chosen),
-            pictures=tuple(picture for picture, _ in encoded),
-            problems=(*drawing.problems, *(problem for _, read in encoded for problem in read.problems)),
-            notes=tuple(dict.fromkeys(note for _, read in encoded for note in read.picture.notes)),
-            digests=tuple(line for _, read in encoded for line in read.digests),
+            references=tuple(tuple(drawn.names[row] for row in rows) for rows in drawn.chosen),
+            images=tuple(image for image, _ in tested),
+            calibration=readable,
+            calibration_source=_source_of(item, drawn, len(readable)),
+            problems=tuple(problems),
+            notes=tuple(dict.fromkeys(note for _, read in (*tested, *calibration) for note in read.image.notes)),
+            digests=tuple(line for _, read in tested for line in read.digests),
         )
 
+    def _calibration_images(self, item: LabelledObject, drawn: References) -> list[LabelledImage]:
+        """Return the images of validation/good; without any, a random part of the unused training images."""
+        paths = item.validation_good
+        if not paths:
+            order = draw_order(item.category, len(drawn.unused), self._options.seed)
+            paths = tuple(drawn.unused[index] for index in order[:MOST_TO_CALIBRATE])
+        return [LabelledImage(path, GOOD, 0) for path in paths]
+
     def _encode_references(
-        self, drawing: _Drawing, detector: Detector, advance: Callable[[], None]
+        self, drawn: References, detector: Detector, advance: Callable[[], None]
     ) -> list[tuple[torch.Tensor, ...]]:
-        """Return each reference's unit rows, K × N × [L, Cv]."""
+        """Return the unit rows of each reference, K × N × [L, Cv]."""
         encoded = []
-        for batch in _batches(iter(drawing.pixels), self._batch_size):
+        for batch in _batches(iter(drawn.pixels), self._options.batch_size):
             features = detector.encoder.encode(np.stack(batch))
             for position in range(len(batch)):
                 encoded.append(tuple(unit_rows(tokens[position]) for tokens in features.patch_tokens))
                 advance()
         return encoded
 
-    def _encode_test(
+    def _encode_images(
         self,
-        one: LabelledObject,
+        images: Sequence[LabelledImage],
+        reader: Reader,
         detector: Detector,
         references: list[tuple[torch.Tensor, ...]],
         banks: list[tuple[int, ...]],
         advance: Callable[[], None],
-    ) -> Iterator[tuple[TestImage, _Read]]:
-        size = detector.encoder.spec.image_size
+    ) -> Iterator[tuple[EncodedImage, _Read]]:
+        size, batch_size = detector.encoder.spec.image_size, self._options.batch_size
 
         def read(image: LabelledImage) -> _Read:
-            return _read_test_image(image, self._root, detector, size)
+            return _read_image(image, self._root, reader, size)
 
-        for batch in _batches(map_ahead(self._pool, read, one.test, self._ahead), self._batch_size):
-            pixels = [read.picture.pixels for read in batch if read.picture.pixels is not None]
-            rows = iter(_features(detector, pixels, references, banks) if pixels else ())
+        ahead = 2 * (self._options.workers + batch_size)
+        for batch in _batches(map_ahead(self._pool, read, images, ahead), batch_size):
+            pixels = [found.image.pixels for found in batch if found.image.pixels is not None]
+            rows = iter(_evidence(detector, pixels, references, banks) if pixels else ())
             for found in batch:
-                path, error = found.picture.found.relative, found.picture.error
+                path, error = found.image.found.relative, found.image.error
                 if error is not None:
-                    yield TestImage(found.image, path, error=error), found
+                    yield EncodedImage(found.labelled, path, error=error), found
                 else:
                     zero_shot, distances = next(rows)
-                    yield (
-                        TestImage(
-                            image=found.image,
-                            path=path,
-                            size_hw=found.picture.size_hw,
-                            zero_shot=zero_shot,
-                            distances=distances,
-                            mask=found.mask,
-                            has_pixels=found.has_pixels,
-                        ),
-                        found,
+                    encoded = EncodedImage(
+                        image=found.labelled,
+                        path=path,
+                        size_hw=found.image.size_hw,
+                        zero_shot=zero_shot,
+                        distances=distances,
+                        mask=found.mask,
+                        has_pixels=found.has_pixels,
                     )
+                    yield encoded, found
                 advance()
 
 
-def relative_path(path: Path, root: Path) -> str:
-    """Return ``path`` as seen from the data set, with ``/``."""
-    return Path(os.path.relpath(path, root)).as_posix()
-
-
-def draw_order(category: str, count: int, seed: int) -> list[int]:
-    """Return the order in which a seed draws ``count`` photos: the same on every machine, another for every category.
-
-    ``category`` and not the object's path, so that it does not matter which folder the evaluation is given.
-    """
-    named = zlib.crc32(category.encode("utf-8", "surrogateescape"))
-    order: list[int] = np.random.default_rng([seed, named]).permutation(count).tolist()
-    return order
-
-
-class _Drawing:
-    """Reads an object's references. ``chosen``: per setting, positions in ``names`` and ``pixels``."""
-
-    def __init__(self, one: LabelledObject, root: Path, detector: Detector, settings: Sequence[Setting]) -> None:
-        self.names: list[str] = []
-        self.pixels: list[NDArray[np.float32]] = []
-        self.problems: list[str] = []
-        self._one, self._root, self._detector = one, root, detector
-        self._positions: dict[int, int | None] = {}  # of each photo read; None: unreadable
-        most = {one.seed: one.shots for one in sorted(settings, key=lambda one: one.shots)}
-        drawn = {seed: self._draw(seed, shots) for seed, shots in most.items() if seed is not None}
-        self.chosen = [drawn[one.seed][: one.shots] if one.seed is not None else () for one in settings]
-
-    def _draw(self, seed: int, shots: int) -> tuple[int, ...]:
-        order = draw_order(self._one.category, len(self._one.train_good), seed)
-        readable = (position for index in order if (position := self._position(index)) is not None)
-        drawn = tuple(itertools.islice(readable, shots))
-        if len(drawn) < shots:
-            raise InputError(
-                f"{self._one.name}: {shots} shots need as many good training photos, only {len(drawn)} can be read; "
-                "ask for fewer --shots, or leave the object out with --objects"
-            )
-        return drawn
-
-    def _position(self, index: int) -> int | None:
-        if index not in self._positions:
-            path = self._one.train_good[index]
-            picture = Reader(self._detector.prepare)(FoundImage(path, relative_path(path, self._root)))
-            if picture.pixels is None:
-                self.problems.append(f"{picture.error}; another reference is drawn in its place")
-                self._positions[index] = None
-            else:
-                self._positions[index] = len(self.names)
-                self.names.append(picture.found.relative)
-                self.pixels.append(picture.pixels)
-        return self._positions[index]
+def _source_of(item: LabelledObject, drawn: References, count: int) -> str:
+    """Describe where ``count`` calibration images come from; empty for none."""
+    if not count:
+        return ""
+    if item.validation_good:
+        return f"{count} images of validation/good"
+    return f"{count} of {len(drawn.unused)} unused good training images ({count / len(drawn.unused):.0%})"
 
 
 @dataclass(frozen=True)
 class _Read:
-    """A test photo and its mask, read on a thread."""
+    """An image and its mask, read on a thread."""
 
-    image: LabelledImage
-    picture: PreparedImage
+    labelled: LabelledImage
+    image: PreparedImage
     mask: NDArray[np.bool_] | None = None
     has_pixels: bool = False
     problems: tuple[str, ...] = ()
     digests: tuple[str, ...] = ()
 
 
-def _read_test_image(image: LabelledImage, root: Path, detector: Detector, size: int) -> _Read:
-    name = relative_path(image.path, root)
-    picture = Reader(detector.prepare)(FoundImage(image.path, name))
-    if picture.pixels is None:
-        return _Read(image, picture)
-    digests = [f"{name}\0{sha256_of_file(image.path)}"]
-    if not image.has_mask:
-        return _Read(image, picture, digests=tuple(digests))  # the data set's own problems say so already
+def _read_image(labelled: LabelledImage, root: Path, reader: Reader, size: int) -> _Read:
+    name = relative_path(labelled.path, root)
+    image = reader(FoundImage(labelled.path, name))
+    if image.pixels is None:
+        return _Read(labelled, image)
+    digests = [f"{name}\0{sha256_of_file(labelled.path)}"]
+    if not labelled.has_mask:
+        return _Read(labelled, image, digests=tuple(digests))  # already among the problems of the data set
     try:
-        mask = read_mask(image, picture.size_hw)
-        digests += [f"{relative_path(path, root)}\0{sha256_of_file(path)}" for path in image.mask_paths]
+        mask = read_mask(labelled, image.size_hw)
+        digests += [f"{relative_path(path, root)}\0{sha256_of_file(path)}" for path in labelled.mask_paths]
     except InputError as error:
-        return _Read(image, picture, problems=(f"{error}; its pixels are left out",), digests=tuple(digests))
+        return _Read(labelled, image, problems=(f"{error}; its pixels are left out",), digests=tuple(digests))
     if not mask.any():
-        return _Read(image, picture, has_pixels=True, digests=tuple(digests))
-    squashed = resize_mask(mask, size) > 0
-    vanished = f"{name}: its defect is too small for a mask of {size} x {size} pixels, where all count as normal"
-    problems = () if squashed.any() else (vanished,)
-    return _Read(image, picture, squashed, True, problems, tuple(digests))
+        return _Read(labelled, image, has_pixels=True, digests=tuple(digests))
+    resized = resize_mask(mask, size) > 0
+    vanished = f"{name}: its defect is too small for a mask of {size} x {size} pixels; all pixels count as normal"
+    problems = () if resized.any() else (vanished,)
+    return _Read(labelled, image, resized, True, problems, tuple(digests))
 
 
-def _features(
+def _evidence(
     detector: Detector,
     pixels: list[NDArray[np.float32]],
     references: list[tuple[torch.Tensor, ...]],
     banks: list[tuple[int, ...]],
 ) -> Iterator[tuple[Evidence, tuple[torch.Tensor, ...]]]:
-    """Encode a batch in one pass; yield each image's zero-shot evidence and its distances to the banks."""
+    """Encode a batch in one pass; yield the zero-shot evidence of each image and its distances to the banks."""
     features = detector.encoder.encode(np.stack(pixels))
     zero_shot = detector.method.zero_shot(features)
     distances = _distances(features, references, banks) if banks else ()
     for position in range(len(pixels)):
-        # Copies: a view of one image would keep the whole batch.
+        # Copies: a view of one image would keep the whole batch in memory.
         yield zero_shot[position : position + 1].clone(), tuple(stage[position].clone() for stage in distances)
 
 

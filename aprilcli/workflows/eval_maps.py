@@ -1,4 +1,4 @@
-"""Where an evaluation writes its maps: as the evaluators of MVTec AD and MVTec AD 2 read them."""
+"""The maps of an evaluation, in the form that the evaluators of MVTec AD and MVTec AD 2 read."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from aprilcli.io.datasets import LabelledImage
 
 
 def inside(folder: Path, relative: str) -> Path:
-    """Return ``folder / relative``. Raises InputError where a name read from a data set would leave the folder."""
+    """Return ``folder / relative``. Raises InputError if a name from a data set would leave the folder."""
     if Path(relative).is_absolute() or ".." in Path(relative).parts:
         raise InputError(f"{relative}: this name leads out of the output folder; rename it in the data set")
     return folder / relative
 
 
 class MapFiles:
-    """Writes an object's maps where benchmarks look for them, at source size.
+    """Writes the maps of an object where evaluators look for them, at source size.
 
-    ``anomaly_maps/<object>/test/<defect>/<id>.tiff``, float32, is what MVTec AD's evaluator reads. MVTec AD 2 wants
-    ``anomaly_images/<object>/test_public/<defect>/<id>.tiff``, float16, mirroring its pictures. The id is a picture's
-    name without suffix, its folders below the label included; with suffix where two would be the same.
+    MVTec AD: ``anomaly_maps/<object>/test/<defect>/<id>.tiff``, float32. MVTec AD 2:
+    ``anomaly_images/<object>/test_public/<defect>/<id>.tiff``, float16. The id is the path of an image below its label,
+    without suffix; with suffix if two would be the same.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class MapFiles:
         images: Sequence[LabelledImage],
         description: Mapping[str, Any],
     ) -> None:
-        """Name the files of ``images``; ``description`` stands in each. Raises InputError where names lead outside."""
+        """Name the files of ``images``; each gets the ``description``. Raises InputError if a name leads outside."""
         self._is_ad2 = layout == "ad2"
         self._description = dict(description)
         folder = out / ("anomaly_images" if self._is_ad2 else "anomaly_maps")

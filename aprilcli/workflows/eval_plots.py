@@ -1,4 +1,4 @@
-"""The plots of an evaluation: ROC and PRO curves, and histograms of the picture scores. Needs matplotlib."""
+"""The plots of an evaluation: ROC and PRO curves, and histograms of image scores. Needs matplotlib."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from aprilcli.io.atomic import written_aside
 
 
 def require_matplotlib() -> None:
-    """Say early what is missing. Raises OptionError."""
+    """Raise OptionError if matplotlib is not installed."""
     if importlib.util.find_spec("matplotlib") is None:
         raise OptionError("--plots needs matplotlib; install it: pip install 'aprilcli[plots]'")
 
 
 @dataclass(frozen=True)
 class Curves:
-    """What a plot shows of one setting.
+    """The curves of a setting.
 
-    ``name``: the setting's, for the legend; ``metrics``: its measures, in [0, 1]; curves as (x, y); ``labels`` (1 is
-    anomalous) and ``scores`` of the pictures.
+    ``name``: for the legend; ``metrics``: its measures, in [0, 1]; curves as (x, y); ``labels`` (1 is anomalous) and
+    ``scores`` of the images.
     """
 
     name: str
@@ -37,20 +37,20 @@ class Curves:
 
 
 def plot_object(path: Path, object_name: str, settings: Sequence[Curves]) -> None:
-    """Draw the curves of every setting, and the histograms of the last one, into a PNG. Raises OutputError."""
-    from matplotlib.figure import Figure  # an extra; without pyplot: no window, no state
+    """Draw the curves of all settings, and the histograms of the last, as a PNG. Raises OutputError."""
+    from matplotlib.figure import Figure  # optional; without pyplot: no window, no global state
 
     figure = Figure(figsize=(11, 9), layout="constrained")
     ((image_roc, pixel_roc), (pro, histogram)) = figure.subplots(2, 2)
-    for one in settings:
+    for curves in settings:
         for axes, curve, metric in (
-            (image_roc, one.image_roc, "auroc_cls"),
-            (pixel_roc, one.pixel_roc, "auroc_segm"),
-            (pro, one.pro, "aupro_30"),
+            (image_roc, curves.image_roc, "auroc_cls"),
+            (pixel_roc, curves.pixel_roc, "auroc_segm"),
+            (pro, curves.pro, "aupro_30"),
         ):
-            if not math.isnan(one.metrics[metric]):
-                axes.plot(*curve, label=f"{one.name}: {metric} {100 * one.metrics[metric]:.1f} %")
-    image_roc.set(title="ROC of the pictures", ylabel="true positive rate")
+            if not math.isnan(curves.metrics[metric]):
+                axes.plot(*curve, label=f"{curves.name}: {metric} {100 * curves.metrics[metric]:.1f} %")
+    image_roc.set(title="ROC of the images", ylabel="true positive rate")
     pixel_roc.set(title="ROC of the pixels", ylabel="true positive rate")
     pro.set(title="PRO of the pixels", ylabel="mean overlap with the regions")
     pro.axvline(FPR_LIMIT, color="grey", linestyle=":")
@@ -59,10 +59,10 @@ def plot_object(path: Path, object_name: str, settings: Sequence[Curves]) -> Non
         if has_curves:
             axes.legend(loc="lower right")
         else:
-            axes.text(0.5, 0.5, "undefined here", ha="center")
+            axes.text(0.5, 0.5, "undefined", ha="center")
     last = settings[-1]
-    by_label = [[s for s, label in zip(last.scores, last.labels, strict=True) if label == one] for one in (0, 1)]
-    histogram.set(title=f"Scores of the pictures, {last.name}", xlabel="score", ylabel="pictures")
+    by_label = [[s for s, label in zip(last.scores, last.labels, strict=True) if label == wanted] for wanted in (0, 1)]
+    histogram.set(title=f"Scores of the images, {last.name}", xlabel="score", ylabel="images")
     if last.scores:
         histogram.hist(by_label, bins=30, label=["good", "anomalous"])
         histogram.legend()

@@ -1,4 +1,4 @@
-"""`inspect`: what a bank, projector or map file holds, who made it and from what."""
+"""`inspect`: shows what a bank, projector or map file contains, and how it was made."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from aprilcli.core import memory_bank
+from aprilcli.core.bank_file import KIND as BANK
 from aprilcli.core.bank_file import load_bank
 from aprilcli.core.projector import UNDATED
 from aprilcli.errors import ArtifactError
 from aprilcli.io.artifacts import read_header, size_of_file
-from aprilcli.io.images import UNREADABLE
+from aprilcli.io.images import DECODER_ERRORS
 from aprilcli.text import printable
 
 TIFF_SUFFIXES = (".tif", ".tiff")
@@ -25,21 +25,21 @@ LONGEST = 1000  # characters of a value
 
 
 def describe(path: Path) -> Table:
-    """Return a table of what ``path`` holds. Raises ArtifactError or InputError for anything else."""
+    """Return a table of the content of ``path``. Raises ArtifactError or InputError for other files."""
     table = Table(title=_shown(path), box=box.SIMPLE, show_header=False, title_justify="left")
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     try:
         rows = _describe_map(path) if path.suffix.lower() in TIFF_SUFFIXES else _describe_artifact(path)
     except RecursionError as error:
-        raise ArtifactError(f"{printable(path)}: its fields lie too deep in each other; make it anew") from error
+        raise ArtifactError(f"{printable(path)}: its fields are nested too deeply; make the file again") from error
     for name, value in rows.items():
         table.add_row(_shown(name), _shown(value))
     return table
 
 
 def _shown(value: Any) -> Text:
-    """Show what a file says of itself as it stands, cut where it is long: never as markup or control characters."""
+    """Show a value from a file literally, without markup or control characters; long values are cut."""
     text = printable(str(value)[: LONGEST + 1])
     return Text(text if len(text) <= LONGEST else text[: LONGEST - 1] + "…")
 
@@ -49,22 +49,22 @@ def _describe_map(path: Path) -> dict[str, Any]:
         size_of_file(path)
         with tifffile.TiffFile(path) as tiff:
             values = tiff.pages[0].asarray()
-            made = dict(json.loads(tiff.pages[0].description))
+            description = dict(json.loads(tiff.pages[0].description))
             if values.ndim != 2:
-                raise ValueError(f"it has {values.ndim} dimensions")
-    except UNREADABLE as error:
+                raise ValueError(f"{values.ndim} dimensions")
+    except DECODER_ERRORS as error:
         reason = printable(str(error))[:200]
-        raise ArtifactError(f"{path}: not a heatmap of this tool ({reason}); name one of maps/") from error
-    rows = {"holds": "heatmap", "size": f"{values.shape[1]} x {values.shape[0]}", "type": values.dtype}
+        raise ArtifactError(f"{path}: not a map of this tool ({reason}); give a file of maps/") from error
+    rows = {"holds": "map", "size": f"{values.shape[1]} x {values.shape[0]}", "type": values.dtype}
     rows["peak"] = "x {1}, y {0}".format(*np.unravel_index(values.argmax(), values.shape))
-    return {**rows, **made}
+    return {**rows, **description}
 
 
 def _describe_artifact(path: Path) -> dict[str, Any]:
     header = read_header(path)
     created = header.created if header.created != UNDATED else "not recorded"
     rows: dict[str, Any] = {"holds": header.kind, "created": created, "by": f"aprilcli {header.version}"}
-    if header.kind == memory_bank.KIND:
+    if header.kind == BANK:
         return rows | _describe_bank(path)
     for name, value in header.fields.items():
         rows |= _flat(name, value)
@@ -82,7 +82,7 @@ def _describe_bank(path: Path) -> dict[str, Any]:
         rows[f"stage {stage}"] = f"{len(features)} rows of {features.shape[1]}, {features.dtype}, {size:.1f} MB"
     rows["kept by coreset"] = f"{bank.coreset_fraction:.1%}"
     if (scored := bank.calibration) is not None:
-        rows["calibration"] = f"{len(scored)} scores of good photos ({scored.method})"
+        rows["calibration"] = f"{len(scored)} scores of good images ({scored.method})"
         rows["good scores"] = f"{scored.scores.min():.4f} to {scored.scores.max():.4f}"
         rows["good map maxima"] = f"{scored.map_maxima.min():.4f} to {scored.map_maxima.max():.4f}"
     rows["references"] = len(bank.sources)
@@ -90,7 +90,7 @@ def _describe_bank(path: Path) -> dict[str, Any]:
 
 
 def _flat(name: str, value: Any) -> dict[str, Any]:
-    """Spread an object over rows; lists stand in one."""
+    """Spread a JSON object over rows; a list takes one."""
     if isinstance(value, dict):
-        return {key: said for inner, one in value.items() for key, said in _flat(f"{name} {inner}", one).items()}
+        return {key: cell for inner, item in value.items() for key, cell in _flat(f"{name} {inner}", item).items()}
     return {name: " ".join(map(str, value)) if isinstance(value, list | tuple) else value}

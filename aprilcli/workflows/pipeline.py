@@ -1,4 +1,4 @@
-"""What every command that reads pictures shares: threads that run ahead, in order, in bounded memory."""
+"""How commands read images: on threads, ahead of the encoder, in order, in bounded memory."""
 
 from __future__ import annotations
 
@@ -18,18 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aprilcli.errors import InputError
-from aprilcli.io.images import MAX_PIXELS, SourceImage, read_image
+from aprilcli.io.images import SourceImage, read_image
 from aprilcli.io.walk import FoundImage
 from aprilcli.text import printable
 
-TRANSIENT_ERRNOS = (
-    errno.EMFILE,
-    errno.ENFILE,
-    errno.ENOMEM,
-    errno.EIO,
-    errno.ESTALE,
-)  # of the machine, not the file
-TRY_AGAIN = "try again"  # the stamp of no file, so that a resumed scan reads it anew
+# Errors of the machine, not of the file.
+TRANSIENT_ERRNOS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE)
+TRY_AGAIN = "try again"  # the stamp of no file, so a resumed scan reads the file again
+NO_IMAGES = "no images in it (JPEG, PNG, TIFF, BMP, WebP, PGM, PPM); check the path"
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -37,10 +33,10 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class PreparedImage:
-    """A found file, decoded and prepared.
+    """A found file, decoded and prepared for the model.
 
-    ``pixels`` [3, S, S] float32, None where ``error`` says why; ``size_hw`` of the source; ``stamp`` of the file as it
-    was read.
+    ``pixels`` [3, S, S] float32; None if ``error`` gives a reason. ``size_hw`` of the source. ``stamp`` of the file
+    when it was read.
     """
 
     found: FoundImage
@@ -54,11 +50,11 @@ class PreparedImage:
 def map_ahead(
     pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item], ahead: int
 ) -> Iterator[Result]:
-    """Map on threads, in order, with at most ``ahead`` results waiting: memory does not grow with the folder."""
+    """Map on threads, in order, with at most ``ahead`` waiting results: memory does not grow with their number."""
     waiting: collections.deque[Future[Result]] = collections.deque()
     for item in items:
         waiting.append(pool.submit(function, item))
-        # What is done is handed on at once, so a row stands on disk as soon as its map does.
+        # Finished results are yielded at once, so a row is written soon after its map.
         while waiting and (len(waiting) > ahead or waiting[0].done()):
             yield waiting.popleft().result()
     while waiting:
@@ -67,15 +63,15 @@ def map_ahead(
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads one file after another: how to prepare a picture for the model, and ``read_image``'s own settings."""
+    """Reads and prepares files; ``prepare`` turns a decoded image into the model's input [3, S, S]."""
 
     prepare: Callable[[SourceImage], NDArray[np.float32]]
-    value_range: tuple[float, float] | None = None
-    max_pixels: int = MAX_PIXELS
+    value_range: tuple[float, float] | None
+    max_pixels: int
 
     def __call__(self, found: FoundImage) -> PreparedImage:
-        """Read and prepare one file; what goes wrong stands in ``error``."""
-        before = stamp(found)  # a change while it is read shows as one afterwards
+        """Read and prepare one file; failures are recorded in ``error``."""
+        before = stamp(found)  # a change during reading shows as a change afterwards
         if found.error is not None:
             return PreparedImage(found, error=found.error, stamp=before)
         try:
@@ -83,18 +79,18 @@ class Reader:
             pixels = self.prepare(source)
         except InputError as error:
             cause = error.__cause__
-            passing = isinstance(cause, OSError) and cause.errno in TRANSIENT_ERRNOS
-            return PreparedImage(found, error=str(error), stamp=TRY_AGAIN if passing else before)
+            is_transient = isinstance(cause, OSError) and cause.errno in TRANSIENT_ERRNOS
+            return PreparedImage(found, error=str(error), stamp=TRY_AGAIN if is_transient else before)
         except MemoryError:
-            error_line = f"{printable(found.path)}: not enough memory to decode it; free some, or give fewer --workers"
-            return PreparedImage(found, error=error_line, stamp=TRY_AGAIN)
+            message = f"{printable(found.path)}: not enough memory to decode it; free some, or use fewer --workers"
+            return PreparedImage(found, error=message, stamp=TRY_AGAIN)
         return PreparedImage(found, pixels, source.size_hw, source.notes, stamp=before)
 
 
 def stamp(found: FoundImage) -> str:
-    """Tell a file from a changed one, and one that may be read from one that may not.
+    """Return a text that differs between a file and its changed or replaced version, readable or not.
 
-    Size in bytes, times of writing and of any change in nanoseconds, inode, and whether it may be read.
+    Size in bytes, times of modification and status change in nanoseconds, inode, and whether it may be read.
     """
     try:
         status = found.path.stat()
@@ -104,18 +100,11 @@ def stamp(found: FoundImage) -> str:
     return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino} {readable:d}"
 
 
-def read_all(
-    pool: ThreadPoolExecutor, found: Iterable[FoundImage], reader: Reader, ahead: int
-) -> Iterator[PreparedImage]:
-    """Read and prepare files on threads, in order."""
-    return map_ahead(pool, reader, found, ahead)
-
-
 @contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """Let Ctrl-C finish what is in hand: yields a function that says whether it was pressed.
+    """Let Ctrl-C finish the images in progress: yields a function that returns whether it was pressed.
 
-    A second one stops at once. Who starts this with Ctrl-C ignored (in the background of a script) keeps it so.
+    A second Ctrl-C stops at once. A process started with Ctrl-C ignored (in the background of a script) ignores it.
     """
     pressed = threading.Event()
 
@@ -123,8 +112,8 @@ def interruptible() -> Iterator[Callable[[], bool]]:
         pressed.set()
         signal.signal(signal.SIGINT, before)
 
-    is_heard = threading.current_thread() is threading.main_thread()  # no other thread hears signals
-    if not is_heard or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    is_main = threading.current_thread() is threading.main_thread()  # only this thread receives signals
+    if not is_main or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         yield pressed.is_set
         return
     before = signal.signal(signal.SIGINT, on_interrupt)

@@ -1,9 +1,10 @@
-"""Distances to a bank in chunks against the whole matrix of cosines: ``python tests/benchmarks/bench_bank.py``.
+"""Distances to a bank, in chunks and by the complete matrix of cosines: ``python tests/benchmarks/bench_bank.py``.
 
-One picture of 1369 patches against banks of 10 and 50 references, float16 rows as they are kept; ``--references 300``
-for others, ``--width 1024`` for ViT-L. Both ways are timed in turns, the best of five counts; the peak memory of each
-is taken in a process of its own (Linux only). Ends with 1 if chunks take more than 1.5 times as long as the whole
-matrix, if they need more than 192 MiB beside the bank, or if the distances differ. Meant for an idle machine.
+One image of 1369 patches against banks of 10 and 50 reference images with float16 rows, as in a stored bank. Use
+``--references 300`` for another number and ``--width 1024`` for ViT-L. The two methods are timed alternately, and the
+best of five runs counts; the peak memory of each is measured in a separate process (Linux only). Prints both ratios.
+Exits with 1 if the chunks take more than 1.5 times as long as the complete matrix, need more than 192 MiB beyond the
+bank, or give other distances. Run it on an idle machine.
 """
 
 import argparse
@@ -21,7 +22,7 @@ STATUS = Path("/proc/self/status")
 
 
 def whole_matrix(patch_tokens, bank_features):
-    """Eq. 4 in one expression, [B, L, M] cosines at once."""
+    """Eq. 4 in one expression, with all cosines [B, L, M] in memory."""
     return 1 - (unit_rows(patch_tokens) @ unit_rows(bank_features).T).amax(dim=-1)
 
 
@@ -39,19 +40,19 @@ def draw(references, width):
 
 def measure_peak(function, references, width):
     tokens, rows = draw(references, width)
-    function(tokens, rows[:PATCHES])  # start the threads
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far, which importing torch may have made
+    function(tokens, rows[:PATCHES])  # starts the threads
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak, which may come from importing torch
     before = resident_mib("VmRSS:")
     function(tokens, rows)
     return resident_mib("VmHWM:") - before
 
 
-def measure_peak_apart(*arguments):
+def measure_peak_in_process(*arguments):
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(measure_peak, arguments)
 
 
-def seconds_in_turns(functions, *arguments, repeat=5):
+def seconds_alternately(functions, *arguments, repeat=5):
     best = dict.fromkeys(functions, float("inf"))
     for _ in range(repeat):
         for function in functions:
@@ -68,16 +69,16 @@ def main():
     options = parser.parse_args()
     failed = False
     for references in options.references:
-        our_mib = measure_peak_apart(nearest_distance, references, options.width)
-        their_mib = measure_peak_apart(whole_matrix, references, options.width)
+        our_mib = measure_peak_in_process(nearest_distance, references, options.width)
+        their_mib = measure_peak_in_process(whole_matrix, references, options.width)
         tokens, rows = draw(references, options.width)
-        ours, theirs = seconds_in_turns((nearest_distance, whole_matrix), tokens, rows)
-        apart = float((nearest_distance(tokens, rows) - whole_matrix(tokens, rows)).abs().max())
-        failed |= ours > SLOWER * theirs or our_mib > MEMORY_MIB or apart > 1e-5
+        ours, theirs = seconds_alternately((nearest_distance, whole_matrix), tokens, rows)
+        difference = float((nearest_distance(tokens, rows) - whole_matrix(tokens, rows)).abs().max())
+        failed |= ours > SLOWER * theirs or our_mib > MEMORY_MIB or difference > 1e-5
         print(
             f"{references:4} references of width {options.width}: chunks {ours * 1e3:.0f} ms, +{our_mib:.0f} MiB; "
-            f"whole {theirs * 1e3:.0f} ms, +{their_mib:.0f} MiB; "
-            f"{ours / theirs:.2f} of the time, {our_mib / their_mib:.2f} of the memory; {apart:.1e} apart"
+            f"complete matrix {theirs * 1e3:.0f} ms, +{their_mib:.0f} MiB; ratio of times {ours / theirs:.2f}, "
+            f"of memory {our_mib / their_mib:.2f}; largest difference {difference:.1e}"
         )
     return int(failed)
 

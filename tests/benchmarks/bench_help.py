@@ -1,4 +1,4 @@
-"""What `aprilcli --help` costs beside importing typer and rich: the ratio of the medians."""
+"""The time of `aprilcli --help` relative to importing typer and rich, as the ratio of the medians."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def seconds(command: list[str]) -> float:
     return time.perf_counter() - began
 
 
-pairs = [(seconds(HELP), seconds(IMPORTS)) for _ in range(RUNS + 1)][1:]  # the first run warms the disk's cache
+pairs = [(seconds(HELP), seconds(IMPORTS)) for _ in range(RUNS + 1)][1:]  # the first run fills the disk's cache
 shown, imported = (statistics.median(times) for times in zip(*pairs, strict=True))
 print(f"--help {shown:.3f} s, typer and rich {imported:.3f} s, ratio {shown / imported:.2f} (at most {LIMIT})")
 sys.exit(shown / imported > LIMIT)

@@ -1,8 +1,8 @@
-"""Memory and time of listing, decoding and scanning many tiny pictures; each size runs in a process of its own.
+"""Memory and time of listing, decoding and scanning many tiny images; each size runs in a separate process.
 
-The scan is a whole one with the smallest of models, without maps.
+The scan is complete, with a very small model and without maps.
 
-Run as ``python tests/benchmarks/bench_walk.py [SMALL LARGE]``; 1,000 and 200,000 files unless said otherwise.
+Run as ``python tests/benchmarks/bench_walk.py [SMALL LARGE]``; the default is 1,000 and 200,000 files.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ LAYOUTS = {"one folder": 10**9, "folders of 500": 500}
 
 
 def make(folder: Path, count: int, per_folder: int) -> None:
-    """Fill a folder with 8×8 pictures."""
+    """Fill a folder with images of 8×8 pixels."""
     stream = BytesIO()
     Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(stream, "PPM")
     for index in range(count):
-        place = folder / f"batch{index // per_folder:06}"
+        batch = folder / f"batch{index // per_folder:06}"
         if index % per_folder == 0:
-            place.mkdir()
-        (place / f"photo of part {index:07}.pgm").write_bytes(stream.getvalue())
+            batch.mkdir()
+        (batch / f"image of part {index:07}.pgm").write_bytes(stream.getvalue())
 
 
 def make_model(folder: Path) -> None:
-    """Write a CLIP that costs next to nothing to run: 4 patches, 4 layers of width 32, random weights."""
+    """Write a CLIP that takes hardly any time to run: 4 patches, 4 layers of width 32, random weights."""
     import open_clip
     import torch
     from safetensors.torch import save_file
@@ -51,26 +51,29 @@ def make_model(folder: Path) -> None:
 
 
 def peak_kib() -> int:
-    """Return the most memory this process has had resident (Linux; rusage would count the parent's)."""
+    """Return the peak resident memory of this process (Linux; rusage would include the parent's)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
 def scan(folder: Path) -> int:
-    """Scan a folder and return how many pictures were scored."""
-    from aprilcli.workflows.console import Console  # here, so that the other tasks' memory is without torch
-    from aprilcli.workflows.scan import ScanOptions, run_scan
+    """Scan a folder and return how many images were scored."""
+    from typer.testing import CliRunner  # not at the top, so that the other tasks do not load these
+
+    from aprilcli.cli import app
 
     with tempfile.TemporaryDirectory() as base:
-        make_model(Path(base, "model"))
-        options = ScanOptions(
-            folder, Path(base, "out"), str(Path(base, "model")), stages=(1, 2, 3, 4), device="cpu", maps=False
-        )
-        return run_scan(options, Console(quiet=True)).scored
+        model, out = Path(base, "model"), Path(base, "out")
+        make_model(model)
+        options = ["--model", str(model), "--stages", "1,2,3,4", "--device", "cpu", "--no-maps", "--quiet"]
+        result = CliRunner().invoke(app, ["scan", str(folder), "--out", str(out), *options])
+        assert result.exit_code == 0, result.output
+        with (out / "scores.csv").open() as rows:
+            return sum(1 for _ in rows) - 1
 
 
 def walk(folder: Path, decode: bool) -> int:
-    """Walk a folder, decode its pictures if asked to, and return how many there are."""
+    """Walk a folder, decode its images if requested, and return how many there are."""
     count, last = 0, ""
     for found in find_images(folder):
         assert last < found.relative
@@ -81,7 +84,7 @@ def walk(folder: Path, decode: bool) -> int:
 
 
 def measure(folder: Path, task: str) -> None:
-    """Do one task, and print files, seconds, peak memory in KiB and what of it is new since the imports."""
+    """Run a task; print the number of files, seconds, peak memory in KiB and its increase since the imports."""
     before = peak_kib()
     began = time.perf_counter()
     count = scan(folder) if task == "scan" else walk(folder, decode=task == "decode")
@@ -90,7 +93,7 @@ def measure(folder: Path, task: str) -> None:
 
 
 def main(small: int, large: int) -> None:
-    """Print a line per layout and task, and the ratio of peak memory between the two sizes."""
+    """Print a line per layout, task and size, and the ratio of the peak memory between the two sizes."""
     for layout, per_folder in LAYOUTS.items():
         with tempfile.TemporaryDirectory() as base:
             for task in ("list", "decode", "scan"):
@@ -104,7 +107,9 @@ def main(small: int, large: int) -> None:
                     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
                     files, seconds, peak, grown = output
                     peaks.append(int(peak))
-                    print(f"{layout}, {task}: {files} files in {seconds} s, peak {peak} KiB, of it {grown} KiB new")
+                    print(
+                        f"{layout}, {task}: {files} files in {seconds} s, peak {peak} KiB, {grown} KiB beyond imports"
+                    )
                 print(f"{layout}, {task}: peak memory ratio {peaks[1] / peaks[0]:.3f}")
 
 

@@ -94,7 +94,7 @@ def test_missing_weights_name_the_model_the_reason_and_three_ways_on() -> None:
         load_backbone("paper", device="cpu")
     message = str(caught.value)
     assert "\n" not in message
-    for part in ("ViT-L-14-336:openai", "copy", "--model DIR", "--model tiny"):
+    for part in ("ViT-L-14-336:openai", "copy", "give a model folder", "use the model tiny"):
         assert part in message
 
 

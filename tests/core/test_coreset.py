@@ -1,4 +1,4 @@
-"""Greedy k-center against a slow one written from the definition."""
+"""Coreset subsampling against a slow greedy k-center written from the definition."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ coreset_module = importlib.import_module("aprilcli.core.coreset")
 
 
 def draw_rows(count, width, seed=0):
-    """Draw unit rows near a surface of six dimensions, some of them equal."""
+    """Draw unit rows near a six-dimensional surface, some of them equal."""
     generator = torch.Generator().manual_seed(seed)
     plane, noise = torch.randn(6, width, generator=generator), torch.randn(count, width, generator=generator)
     rows = torch.tanh(torch.randn(count, 6, generator=generator) @ plane) + 0.2 * noise
@@ -27,12 +27,12 @@ def draw_rows(count, width, seed=0):
 def slow_coreset(rows, count, first):
     """Greedy k-center, one row at a time, in float64."""
     rows = rows.double().numpy()
-    centres, nearest = [first], np.full(len(rows), np.inf)
+    centers, nearest = [first], np.full(len(rows), np.inf)
     while True:
-        nearest = np.minimum(nearest, np.linalg.norm(rows - rows[centres[-1]], axis=1))
-        if len(centres) == count:
-            return sorted(centres)
-        centres.append(int(nearest.argmax()))
+        nearest = np.minimum(nearest, np.linalg.norm(rows - rows[centers[-1]], axis=1))
+        if len(centers) == count:
+            return sorted(centers)
+        centers.append(int(nearest.argmax()))
 
 
 def covering_radius(rows, kept):
@@ -43,7 +43,7 @@ def covering_radius(rows, kept):
 @pytest.mark.parametrize("seed", [0, 1])
 def test_coreset_is_greedy_k_center(monkeypatch, candidates, seed):
     monkeypatch.setattr(coreset_module, "_CANDIDATES", candidates)
-    monkeypatch.setattr(coreset_module, "_CENTRES", 7)
+    monkeypatch.setattr(coreset_module, "_CENTERS", 7)
     monkeypatch.setattr(coreset_module, "CHUNK", 4 * 7 * 100)
     rows = draw_rows(900, 32)
     first = int(torch.randint(900, (1,), generator=torch.Generator().manual_seed(seed)))
@@ -51,7 +51,7 @@ def test_coreset_is_greedy_k_center(monkeypatch, candidates, seed):
     assert kept.tolist() == slow_coreset(rows, 90, first)
 
 
-def test_coreset_of_wide_rows_covers_nearly_as_closely():
+def test_projecting_wide_rows_hardly_increases_the_covering_radius():
     rows = draw_rows(1500, 600)
     kept = coreset(rows.half(), 0.1, seed=0)
     greedy = covering_radius(rows, torch.tensor(slow_coreset(rows, 150, 0)))
@@ -61,7 +61,7 @@ def test_coreset_of_wide_rows_covers_nearly_as_closely():
 
 
 @pytest.mark.parametrize("width", [16, 200])
-def test_coreset_follows_from_the_seed(width):
+def test_the_coreset_depends_on_the_seed(width):
     rows = draw_rows(400, width)
     kept = coreset(rows, 0.05, seed=1)
     assert torch.equal(kept, coreset(rows, 0.05, seed=1))
@@ -69,14 +69,14 @@ def test_coreset_follows_from_the_seed(width):
 
 
 @pytest.mark.parametrize(("fraction", "count"), [(1.0, 30), (0.5, 15), (1e-6, 1)])
-def test_coreset_keeps_the_fraction_each_row_once_in_order(fraction, count):
-    rows = unit_rows(torch.ones(30, 4))  # all equal: what is chosen is at distance 0 from the rest
+def test_the_coreset_is_the_fraction_of_the_rows_each_once_in_order(fraction, count):
+    rows = unit_rows(torch.ones(30, 4))  # all equal, so every distance is 0
     kept = coreset(rows, fraction)
     assert kept.tolist() == sorted(set(kept.tolist()))
     assert len(kept) == count
 
 
 @pytest.mark.parametrize("fraction", [0, -0.5, 1.01, float("nan")])
-def test_a_fraction_that_is_none_is_refused(fraction):
+def test_a_fraction_outside_0_to_1_is_refused(fraction):
     with pytest.raises(OptionError, match="fraction"):
         coreset(draw_rows(20, 4), fraction)

@@ -1,4 +1,4 @@
-"""The measures against golden numbers, scikit-learn, and slow loops written from the definitions."""
+"""The metrics against golden numbers, scikit-learn, and slow loops written from the definitions."""
 
 import json
 import math
@@ -35,7 +35,7 @@ TESTS = Path(__file__).parents[1]
 slow = SimpleNamespace(**runpy.run_path(str(TESTS / "reference" / "slow_metrics.py")))
 GOLDEN = json.loads((TESTS / "golden" / "metrics.json").read_text(encoding="utf-8"))
 
-few_values = st.sampled_from([-1.5, -0.0, 0.0, 0.1, 0.3, 0.7, 1.0, 3.0])  # so ties abound
+few_values = st.sampled_from([-1.5, -0.0, 0.0, 0.1, 0.3, 0.7, 1.0, 3.0])  # so that ties are common
 any_values = st.floats(-100, 100, width=32)
 
 
@@ -76,14 +76,14 @@ def test_golden_values(case):
     expected = GOLDEN[case] | {"pro_segm": GOLDEN[case]["pro_segm_200_steps"]}
     for name in set(metrics) - {"aupro_30"}:
         assert metrics[name] == pytest.approx(expected[name], abs=1e-9), name
-    # The exact area is not the paper's; its rescaling and its steps lead elsewhere, though not far.
+    # The exact area differs a little from the paper's value, which rescales the FPR and uses 200 steps.
     assert metrics["aupro_30"] == pytest.approx(expected["pro_segm"], abs=0.03)
     assert metrics["aupro_30"] != pytest.approx(expected["pro_segm"], abs=1e-3)
 
 
 @settings(deadline=None, max_examples=120, derandomize=True)
 @given(labelled_scores())
-def test_labels_and_scores_as_sklearn_and_slow_loops(drawn):
+def test_rank_metrics_agree_with_scikit_learn_and_slow_loops(drawn):
     labels, scores = drawn
     if not any(labels):
         assert math.isnan(auroc(labels, scores))
@@ -107,7 +107,7 @@ def test_labels_and_scores_as_sklearn_and_slow_loops(drawn):
 
 @settings(deadline=None, max_examples=120, derandomize=True)
 @given(images())
-def test_pixels_as_sklearn_and_slow_loops(drawn):
+def test_pixel_metrics_agree_with_scikit_learn_and_slow_loops(drawn):
     maps, masks = drawn
     labels = np.concatenate([mask.ravel() for mask in masks])
     scores = np.concatenate([anomaly_map.ravel() for anomaly_map in maps])
@@ -128,7 +128,7 @@ def test_pixels_as_sklearn_and_slow_loops(drawn):
 
 @pytest.mark.parametrize("levels", [7, 60, 10**6])
 @pytest.mark.parametrize("seed", range(3))
-def test_both_pros_as_slow_loops_on_larger_maps(seed, levels):
+def test_both_pro_metrics_agree_with_slow_loops_on_larger_maps(seed, levels):
     rng = np.random.default_rng(seed)
     masks = [rng.random(shape) < 0.15 for shape in ((14, 22), (9, 31), (12, 12))]
     masks[2][:] = False
@@ -141,7 +141,7 @@ def test_both_pros_as_slow_loops_on_larger_maps(seed, levels):
 
 
 @pytest.mark.parametrize("anomalous_share", [0.02, 0.6])
-def test_many_pixels_cross_block_boundaries(anomalous_share):
+def test_more_pixels_than_a_block(anomalous_share):
     rng = np.random.default_rng(3)
     shape = (401, 499)  # 200,000 pixels: at 0.6 the anomalous ones fill two blocks
     mask = rng.random(shape) < anomalous_share
@@ -153,18 +153,18 @@ def test_many_pixels_cross_block_boundaries(anomalous_share):
     assert metrics["f1max_segm"] == pytest.approx(sklearn_f1_max(labels, scores), abs=1e-12)
 
 
-def test_every_region_weighs_the_same_and_diagonals_connect():
+def test_regions_have_equal_weights_and_connect_diagonally():
     mask = np.zeros((6, 8), dtype=np.uint8)
     mask[0:3, 0:4] = 255  # twelve pixels
     mask[5, 6] = mask[4, 7] = 1  # two that touch at a corner: one region
     anomaly_map = np.linspace(0, 0.5, 48, dtype=np.float32).reshape(6, 8)
     anomaly_map[mask > 0] = -1
-    anomaly_map[5, 6] = 2  # half of the small region, the first of all pixels
-    # Up to any FPR below 1 one half of one of two regions is covered; three regions would give 1/3, pixels 1/14.
+    anomaly_map[5, 6] = 2  # half of the small region; the highest score
+    # At every FPR below 1, half of one of two regions is covered. Three regions would give 1/3, pixels 1/14.
     assert pixel_scores([anomaly_map], [mask]).metrics()["aupro_30"] == pytest.approx(0.25)
 
 
-def test_adding_order_and_signed_zeros_do_not_matter_and_metrics_can_be_asked_between():
+def test_the_order_of_images_and_signed_zeros_do_not_matter_and_metrics_can_be_computed_in_between():
     rng = np.random.default_rng(0)
     maps = list(rng.integers(-4, 5, (3, 5, 7)).astype(np.float32))
     masks = list(rng.random((3, 5, 7)) < 0.3)
@@ -196,7 +196,7 @@ def test_constant_maps():
     assert metrics["aupro_30"] == pytest.approx(0.15)  # the diagonal
 
 
-def test_no_pixels_at_all():
+def test_no_pixels():
     assert all(math.isnan(value) for value in PixelScores().metrics().values())
     assert all(np.isnan(axis).all() for axis in PixelScores().pro_curve())
 
@@ -210,7 +210,7 @@ def test_perfect_maps():
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_what_cannot_be_ranked_is_refused(bad):
+def test_nan_and_infinity_are_refused(bad):
     anomaly_map = np.zeros((3, 3), np.float32)
     anomaly_map[1, 2] = bad
     with pytest.raises(InputError, match="NaN or infinity"):
@@ -219,9 +219,9 @@ def test_what_cannot_be_ranked_is_refused(bad):
         image_metrics([0, 1], [0.5, bad])
 
 
-def test_refused_shapes_types_and_labels():
+def test_wrong_shapes_dtypes_and_labels_are_refused():
     pixels = PixelScores()
-    with pytest.raises(InputError, match=r"mask \[2, 3\] does not fit map \[3, 2\]"):
+    with pytest.raises(InputError, match=r"mask \[2, 3\] does not match map \[3, 2\]"):
         pixels.add(np.zeros((3, 2), np.float32), np.zeros((2, 3), bool))
     with pytest.raises(InputError, match=r"float64 \[3, 2\]"):
         pixels.add(np.zeros((3, 2)))
@@ -246,7 +246,7 @@ def test_image_metrics_and_summaries():
     assert math.isnan(means["c"])
 
 
-def test_curves_are_exact_points_from_corner_to_corner():
+def test_curves_consist_of_exact_points_from_corner_to_corner():
     rng = np.random.default_rng(1)
     masks = [rng.random((40, 50)) < 0.1 for _ in range(2)]
     maps = [(rng.normal(size=(40, 50)) + mask).astype(np.float32) for mask in masks]
@@ -259,16 +259,16 @@ def test_curves_are_exact_points_from_corner_to_corner():
             assert (fpr[-1], rate[-1]) == pytest.approx((1, 1))
             assert (np.diff(fpr) >= 0).all()
             assert (np.diff(rate) >= 0).all()
-    fpr, tpr = pixels.roc_curve(5000)  # more than there are pixels: nothing is left out
+    fpr, tpr = pixels.roc_curve(5000)  # more than there are pixels, so that no point is left out
     assert trapezoid(tpr, fpr) == pytest.approx(metrics["auroc_segm"], abs=1e-12)
     fpr, overlap = pixels.pro_curve(5000)
     limit = np.linspace(0, 0.3, 200_001)
     assert trapezoid(np.interp(limit, fpr, overlap), limit) / 0.3 == pytest.approx(metrics["aupro_30"], abs=1e-5)
-    thin_fpr, thin_overlap = pixels.pro_curve(20)
-    assert set(zip(thin_fpr, thin_overlap.round(9), strict=True)) <= set(zip(fpr, overlap.round(9), strict=True))
+    few_fpr, few_overlap = pixels.pro_curve(20)
+    assert set(zip(few_fpr, few_overlap.round(9), strict=True)) <= set(zip(fpr, overlap.round(9), strict=True))
 
 
-def test_memory_stays_within_what_is_stated():
+def test_memory_stays_within_the_documented_limits():
     rng = np.random.default_rng(2)
     anomaly_map = rng.random((1000, 1000), dtype=np.float32)
     mask = np.zeros((1000, 1000), dtype=bool)

@@ -1,4 +1,4 @@
-"""A step of training against the authors' numbers, and a state from which training goes on bit for bit."""
+"""Training steps against the authors' numbers, and resuming from a state bit for bit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from aprilcli.core.training import Batch, ProjectorTrainer, new_projector
 
 
 def golden_batch(golden: GoldenCase) -> Batch:
-    """The three queries as one batch, as the authors' steps saw them."""
+    """The three queries as one batch, as in the authors' steps."""
     text = golden.numbers["text_features/metal_nut"]
     pixels = torch.stack([golden.numbers[f"{query}/pixels"] for query in QUERIES])
     return Batch(pixels, text.expand(len(QUERIES), -1, -1), golden.numbers["train/masks"])
@@ -22,7 +22,7 @@ def trainer_of(golden: GoldenCase) -> ProjectorTrainer:
     return ProjectorTrainer(golden.encoder, copy.deepcopy(golden.projector))
 
 
-def test_three_steps_are_the_authors(golden: GoldenCase) -> None:
+def test_three_steps_agree_with_the_authors(golden: GoldenCase) -> None:
     trainer, batch = trainer_of(golden), golden_batch(golden)
     losses = [trainer.step(batch) for _ in range(3)]
     torch.testing.assert_close(torch.tensor(losses), golden.numbers["train/losses"], atol=1e-4, rtol=0)
@@ -30,27 +30,27 @@ def test_three_steps_are_the_authors(golden: GoldenCase) -> None:
         torch.testing.assert_close(weight, golden.numbers[f"train/projector.{name}"], atol=1e-4, rtol=0)
 
 
-def test_measuring_is_a_step_without_the_step(golden: GoldenCase) -> None:
+def test_measuring_gives_the_loss_of_the_next_step_and_the_maps(golden: GoldenCase) -> None:
     trainer, batch = trainer_of(golden), golden_batch(golden)
     loss, anomaly_maps = trainer.measure(batch)
     for anomaly_map, query in zip(anomaly_maps, QUERIES, strict=True):
         torch.testing.assert_close(anomaly_map, golden.numbers[f"{query}/zero_shot_map"], atol=1e-4, rtol=0)
-    assert trainer.step(batch) == loss  # nothing had changed
+    assert trainer.step(batch) == loss  # measuring has changed nothing
 
 
-def test_each_picture_is_compared_with_the_prompts_of_its_own_object(golden_vit: GoldenCase) -> None:
+def test_each_image_is_compared_with_the_prompts_of_its_own_object(golden_vit: GoldenCase) -> None:
     nut, pcb = (golden_vit.numbers[f"text_features/{name}"] for name in ("metal_nut", "pcb"))
     pixels, masks = golden_batch(golden_vit).pixels[:2], golden_batch(golden_vit).masks[:2]
     _, mixed = trainer_of(golden_vit).measure(Batch(pixels, torch.stack([nut, pcb]), masks))
     for index, (text, other) in enumerate(((nut, pcb), (pcb, nut))):
-        one = (pixels[index : index + 1], masks[index : index + 1])
-        _, alone = trainer_of(golden_vit).measure(Batch(one[0], text[None], one[1]))
+        single = slice(index, index + 1)
+        _, alone = trainer_of(golden_vit).measure(Batch(pixels[single], text[None], masks[single]))
         torch.testing.assert_close(mixed[index], alone[0], atol=1e-5, rtol=0)
-        _, wrong = trainer_of(golden_vit).measure(Batch(one[0], other[None], one[1]))
+        _, wrong = trainer_of(golden_vit).measure(Batch(pixels[single], other[None], masks[single]))
         assert not torch.allclose(mixed[index], wrong[0], atol=1e-3)
 
 
-def test_training_goes_on_from_a_state_bit_for_bit(golden: GoldenCase) -> None:
+def test_training_resumes_from_a_state_bit_for_bit(golden: GoldenCase) -> None:
     batch = golden_batch(golden)
     straight, first, second = trainer_of(golden), trainer_of(golden), trainer_of(golden)
     for _ in range(4):
@@ -58,7 +58,7 @@ def test_training_goes_on_from_a_state_bit_for_bit(golden: GoldenCase) -> None:
     for _ in range(2):
         first.step(batch)
     state = first.state()
-    first.step(batch)  # a state is a copy: what happens after it changes nothing
+    first.step(batch)  # a state is a copy, which later steps do not change
     second.restore(state)
     for _ in range(2):
         second.step(batch)
@@ -75,7 +75,7 @@ def test_a_state_of_another_projector_is_refused(golden_vit: GoldenCase) -> None
         trainer.restore({name: tensor for name, tensor in state.items() if name != "exp_avg.fc.1.bias"})
 
 
-def test_the_backbone_is_left_alone(golden_vit: GoldenCase) -> None:
+def test_the_encoder_is_not_trained(golden_vit: GoldenCase) -> None:
     pixels = golden_batch(golden_vit).pixels
     before = golden_vit.encoder.encode(pixels)
     trainer_of(golden_vit).step(golden_batch(golden_vit))
@@ -83,19 +83,19 @@ def test_the_backbone_is_left_alone(golden_vit: GoldenCase) -> None:
     assert all(torch.equal(a, b) for a, b in zip(before.patch_tokens, after.patch_tokens, strict=True))
 
 
-def test_one_encoder_pass_per_step(golden_vit: GoldenCase) -> None:
+def test_a_step_encodes_each_image_once(golden_vit: GoldenCase) -> None:
     before = golden_vit.encoder.images_encoded
     trainer_of(golden_vit).step(golden_batch(golden_vit))
     assert golden_vit.encoder.images_encoded == before + len(QUERIES)
 
 
-def test_the_first_weights_follow_from_the_seed_alone(golden_vit: GoldenCase) -> None:
+def test_the_initial_weights_depend_only_on_the_seed(golden_vit: GoldenCase) -> None:
     spec = golden_vit.backbone.spec
     torch.manual_seed(7)
     expected = torch.rand(1)
     torch.manual_seed(7)
-    one, other = new_projector(spec, 1), new_projector(spec, 2)
-    assert torch.equal(torch.rand(1), expected)  # the user's own random numbers are untouched
+    first, other = new_projector(spec, 1), new_projector(spec, 2)
+    assert torch.equal(torch.rand(1), expected)  # the global random state is kept
     again = new_projector(spec, 1)
-    assert all(torch.equal(weight, again.state_dict()[name]) for name, weight in one.state_dict().items())
-    assert not torch.equal(one.fc[0].weight, other.fc[0].weight)  # type: ignore[arg-type]
+    assert all(torch.equal(weight, again.state_dict()[name]) for name, weight in first.state_dict().items())
+    assert not torch.equal(first.fc[0].weight, other.fc[0].weight)  # type: ignore[arg-type]

@@ -1,3 +1,5 @@
+"""Files are written completely or not at all, and leftovers of killed writers are deleted."""
+
 from __future__ import annotations
 
 import errno
@@ -18,19 +20,19 @@ def _names(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir())
 
 
-def test_file_appears_whole_and_alone(tmp_path: Path) -> None:
+def test_a_file_appears_complete_and_alone(tmp_path: Path) -> None:
     target = tmp_path / "new folder" / "scores.csv"
     with written_aside(target) as aside:
         assert aside.parent == target.parent
         assert aside.name.startswith(".")
         assert aside.suffix == ".csv"
-        aside.write_text("all of it")
+        aside.write_text("complete")
         assert not target.exists()
-    assert target.read_text() == "all of it"
+    assert target.read_text() == "complete"
     assert _names(target.parent) == ["scores.csv"]
 
 
-def test_permissions_are_those_of_any_new_file(tmp_path: Path) -> None:
+def test_permissions_equal_those_of_any_new_file(tmp_path: Path) -> None:
     with written_aside(tmp_path / "a") as aside:
         aside.write_text("x")
     (tmp_path / "b").write_text("x")
@@ -38,7 +40,7 @@ def test_permissions_are_those_of_any_new_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [RuntimeError("bug"), KeyboardInterrupt()])
-def test_old_file_stays_when_the_body_raises(tmp_path: Path, error: BaseException) -> None:
+def test_the_old_file_is_unchanged_when_the_body_raises(tmp_path: Path, error: BaseException) -> None:
     target = tmp_path / "bank.safetensors"
     target.write_text("old")
 
@@ -53,7 +55,7 @@ def test_old_file_stays_when_the_body_raises(tmp_path: Path, error: BaseExceptio
     assert _names(tmp_path) == ["bank.safetensors"]
 
 
-def test_name_as_long_as_the_file_system_takes(tmp_path: Path) -> None:
+def test_a_name_of_maximum_length(tmp_path: Path) -> None:
     target = tmp_path / ("n" * 250 + ".tiff")
     with written_aside(target) as aside:
         aside.write_text("x")
@@ -67,20 +69,20 @@ def test_odd_names(tmp_path: Path, name: str) -> None:
     assert _names(tmp_path) == [name]
 
 
-def test_too_long_name_is_one_line(tmp_path: Path) -> None:
+def test_a_name_that_is_too_long_is_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"cannot be written \(File name too long\); choose a shorter name$"):
         _write(tmp_path / ("n" * 300))
     assert _names(tmp_path) == []
 
 
-def test_target_is_a_folder(tmp_path: Path) -> None:
+def test_the_target_is_a_folder(tmp_path: Path) -> None:
     (tmp_path / "maps").mkdir()
-    with pytest.raises(OutputError, match="a folder of this name stands there"):
+    with pytest.raises(OutputError, match="a folder of this name exists"):
         _write(tmp_path / "maps")
     assert _names(tmp_path) == ["maps"]
 
 
-def test_parent_is_a_file(tmp_path: Path) -> None:
+def test_the_parent_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(OutputError, match="a part of this path is a file"):
         _write(tmp_path / "file" / "a.tiff")
@@ -88,7 +90,7 @@ def test_parent_is_a_file(tmp_path: Path) -> None:
         _write(tmp_path / "file" / "deeper" / "a.tiff")
 
 
-def test_no_room_for_the_file_keeps_the_old_one(tmp_path: Path) -> None:
+def test_the_old_file_is_unchanged_when_space_is_short(tmp_path: Path) -> None:
     target = tmp_path / "map.tiff"
     target.write_text("old")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -103,22 +105,22 @@ def test_no_room_for_the_file_keeps_the_old_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "way_on"), [(errno.ENOSPC, "free some space"), (errno.EROFS, "may write to"), (errno.EIO, "another place")]
+    ("code", "advice"), [(errno.ENOSPC, "free some space"), (errno.EROFS, "may write to"), (errno.EIO, "another place")]
 )
-def test_every_error_says_what_to_do(tmp_path: Path, code: int, way_on: str) -> None:
+def test_each_error_gives_advice(tmp_path: Path, code: int, advice: str) -> None:
     with pytest.raises(OutputError) as caught, output_errors(tmp_path):
         raise OSError(code, os.strerror(code))
     assert str(caught.value).startswith(f"{tmp_path}: cannot be written ({os.strerror(code)}); ")
-    assert way_on in str(caught.value)
+    assert advice in str(caught.value)
 
 
-def test_read_only_folder(read_only_folder: Path) -> None:
+def test_a_read_only_folder_is_refused(read_only_folder: Path) -> None:
     for path in (read_only_folder / "a.csv", read_only_folder / "maps" / "a.tiff"):
         with pytest.raises(OutputError, match=r"\(Permission denied\); choose a place you may write to$"):
             _write(path)
 
 
-def test_killed_while_writing(tmp_path: Path) -> None:
+def test_a_killed_writer_leaves_one_removable_file(tmp_path: Path) -> None:
     target = tmp_path / "deep" / "bank.safetensors"
     target.parent.mkdir()
     target.write_text("old")
@@ -132,10 +134,19 @@ def test_killed_while_writing(tmp_path: Path) -> None:
     killed = subprocess.run([sys.executable, "-c", program, str(target)], check=False)
     assert killed.returncode == -signal.SIGKILL
     assert target.read_text() == "old"
-    assert len(_names(target.parent)) == 2  # what it had begun
+    assert len(_names(target.parent)) == 2  # the target and the unfinished file
     assert remove_leftovers(tmp_path) == 1
     assert _names(target.parent) == ["bank.safetensors"]
     assert remove_leftovers(tmp_path) == 0
+    assert remove_leftovers(tmp_path / "missing") == 0
+
+
+def test_leftovers_below_are_kept_on_request(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "below"):
+        folder.mkdir(exist_ok=True)
+        (folder / ".aprilcli-0-1").write_text("half")
+    assert remove_leftovers(tmp_path, below=False) == 1
+    assert _names(tmp_path / "below") == [".aprilcli-0-1"]
 
 
 def _write(path: Path, content: bytes = b"x") -> None:
@@ -143,7 +154,7 @@ def _write(path: Path, content: bytes = b"x") -> None:
         aside.write_bytes(content)
 
 
-def test_a_claimed_file_is_rid_of_what_a_killed_writer_of_it_left(tmp_path: Path) -> None:
+def test_claiming_a_file_deletes_the_leftovers_of_its_killed_writers(tmp_path: Path) -> None:
     mine, other = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
     beside = tmp_path / "a.safetensors.checkpoint"
     left = {}
@@ -164,7 +175,7 @@ def test_a_claimed_file_is_rid_of_what_a_killed_writer_of_it_left(tmp_path: Path
     assert mine.read_bytes() == b"half"
 
 
-def test_a_tree_goes_with_all_in_it_and_nothing_that_it_links_to(tmp_path: Path) -> None:
+def test_removing_a_tree_keeps_the_targets_of_its_links(tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
     (other / "precious.txt").write_text("x")
@@ -175,6 +186,6 @@ def test_a_tree_goes_with_all_in_it_and_nothing_that_it_links_to(tmp_path: Path)
     remove_tree(tree)
     assert _names(tmp_path) == ["other"]
     tree.symlink_to(other)
-    with pytest.raises(OutputError, match="a link: what it leads to is not deleted"):
+    with pytest.raises(OutputError, match="a link; its target is not deleted"):
         remove_tree(tree)
     assert (other / "precious.txt").exists()

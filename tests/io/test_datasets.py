@@ -1,4 +1,4 @@
-"""Every layout on a small tree; pairing by name; problems said, not swallowed; masks read and checked."""
+"""Every layout on a small tree; pairing by name; problems are reported; masks read and checked."""
 
 from pathlib import Path
 
@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from aprilcli.errors import InputError
+from aprilcli.errors import InputError, OptionError
 from aprilcli.io.datasets import LAYOUTS, LabelledImage, read_dataset, read_mask
 
 BLANK = np.zeros((4, 6), np.uint8)
 
 
 def grow(root, *paths):
-    """Make a tree of 6 × 4 pictures; what is named mask or lies below a folder of masks has its first pixel set."""
+    """Make a tree of 6 × 4 images; what is named mask or lies below a folder of masks has its first pixel set."""
     for path in paths:
         file = root / path
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -23,7 +23,7 @@ def grow(root, *paths):
 
 
 def read(root, layout="auto"):
-    """Read a tree that must have no problems; return layout and {object: (train, validation, {test photo: ...})}."""
+    """Read a tree that must have no problems; return layout and {object: (train, validation, {test image: ...})}."""
     dataset = read_dataset(root, layout)
     assert dataset.problems == ()
     assert dataset.root == root
@@ -44,7 +44,7 @@ def relative(root, path):
     return path.relative_to(root).as_posix()
 
 
-def test_pictures_are_known_by_the_extensions_that_scan_knows(tmp_path):
+def test_images_are_known_by_the_extensions_that_scan_knows(tmp_path):
     grow(tmp_path, "nut/good/0.pgm", "nut/good/1.PPM", "nut/bad/0.pgm", "nut/masks/bad/0.png")
     _, objects = read(tmp_path)
     assert list(objects["nut"][2]) == ["nut/bad/0.pgm", "nut/good/0.pgm", "nut/good/1.PPM"]
@@ -242,17 +242,17 @@ def test_visa_as_published(tmp_path):
     assert [(item.name, len(item.train_good), len(item.test)) for item in alone.objects] == [("pcb1", 1, 2)]
 
 
-def test_visa_says_what_list_and_disk_do_not_share(tmp_path):
+def test_differences_between_visas_table_and_disk_are_problems(tmp_path):
     table = VISA + "candle,train,anomaly,candle/Data/Images/Normal/0000.JPG,\n"
     table = table.replace("pcb1,test,normal", "pcb1,train,anomaly") + "candle,test,normal,candle/Data/Images/x.JPG,\n"
     grow_visa(tmp_path, table)
     grow(tmp_path, "candle/Data/Images/Normal/0009.JPG", "candle/Data/Masks/Anomaly/009.png")
     (tmp_path / "pcb1/Data/Masks/Anomaly/000.png").unlink()
     assert problems(tmp_path) == [
-        "candle/Data/Images/Normal/0000.JPG: listed twice; the first counts",
+        "candle/Data/Images/Normal/0000.JPG: listed twice; the first entry is used",
         "candle/Data/Images/x.JPG: listed but missing; left out",
-        "candle/Data/Images/Normal/0009.JPG: not in the list of 1cls.csv; left out",
-        "candle/Data/Masks/Anomaly/009.png: not in the list of 1cls.csv; left out",
+        "candle/Data/Images/Normal/0009.JPG: not listed in 1cls.csv; left out",
+        "candle/Data/Masks/Anomaly/009.png: not listed in 1cls.csv; left out",
         "pcb1/Data/Masks/Anomaly/000.png: listed as mask of pcb1/Data/Images/Anomaly/000.JPG but missing; "
         "its pixels are left out",
         "pcb1/Data/Images/Normal/0000.JPG: anomaly in split train; left out",
@@ -260,16 +260,16 @@ def test_visa_says_what_list_and_disk_do_not_share(tmp_path):
 
 
 @pytest.mark.parametrize("table", ["object,split,image\na,b,c\n", VISA.replace("anomaly", "odd"), VISA + "pcb1,test\n"])
-def test_visas_list_is_checked(tmp_path, table):
+def test_visas_table_is_checked(tmp_path, table):
     grow_visa(tmp_path, table)
     with pytest.raises(InputError, match=r"1cls\.csv line \d: needs object,split,label,image,mask"):
         read_dataset(tmp_path)
 
 
 @pytest.mark.parametrize("image", ["/abs/0.png", "pcb1/../../0.png", "candle/Data/Images/Normal/0000.JPG"])
-def test_visas_list_stays_in_the_objects_folder(tmp_path, image):
+def test_visas_table_stays_in_the_objects_folder(tmp_path, image):
     grow_visa(tmp_path, VISA + f"pcb1,test,normal,{image},\n")
-    with pytest.raises(InputError, match=r"1cls\.csv line \d: .* is not below the folder pcb1"):
+    with pytest.raises(InputError, match=r"1cls\.csv line \d: .* is not in the folder pcb1"):
         read_dataset(tmp_path)
 
 
@@ -302,7 +302,7 @@ def test_a_folder_per_label(tmp_path, good, masks):
     }
 
 
-def test_folders_without_masks_and_with_photos_to_learn_from(tmp_path):
+def test_folders_without_masks_and_with_good_training_images(tmp_path):
     grow(tmp_path, "a/train/OK/1.png", "a/test/OK/2.png", "a/test/NG/3.png")
     grow(tmp_path, "b/normal/1.png", "b/normal_test/2.png", "b/abnormal/3.png")
     grow(tmp_path, "c/train/good/1.png", "c/good/2.png", "c/bad/3.png")
@@ -331,17 +331,17 @@ def test_pairing_is_by_name_never_by_order(tmp_path):
     pairs = {image.path.name: [mask.name for mask in image.mask_paths] for image in dataset.objects[0].test}
     assert pairs == {"0.png": [], "1.png": [], "2.png": ["2.png"], "10.png": ["10.png"]}
     assert list(dataset.problems) == [
-        "mask/bad/11.png: mask without its image; left out",
+        "mask/bad/11.png: mask without an image; left out",
         "bad/1.png: labelled bad but without a mask; its pixels are left out",
     ]
 
 
-def test_photos_that_end_in_mask_are_not_guessed_at(tmp_path):
+def test_images_that_end_in_mask_are_not_guessed_at(tmp_path):
     grow(tmp_path, "good/0.png", "bad/a.png", "bad/a_mask.png", "mask/bad/a_mask.png", "mask/bad/a_mask_mask.png")
     assert problems(tmp_path) == [
         "bad/a.png: labelled bad but without a mask; its pixels are left out",
         "bad/a_mask.png: has several masks (mask/bad/a_mask.png, mask/bad/a_mask_mask.png); "
-        "none is used, keep one or put them into one folder",
+        "none is used, keep one or put all in one folder",
     ]
 
 
@@ -356,32 +356,34 @@ def test_unclear_pairs_are_not_guessed(tmp_path):
     )
     assert problems(tmp_path) == [
         "nut/ground_truth/bent/001_mask.png: mask fits nut/test/bent/001.jpg and nut/test/bent/001.png; "
-        "left out, rename one of them",
-        "nut/ground_truth/hole/000_mask.png: mask without its image; left out",
+        "left out, rename one of the images",
+        "nut/ground_truth/hole/000_mask.png: mask without an image; left out",
         "nut/test/bent/000.png: has several masks (nut/ground_truth/bent/000_mask.png, "
-        "nut/ground_truth/bent/000/part.png); none is used, keep one or put them into one folder",
+        "nut/ground_truth/bent/000/part.png); none is used, keep one or put all in one folder",
         "nut/test/scratch/000.png: has several masks (nut/ground_truth/scratch/000.bmp, "
-        "nut/ground_truth/scratch/000_mask.png); none is used, keep one or put them into one folder",
+        "nut/ground_truth/scratch/000_mask.png); none is used, keep one or put all in one folder",
     ]
     assert not any(image.mask_paths for image in read_dataset(tmp_path).objects[0].test)
 
 
 def test_flat_masks_do_not_choose_between_labels(tmp_path):
     grow(tmp_path, "good/0.png", "dent/1.png", "hole/1.png", "masks/1.png")
-    assert problems(tmp_path) == ["masks/1.png: mask fits dent/1.png and hole/1.png; left out, rename one of them"]
+    assert problems(tmp_path) == [
+        "masks/1.png: mask fits dent/1.png and hole/1.png; left out, rename one of the images"
+    ]
 
 
-def test_what_is_not_used_is_said(tmp_path):
+def test_unused_files_are_problems(tmp_path):
     grow(tmp_path, *MVTEC, "nut/train/bent/0.png", "nut/test/7.png", "nut/masks/x.png")
     (tmp_path / "results").mkdir()
     (tmp_path / "nut/test/bent/notes.txt").write_text("")
     (tmp_path / "nut/test/bent/raw.heic").write_text("")
     assert problems(tmp_path) == [
         "results: not an object of layout mvtec; left out",
-        "nut/masks: masks are taken from nut/ground_truth; left out",
-        "nut/train/bent: not good, so not learnt from; left out",
-        "nut/test/7.png: a picture outside the folders of labels; left out",
-        "nut/test/bent: 2 files that are no pictures, notes.txt the first; left out",
+        "nut/masks: masks are read from nut/ground_truth instead; left out",
+        "nut/train/bent: training images that are not good; left out",
+        "nut/test/7.png: an image outside the label folders; left out",
+        "nut/test/bent: 2 files that are not images, first notes.txt; left out",
     ]
 
 
@@ -392,20 +394,20 @@ def test_layouts_can_be_forced(tmp_path):
     for layout in ("btad", "ad2", "visa"):
         with pytest.raises(InputError, match=rf"no labelled folder \({layout}\)"):
             read_dataset(tmp_path, layout)
-    with pytest.raises(InputError, match=f"layout coco is unknown; choose auto, {', '.join(LAYOUTS)}"):
+    with pytest.raises(OptionError, match=f"unknown layout coco; choose auto, {', '.join(LAYOUTS)}"):
         read_dataset(tmp_path, "coco")
 
 
-def test_unknown_mixed_and_absent(tmp_path):
+def test_folders_without_or_with_several_layouts_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"looked for train/good.*found nothing"):
         read_dataset(tmp_path)
-    grow(tmp_path, "photos/1.png", "2.png")
-    with pytest.raises(InputError, match=r"looked for train/good.*1cls\.csv.*found 2\.png, photos/"):
+    grow(tmp_path, "images/1.png", "2.png")
+    with pytest.raises(InputError, match=r"looked for train/good.*1cls\.csv.*found 2\.png, images/"):
         read_dataset(tmp_path)
     with pytest.raises(InputError, match="no such folder"):
         read_dataset(tmp_path / "2.png")
     grow(tmp_path, *MVTEC, "01/train/ok/0.png", "01/test/ko/1.png")
-    with pytest.raises(InputError, match=r"01 is btad, .*nut is mvtec.*--layout"):
+    with pytest.raises(InputError, match=r"01 is btad, .*nut is mvtec.*choose one layout"):
         read_dataset(tmp_path)
 
 
@@ -428,41 +430,41 @@ def test_masks_of_every_kind(tmp_path, mode):
         Image.fromarray(pixels.astype(np.uint16) * 100).save(path)
     else:
         save(path, pixels, mode)
-    mask = read_mask(LabelledImage(tmp_path / "photo.png", "bent", 1, (path,)), (4, 6))
+    mask = read_mask(LabelledImage(tmp_path / "image.png", "bent", 1, (path,)), (4, 6))
     assert mask.dtype == bool
     assert np.array_equal(mask, pixels > 0)
 
 
 def test_every_class_number_counts(tmp_path):
     path = save(tmp_path / "mask.png", [[0, 1, 2], [7, 0, 255]])
-    mask = read_mask(LabelledImage(tmp_path / "photo.png", "bad", 1, (path,)), (2, 3))
+    mask = read_mask(LabelledImage(tmp_path / "image.png", "bad", 1, (path,)), (2, 3))
     assert mask.tolist() == [[False, True, True], [True, False, True]]
 
 
 def test_masks_that_do_not_fit_are_refused(tmp_path):
-    photo = tmp_path / "photo.png"
+    image = tmp_path / "image.png"
     some, none = save(tmp_path / "some.png", BLANK + 1), save(tmp_path / "none.png", BLANK)
     (tmp_path / "torn.png").write_bytes(some.read_bytes()[:50])
     cases = [
-        ((1, (some,)), (6, 4), r"some\.png: mask of 6 by 4 pixels for .*photo\.png of 4 by 6"),
-        ((1, (none,)), (4, 6), r"none\.png: empty mask, but .*photo\.png is labelled bent"),
-        ((0, (some,)), (4, 6), r"some\.png: marks a defect, but .*photo\.png is labelled good"),
-        ((1, ()), (4, 6), r"photo\.png: labelled bent but without a mask"),
-        ((1, (tmp_path / "torn.png",)), (4, 6), r"torn\.png: cannot read the mask of .*photo\.png"),
-        ((1, (tmp_path / "gone.png",)), (4, 6), r"gone\.png: cannot read the mask of .*photo\.png"),
+        ((1, (some,)), (6, 4), r"some\.png: mask of 6 by 4 pixels for .*image\.png of 4 by 6"),
+        ((1, (none,)), (4, 6), r"none\.png: empty mask, but .*image\.png is labelled bent"),
+        ((0, (some,)), (4, 6), r"some\.png: marks a defect, but .*image\.png is labelled good"),
+        ((1, ()), (4, 6), r"image\.png: labelled bent but without a mask"),
+        ((1, (tmp_path / "torn.png",)), (4, 6), r"torn\.png: cannot read the mask of .*image\.png"),
+        ((1, (tmp_path / "gone.png",)), (4, 6), r"gone\.png: cannot read the mask of .*image\.png"),
     ]
     for (label, masks), size_hw, message in cases:
         with pytest.raises(InputError, match=message) as raised:
-            read_mask(LabelledImage(photo, "bent" if label else "good", label, masks), size_hw)
+            read_mask(LabelledImage(image, "bent" if label else "good", label, masks), size_hw)
         assert "\n" not in str(raised.value)
 
 
 def test_good_images_have_an_empty_mask(tmp_path):
-    image = LabelledImage(tmp_path / "photo.png", "good", 0)
+    image = LabelledImage(tmp_path / "image.png", "good", 0)
     assert image.has_mask
-    assert not LabelledImage(tmp_path / "photo.png", "bent", 1).has_mask
+    assert not LabelledImage(tmp_path / "image.png", "bent", 1).has_mask
     mask = read_mask(image, (3, 5))
     assert mask.shape == (3, 5)
     assert not mask.any()
     empty = save(tmp_path / "empty.png", BLANK)
-    assert not read_mask(LabelledImage(tmp_path / "photo.png", "good", 0, (empty,)), (4, 6)).any()
+    assert not read_mask(LabelledImage(tmp_path / "image.png", "good", 0, (empty,)), (4, 6)).any()

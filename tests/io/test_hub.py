@@ -1,4 +1,4 @@
-"""CLIP weights from a hub: a local server stands in for it, the hub's own client talks to it."""
+"""CLIP weights from a hub: the hub's own client connects to a local server."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-# In a process of its own: the hub's client reads its settings when it is imported.
+# Runs in a separate process, because the hub's client reads its settings on import.
 PROGRAM = """
 from aprilcli.errors import BackboneError
 from aprilcli.io.hub import fetch_clip_weights
@@ -28,13 +28,13 @@ except BackboneError as error:
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Serves one repository's files as the hub does: a commit, an ETag, the bytes."""
+    """Serve a repository's files as the hub does: with a commit, an ETag and the content."""
 
     files: dict[str, bytes] = {}  # noqa: RUF012  # set by each test
-    asked: list[str] = []  # noqa: RUF012
+    requests: list[str] = []  # noqa: RUF012
 
     def _answer(self, with_body: bool) -> None:
-        Hub.asked.append(f"{self.command} {self.path}")
+        Hub.requests.append(f"{self.command} {self.path}")
         content = Hub.files.get(self.path.rsplit("/", 1)[-1])
         self.send_response(200 if content is not None else 404)
         self.send_header("X-Repo-Commit", COMMIT)
@@ -61,7 +61,7 @@ class Hub(BaseHTTPRequestHandler):
 def hub() -> Iterator[str]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    Hub.files, Hub.asked = {}, []
+    Hub.files, Hub.requests = {}, []
     yield f"http://127.0.0.1:{server.server_address[1]}"
     server.shutdown()
     server.server_close()
@@ -74,32 +74,32 @@ def fetch(endpoint: str, cache: Path) -> str:
     return run.stdout.strip()
 
 
-def test_safetensors_come_first_and_the_cache_is_asked_before_the_hub(hub: str, tmp_path: Path) -> None:
+def test_safetensors_are_preferred_and_the_cache_is_used(hub: str, tmp_path: Path) -> None:
     Hub.files = {"open_clip_model.safetensors": b"weights", "open_clip_pytorch_model.bin": b"pickle"}
     path = fetch(hub, tmp_path)
     assert Path(path).read_bytes() == b"weights"
-    asked = len(Hub.asked)
+    requests = len(Hub.requests)
     assert fetch(hub, tmp_path) == path
-    assert len(Hub.asked) == asked
+    assert len(Hub.requests) == requests
 
 
-def test_older_repositories_hold_a_bin_file(hub: str, tmp_path: Path) -> None:
+def test_a_bin_file_is_used_without_safetensors(hub: str, tmp_path: Path) -> None:
     Hub.files = {"open_clip_pytorch_model.bin": b"weights"}
     assert Path(fetch(hub, tmp_path)).name == "open_clip_pytorch_model.bin"
 
 
-def test_a_repository_without_weights_is_named(hub: str, tmp_path: Path) -> None:
-    said = fetch(hub, tmp_path)
-    assert said.startswith("refused: the weights of ViT:tag (owner/model)")
-    assert "holds no open_clip weights" in said
+def test_a_repository_without_weights_is_refused_by_name(hub: str, tmp_path: Path) -> None:
+    message = fetch(hub, tmp_path)
+    assert message.startswith("refused: the weights of ViT:tag (owner/model)")
+    assert "holds no open_clip weights" in message
 
 
-def test_no_internet_fails_in_seconds_with_three_ways_on(tmp_path: Path) -> None:
+def test_no_internet_fails_in_seconds_with_three_alternatives(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound but not listening: refused
         began = time.monotonic()
-        said = fetch(f"http://127.0.0.1:{taken.getsockname()[1]}", tmp_path)
+        message = fetch(f"http://127.0.0.1:{taken.getsockname()[1]}", tmp_path)
     assert time.monotonic() - began < 20
-    assert len(said.splitlines()) == 1
-    for part in ("ViT:tag", "cannot be reached", "copy its", "--model DIR", "--model tiny"):
-        assert part in said
+    assert len(message.splitlines()) == 1
+    for part in ("ViT:tag", "cannot be reached", "copy its", "give a model folder", "use the model tiny"):
+        assert part in message

@@ -1,4 +1,4 @@
-"""Bytes of anybody's making: a picture or one line, in bounded time, and nothing else."""
+"""Damaged and random files are decoded, or refused in one line, in bounded time."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from aprilcli.errors import InputError
 from aprilcli.io.images import read_image
 
 MAX_PIXELS = 250_000  # small, so that many fit in a second
-LONGEST = 10.0  # seconds; a picture of that size takes milliseconds
+MAX_SECONDS = 10.0  # an image of that size takes milliseconds
 SMALL = np.arange(24 * 20 * 3, dtype=np.uint8).reshape(24, 20, 3)
 
-# A picture's own faults make Pillow warn; the command line leaves such warnings out.
+# Pillow warns of damaged files; the command line suppresses these warnings.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL", "ignore::RuntimeWarning:PIL")
 
 
-WHOLE = every_form(SMALL)
-outcomes: Counter[tuple[str, str]] = Counter()  # (kind of file, read or refused): how many were tried
-FIRST_BYTES = sorted({content[:size] for content in WHOLE.values() for size in (4, 16, 40)})
+FILES = every_form(SMALL)
+outcomes: Counter[tuple[str, str]] = Counter()  # by (kind of file, read or refused)
+FIRST_BYTES = sorted({content[:size] for content in FILES.values() for size in (4, 16, 40)})
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _table_of_outcomes() -> Iterator[None]:
-    """Say at the end how many files of each kind were read and refused (shown with ``-s``)."""
+    """Print at the end how many files of each kind were read and refused (shown with ``-s``)."""
     yield
     print()
     for kind in sorted({kind for kind, _ in outcomes}):
@@ -44,7 +44,7 @@ def check(folder: Path, content: bytes, kind: str, value_range: tuple[float, flo
     path.write_bytes(content)
     began = time.monotonic()
     try:
-        picture = read_image(path, value_range=value_range, max_pixels=MAX_PIXELS)
+        image = read_image(path, value_range=value_range, max_pixels=MAX_PIXELS)
     except InputError as error:
         outcomes[kind, "refused"] += 1
         message = str(error)
@@ -53,15 +53,15 @@ def check(folder: Path, content: bytes, kind: str, value_range: tuple[float, flo
         assert len(message) < len(str(path)) + 300
     else:
         outcomes[kind, "read"] += 1
-        assert picture.rgb.mode == "RGB"
-        assert 1 <= picture.rgb.width * picture.rgb.height <= MAX_PIXELS
-        assert len(picture.rgb.tobytes()) == 3 * picture.rgb.width * picture.rgb.height
-    assert time.monotonic() - began < LONGEST
+        assert image.rgb.mode == "RGB"
+        assert 1 <= image.rgb.width * image.rgb.height <= MAX_PIXELS
+        assert len(image.rgb.tobytes()) == 3 * image.rgb.width * image.rgb.height
+    assert time.monotonic() - began < MAX_SECONDS
 
 
 def mutated(name: str, edits: list[tuple[float, int, bytes]], keep: float) -> bytes:
-    """Change, insert or cut out bytes, mostly where headers are, then cut the end off."""
-    content = bytearray(WHOLE[name])
+    """Change, insert or remove bytes, mostly near the start, where headers are, then truncate."""
+    content = bytearray(FILES[name])
     for where, kind, piece in edits:
         place = int(where * where * len(content))
         if kind == 0:
@@ -83,7 +83,7 @@ EDIT = st.tuples(
     ),
 )
 DAMAGE = given(
-    name=st.sampled_from(sorted(WHOLE)),
+    name=st.sampled_from(sorted(FILES)),
     edits=st.lists(EDIT, max_size=6),
     keep=st.one_of(st.just(1.0), st.floats(0, 1)),
     value_range=st.sampled_from([None, (0.0, 4095.0), (-1.0, 1e300)]),
@@ -91,10 +91,10 @@ DAMAGE = given(
 QUICK = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-@pytest.mark.parametrize("name", sorted(WHOLE))
-def test_what_is_damaged_here_was_whole(tmp_path: Path, name: str) -> None:
-    check(tmp_path, WHOLE[name], f"{name}, whole")
-    assert outcomes[f"{name}, whole", "read"] == 1
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_undamaged_files_are_read(tmp_path: Path, name: str) -> None:
+    check(tmp_path, FILES[name], f"{name}, undamaged")
+    assert outcomes[f"{name}, undamaged", "read"] == 1
 
 
 @settings(QUICK, max_examples=300)
@@ -112,8 +112,8 @@ def test_damaged_files(
 @settings(QUICK, max_examples=100)
 @given(first=st.sampled_from(FIRST_BYTES), rest=st.binary(max_size=300))
 @example(first=b"", rest=b"")
-def test_files_that_only_begin_well(tmp_path: Path, first: bytes, rest: bytes) -> None:
-    check(tmp_path, first + rest, "first bytes, then any")
+def test_random_bytes_after_a_valid_start(tmp_path: Path, first: bytes, rest: bytes) -> None:
+    check(tmp_path, first + rest, "valid start, then random")
 
 
 @settings(QUICK, max_examples=100)
@@ -140,10 +140,10 @@ def test_many_damaged_files(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(WHOLE))
+@pytest.mark.parametrize("name", sorted(FILES))
 def test_every_byte_of_the_header(tmp_path: Path, name: str) -> None:
-    for place in range(min(len(WHOLE[name]), 400)):
+    for place in range(min(len(FILES[name]), 400)):
         for value in (0, 0x7F, 0xFF):
-            content = bytearray(WHOLE[name])
+            content = bytearray(FILES[name])
             content[place] = value
             check(tmp_path, bytes(content), name)

@@ -1,4 +1,4 @@
-"""The shipped tables are whole, agree with themselves, and are found by name."""
+"""The paper's tables are complete and consistent, and their values are found by name."""
 
 import csv
 from collections import Counter
@@ -19,7 +19,7 @@ def rows():
         return list(csv.DictReader(stream))
 
 
-def test_every_table_is_whole():
+def test_every_table_is_complete():
     counts = Counter(int(row["table"]) for row in rows())
     assert counts == {3: 28, 4: 28} | dict.fromkeys(range(5, 9), 16 * 7) | dict.fromkeys(range(9, 13), 13 * 7)
     keys = [(row["table"], row["object"], row["metric"], row["shots"]) for row in rows()]

@@ -45,11 +45,11 @@ def _saved(content: Any, **options: Any) -> bytes:
     return file.getvalue()
 
 
-def _equal(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> bool:
-    return found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
+def _equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> bool:
+    return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-# The authors' files
+# Reading the authors' files
 
 
 def _file(tmp_path: Path, content: Any, **options: Any) -> Path:
@@ -58,7 +58,7 @@ def _file(tmp_path: Path, content: Any, **options: Any) -> Path:
     return path
 
 
-def _refused(path: Path, match: str) -> None:
+def _check_refused(path: Path, match: str) -> None:
     with pytest.raises(ArtifactError, match=match) as caught:
         read(path)
     assert str(caught.value).startswith(f"{path}: ")
@@ -66,14 +66,14 @@ def _refused(path: Path, match: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_reads_what_the_authors_save(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_reads_the_authors_format(tmp_path: Path, dtype: torch.dtype) -> None:
     layers = {name: tensor.to(dtype) for name, tensor in _layers().items()}
     found = read(_file(tmp_path, {"trainable_linearlayer": collections.OrderedDict(layers)}))
     assert all(tensor.dtype == torch.float32 and tensor.is_contiguous() for tensor in found.values())
     assert _equal(found, {name: tensor.float() for name, tensor in layers.items()})
 
 
-def test_reads_the_state_of_a_module(tmp_path: Path) -> None:
+def test_reads_a_saved_state_dict(tmp_path: Path) -> None:
     module = torch.nn.Module()
     module.fc = torch.nn.ModuleList(torch.nn.Linear(WIDTH * 2**i, JOINT_WIDTH) for i in range(3))
     found = read(_file(tmp_path, {"trainable_linearlayer": module.state_dict()}))
@@ -81,7 +81,7 @@ def test_reads_the_state_of_a_module(tmp_path: Path) -> None:
 
 
 class Trap:
-    """Unpickled, it makes a folder."""
+    """An object whose unpickling creates a folder."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -91,7 +91,7 @@ class Trap:
 
 
 def _zip(pickled: bytes, compression: int = zipfile.ZIP_STORED) -> bytes:
-    """A PyTorch file by hand."""
+    """Build a PyTorch file around a pickle."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", compression) as archive:
         archive.writestr("archive/data.pkl", pickled)
@@ -101,9 +101,9 @@ def _zip(pickled: bytes, compression: int = zipfile.ZIP_STORED) -> bytes:
 
 
 @pytest.mark.parametrize("how", ["value", "layer", "legacy", "pickle", "zip"])
-def test_code_in_the_file_is_not_run(tmp_path: Path, how: str) -> None:
-    harmed = tmp_path / "harmed"
-    trap = Trap(harmed)
+def test_pickled_code_is_not_run(tmp_path: Path, how: str) -> None:
+    created = tmp_path / "created"
+    trap = Trap(created)
     content = {
         "value": lambda: _saved({"trainable_linearlayer": _layers(), "x": trap}),
         "layer": lambda: _saved({"trainable_linearlayer": {**_layers(), "fc.0.bias": trap}}),
@@ -112,11 +112,11 @@ def test_code_in_the_file_is_not_run(tmp_path: Path, how: str) -> None:
         "zip": lambda: _zip(pickle.dumps({"trainable_linearlayer": trap}, 2)),
     }[how]()
     path = _file(tmp_path, content)
-    _refused(path, "it is damaged, or holds more than weights")
-    assert not harmed.exists()
-    if how in ("value", "layer"):  # the trap works: read carelessly, it springs
+    _check_refused(path, "it is damaged or contains more than weights")
+    assert not created.exists()
+    if how in ("value", "layer"):  # without protection, the trap works
         torch.load(path, weights_only=False)
-        assert harmed.exists()
+        assert created.exists()
 
 
 @pytest.mark.parametrize(
@@ -129,12 +129,12 @@ def test_code_in_the_file_is_not_run(tmp_path: Path, how: str) -> None:
         b"",
     ],
 )
-def test_pickles_that_ask_for_much(tmp_path: Path, pickled: bytes) -> None:
-    _refused(_file(tmp_path, _zip(pickled)), "not a projector of APRIL-GAN's authors")
+def test_pickles_that_request_huge_allocations_or_are_malformed(tmp_path: Path, pickled: bytes) -> None:
+    _check_refused(_file(tmp_path, _zip(pickled)), "not a projector file of APRIL-GAN's authors")
 
 
 def test_compressed_records_are_refused(tmp_path: Path) -> None:
-    _refused(_file(tmp_path, _zip(b"\0" * 10_000_000, zipfile.ZIP_DEFLATED)), "damaged")
+    _check_refused(_file(tmp_path, _zip(b"\0" * 10_000_000, zipfile.ZIP_DEFLATED)), "damaged")
 
 
 @pytest.mark.parametrize(
@@ -147,15 +147,15 @@ def test_compressed_records_are_refused(tmp_path: Path) -> None:
         lambda layers: layers.update({3: torch.zeros(3), 4: torch.zeros(3)}),
     ],
 )
-def test_layers_missing_or_foreign(tmp_path: Path, change: Callable[[dict[Any, Any]], object]) -> None:
+def test_missing_or_unknown_layers(tmp_path: Path, change: Callable[[dict[Any, Any]], object]) -> None:
     layers = _layers()
     change(layers)
-    _refused(_file(tmp_path, {"trainable_linearlayer": layers}), "its layers are not fc.0, fc.1")
+    _check_refused(_file(tmp_path, {"trainable_linearlayer": layers}), "its layers are not fc.0, fc.1")
 
 
 @pytest.mark.parametrize("content", [[1], {}, {"trainable_linearlayer": {}}, {"trainable_linearlayer": 3}, _layers()])
-def test_not_a_projector_at_all(tmp_path: Path, content: Any) -> None:
-    _refused(_file(tmp_path, content), "it has no trainable_linearlayer")
+def test_files_without_a_projector(tmp_path: Path, content: Any) -> None:
+    _check_refused(_file(tmp_path, content), "it has no trainable_linearlayer")
 
 
 @pytest.mark.parametrize(
@@ -165,41 +165,41 @@ def test_not_a_projector_at_all(tmp_path: Path, content: Any) -> None:
         (torch.zeros(JOINT_WIDTH), "of shape"),
         (torch.zeros(JOINT_WIDTH, WIDTH, 1), "of shape"),
         (torch.zeros(JOINT_WIDTH, 0), "of shape"),
-        (torch.full((JOINT_WIDTH, WIDTH), torch.nan), "fc.2.weight has NaN or infinite values"),
-        (torch.full((JOINT_WIDTH, WIDTH), torch.inf), "fc.2.weight has NaN or infinite values"),
-        (torch.zeros(JOINT_WIDTH, WIDTH, dtype=torch.int64), "not plain numbers"),
-        (torch.zeros(JOINT_WIDTH, WIDTH, dtype=torch.complex64), "not plain numbers"),
-        (torch.zeros(JOINT_WIDTH, WIDTH).to_sparse(), "not plain numbers"),
-        (torch.zeros(JOINT_WIDTH, WIDTH, device="meta"), "not plain numbers"),
-        (torch.zeros(1).expand(JOINT_WIDTH, 2**40), "not plain numbers"),  # 20 TB, said in four bytes
-        (torch.zeros(()), "not plain numbers"),
-        (3.0, "not plain numbers"),
+        (torch.full((JOINT_WIDTH, WIDTH), torch.nan), "fc.2.weight contains NaN or infinite values"),
+        (torch.full((JOINT_WIDTH, WIDTH), torch.inf), "fc.2.weight contains NaN or infinite values"),
+        (torch.zeros(JOINT_WIDTH, WIDTH, dtype=torch.int64), "not dense floating-point tensors"),
+        (torch.zeros(JOINT_WIDTH, WIDTH, dtype=torch.complex64), "not dense floating-point tensors"),
+        (torch.zeros(JOINT_WIDTH, WIDTH).to_sparse(), "not dense floating-point tensors"),
+        (torch.zeros(JOINT_WIDTH, WIDTH, device="meta"), "not dense floating-point tensors"),
+        (torch.zeros(1).expand(JOINT_WIDTH, 2**40), "or exceed the file size"),  # declares 20 TB, stores 4 bytes
+        (torch.zeros(()), "not dense floating-point tensors"),
+        (3.0, "not dense floating-point tensors"),
     ],
 )
-def test_tensors_that_do_not_fit(tmp_path: Path, tensor: Any, match: str) -> None:
-    _refused(_file(tmp_path, {"trainable_linearlayer": {**_layers(), "fc.2.weight": tensor}}), match)
+def test_unusable_tensors(tmp_path: Path, tensor: Any, match: str) -> None:
+    _check_refused(_file(tmp_path, {"trainable_linearlayer": {**_layers(), "fc.2.weight": tensor}}), match)
 
 
-def test_missing_empty_folder(tmp_path: Path) -> None:
-    _refused(tmp_path / "none.pth", r"cannot be read \(No such file or directory\)")
-    _refused(tmp_path, r"cannot be read \(Is a directory\)")
-    _refused(_file(tmp_path, b""), "damaged")
+def test_missing_file_folder_and_empty_file(tmp_path: Path) -> None:
+    _check_refused(tmp_path / "none.pth", r"cannot be read \(No such file or directory\)")
+    _check_refused(tmp_path, r"cannot be read \(Is a directory\)")
+    _check_refused(_file(tmp_path, b""), "damaged")
 
 
-def test_damaged_files_never_do_worse_than_a_refusal(tmp_path: Path) -> None:
+def test_damaged_files_raise_only_artifact_errors(tmp_path: Path) -> None:
     whole = _saved({"trainable_linearlayer": _layers()})
-    chance = random.Random(0)
-    refusals = []
+    rng = random.Random(0)
+    messages = []
     for round_ in range(600):
-        damaged = bytearray(whole[: chance.randrange(len(whole))] if round_ % 4 == 0 else whole)
-        for _ in range(chance.choice((1, 3, 30)) if damaged else 0):
-            damaged[chance.randrange(len(damaged))] = chance.choice((0, 0x2E, 0x52, 0xFF, chance.randrange(256)))
+        damaged = bytearray(whole[: rng.randrange(len(whole))] if round_ % 4 == 0 else whole)
+        for _ in range(rng.choice((1, 3, 30)) if damaged else 0):
+            damaged[rng.randrange(len(damaged))] = rng.choice((0, 0x2E, 0x52, 0xFF, rng.randrange(256)))
         try:
             read(_file(tmp_path, bytes(damaged)))
         except ArtifactError as error:
-            refusals.append(str(error))
-    assert all(len(message.splitlines()) == 1 for message in refusals)
-    assert 300 < len(refusals) < 600
+            messages.append(str(error))
+    assert all(len(message.splitlines()) == 1 for message in messages)
+    assert 300 < len(messages) < 600
 
 
 # The download
@@ -214,12 +214,12 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 class Server:
-    """The authors' files on 127.0.0.1; ``answer`` may be replaced. ``paths``: what was asked for."""
+    """A mirror of the authors' files on 127.0.0.1. ``answer``: replaceable; ``paths``: the paths requested so far."""
 
     def __init__(self) -> None:
         self.content = _saved({"trainable_linearlayer": _layers()})
         self.paths: list[str] = []
-        self.released = threading.Event()  # ends answers that hang
+        self.released = threading.Event()  # ends answers that wait
         self.answer: Callable[[BaseHTTPRequestHandler], None] = self.send
         self.url = ""
 
@@ -245,7 +245,7 @@ def _serve(server: Server) -> Iterator[None]:
 
     http_server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     http_server.daemon_threads = True
-    http_server.handle_error = lambda *_: None  # type: ignore[method-assign]  # a client that went away
+    http_server.handle_error = lambda *_: None  # type: ignore[method-assign]  # a client that disconnected
     thread = threading.Thread(target=http_server.serve_forever, args=(0.02,))
     thread.start()
     server.url = f"http://127.0.0.1:{http_server.server_port}"
@@ -271,15 +271,15 @@ def _cached_names() -> list[str]:
     return sorted(path.name for path in (cache_folder() / "projectors").glob("*") if path.name != ".lock")
 
 
-def _unavailable(match: str) -> None:
+def _check_unavailable(match: str) -> None:
     with pytest.raises(ArtifactError, match=match) as caught:
         fetch_projector("visa")
     message = str(caught.value)
     assert message.startswith(
-        os.environ["APRILCLI_PROJECTOR_URL"].rstrip("/") + "/visa_pretrained.pth: cannot be had ("
+        os.environ["APRILCLI_PROJECTOR_URL"].rstrip("/") + "/visa_pretrained.pth: cannot be downloaded ("
     )
     assert message.endswith(
-        "; download visa_pretrained.pth on a connected machine, copy it here and pass --projector FILE"
+        "; download visa_pretrained.pth on a connected machine, copy it here and use the copy as the projector"
     )
     assert len(message.splitlines()) == 1
     assert _cached_names() == []
@@ -290,7 +290,7 @@ def test_git_blob_id() -> None:
     assert git_blob_id(b"hello\n") == hashlib.sha1(b"blob 6\0hello\n").hexdigest()
 
 
-def test_what_is_published() -> None:
+def test_published_files() -> None:
     assert {name: (file.file_name, file.blob_id) for name, file in PUBLISHED.items()} == {
         "visa": ("visa_pretrained.pth", "86d6848c543f8393663d35c0333498ffb5ce9b68"),
         "mvtec": ("mvtec_pretrained.pth", "a057cec6c2ba5996baa0160a51e155908156813f"),
@@ -298,7 +298,7 @@ def test_what_is_published() -> None:
     assert "/f13b8a634e04f9fde8fa03db125b25af5695d8e1/" in published.BASE_URL
 
 
-def test_downloaded_once_then_cached(server: Server) -> None:
+def test_second_fetch_uses_the_cache(server: Server) -> None:
     first = fetch_projector("visa")
     assert _equal(first, _layers())
     assert _equal(fetch_projector("visa"), _layers())
@@ -309,35 +309,40 @@ def test_downloaded_once_then_cached(server: Server) -> None:
     assert fields["url"] == server.url + "/mirror/visa_pretrained.pth"
 
 
-def test_cache_of_another_content_or_damaged_is_fetched_again(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_or_outdated_cache_is_downloaded_again(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     fetch_projector("visa")
     path = cache_folder() / "projectors" / "visa.safetensors"
     os.truncate(path, 100)
     assert _equal(fetch_projector("visa"), _layers())
     assert len(server.paths) == 2
     monkeypatch.setitem(PUBLISHED, "visa", PublishedProjector("visa_pretrained.pth", "0" * 40))
-    with pytest.raises(ArtifactError, match="its content is another one"):
+    with pytest.raises(ArtifactError, match="unexpected content"):
         fetch_projector("visa")
     assert len(server.paths) == 3
 
 
-def test_wrong_content(server: Server) -> None:
+def test_unexpected_content(server: Server) -> None:
     server.content = server.content[:-1] + b"\1"
-    _unavailable("its content is another one: git blob [0-9a-f]{12}, not [0-9a-f]{12}")
+    _check_unavailable("unexpected content: git blob [0-9a-f]{12} instead of [0-9a-f]{12}")
 
 
-def test_cut_short(server: Server) -> None:
+def test_truncated_download(server: Server) -> None:
     server.answer = lambda handler: server.send(handler, declared=len(server.content) + 1)
-    _unavailable(f"broke off after {len(server.content):,} of {len(server.content) + 1:,} bytes|IncompleteRead")
+    _check_unavailable(f"the connection ended after {len(server.content):,} of {len(server.content) + 1:,} bytes")
 
 
-def test_not_there(server: Server) -> None:
+def test_missing_on_the_server(server: Server) -> None:
     server.answer = lambda handler: handler.send_error(404)
-    _unavailable("HTTP 404")
+    _check_unavailable("HTTP 404")
     assert len(server.paths) == 1  # no retries
 
 
-def test_redirected(server: Server) -> None:
+def test_answer_that_is_not_http(server: Server) -> None:
+    server.answer = lambda handler: handler.wfile.write(b"\x1b[2Jnot HTTP\r\n") and None
+    _check_unavailable(r"\(\\x1b\[2Jnot HTTP\)")  # control characters are escaped
+
+
+def test_redirect(server: Server) -> None:
     def answer(handler: BaseHTTPRequestHandler) -> None:
         if handler.path.startswith("/raw"):
             server.send(handler)
@@ -363,72 +368,72 @@ def test_too_large(server: Server, monkeypatch: pytest.MonkeyPatch, declared: bo
             handler.wfile.write(b"x" * 1000)
 
     server.answer = endless
-    _unavailable("larger than 1,000 bytes")
+    _check_unavailable("larger than 1,000 bytes")
 
 
 def test_silent_server(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(published, "_TIMEOUT_S", 0.2)
     server.answer = lambda _: server.released.wait(30) and None
     begin = time.monotonic()
-    _unavailable("timed out")
+    _check_unavailable("timed out")
     assert time.monotonic() - begin < 5
 
 
-def test_stalls_midway(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_server_stalls_during_the_download(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(published, "_TIMEOUT_S", 0.2)
     server.answer = lambda handler: server.send(handler, pause_at=1000)
     begin = time.monotonic()
-    _unavailable("timed out")
+    _check_unavailable("timed out")
     assert time.monotonic() - begin < 5
 
 
-def test_drips_forever(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_endless_slow_download(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(published, "_DEADLINE_S", 0.3)
 
-    def drip(handler: BaseHTTPRequestHandler) -> None:
+    def send_slowly(handler: BaseHTTPRequestHandler) -> None:
         handler.send_response(200)
         handler.end_headers()
         while not server.released.wait(0.02):
             handler.wfile.write(b"x")
 
-    server.answer = drip
-    _unavailable("not whole after 0 s")
+    server.answer = send_slowly
+    _check_unavailable("incomplete after 0 s")
 
 
-def test_nobody_listens(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connection_refused(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         monkeypatch.setenv("APRILCLI_PROJECTOR_URL", f"http://127.0.0.1:{unused.getsockname()[1]}")
-        _unavailable("refused")
+        _check_unavailable("refused")
 
 
 @pytest.mark.parametrize("url", ["nonsense", "foo://x", "http://", "http://a b/", "http://[x"])
-def test_mirror_address_that_is_none(server: Server, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+def test_invalid_mirror_url(server: Server, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     monkeypatch.setenv("APRILCLI_PROJECTOR_URL", url)
-    with pytest.raises(ArtifactError, match="cannot be had"):
+    with pytest.raises(ArtifactError, match="cannot be downloaded"):
         fetch_projector("visa")
 
 
 def test_cache_folder_not_writable(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("x")
     monkeypatch.setenv("APRILCLI_CACHE", str(tmp_path / "file"))
-    with pytest.raises(OutputError, match=r"cannot be written \(.*\); .*; APRILCLI_CACHE names the cache folder"):
+    with pytest.raises(OutputError, match=r"cannot be written \(.*\); .*; APRILCLI_CACHE sets the cache folder"):
         fetch_projector("visa")
     assert server.paths == []
 
 
-def test_cache_folder_of_the_platform(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("APRILCLI_CACHE")
     assert cache_folder().name == "aprilcli"
 
 
-def test_progress_is_silent_unless_a_terminal(server: Server, capfd: pytest.CaptureFixture[str]) -> None:
+def test_no_progress_bar_without_a_terminal(server: Server, capfd: pytest.CaptureFixture[str]) -> None:
     fetch_projector("visa", progress=True)
     assert capfd.readouterr() == ("", "")
 
 
-def test_progress_on_a_terminal(server: Server, capfd: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
-    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes it for a terminal
+def test_progress_bar_on_a_terminal(server: Server, capfd: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # makes rich treat stderr as a terminal
     fetch_projector("visa", progress=True)
     out, err = capfd.readouterr()
     assert out == ""
@@ -436,7 +441,7 @@ def test_progress_on_a_terminal(server: Server, capfd: pytest.CaptureFixture[str
 
 
 def _child(server: Server) -> subprocess.Popen[bytes]:
-    """Another process that fetches ``visa``."""
+    """Start another process that fetches ``visa``."""
     program = (
         "import sys\n"
         "from aprilcli.io import published\n"
@@ -455,14 +460,14 @@ def _wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def test_killed_in_the_download(server: Server) -> None:
+def test_killed_during_the_download(server: Server) -> None:
     server.answer = lambda handler: server.send(handler, pause_at=1000)
     child = _child(server)
     _wait_for(lambda: bool(server.paths))
     child.kill()
     child.communicate()
     assert _cached_names() == []
-    # Had it been killed while writing, this would remain:
+    # A process killed while writing leaves such a file:
     (cache_folder() / "projectors" / ".aprilcli-0123456789abcdef.safetensors").write_bytes(b"half")
     server.answer = server.send
     assert _equal(fetch_projector("visa"), _layers())
@@ -470,17 +475,17 @@ def test_killed_in_the_download(server: Server) -> None:
 
 
 def test_two_processes_at_once(server: Server) -> None:
-    asked = threading.Event()
+    requested = threading.Event()
 
     def slow(handler: BaseHTTPRequestHandler) -> None:
-        asked.set()
+        requested.set()
         server.released.wait(1.0)
         server.send(handler)
 
     server.answer = slow
     child = _child(server)
-    _wait_for(asked.is_set)
-    assert _equal(fetch_projector("visa"), _layers())  # waits for the child
+    _wait_for(requested.is_set)
+    assert _equal(fetch_projector("visa"), _layers())  # waits for the other process
     out, err = child.communicate()
     assert (child.returncode, err) == (0, b"")
     assert float(out) == pytest.approx(float(_layers()["fc.0.weight"].sum()))
@@ -488,8 +493,8 @@ def test_two_processes_at_once(server: Server) -> None:
     assert _cached_names() == ["visa.safetensors"]
 
 
-def test_pipes_and_devices_neither_hang_nor_fill_memory(tmp_path: Path) -> None:
+def test_pipes_and_devices_are_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.pth")
     (tmp_path / "zero.pth").symlink_to("/dev/zero")
     for name in ("pipe.pth", "zero.pth"):
-        _refused(tmp_path / name, "is not an ordinary file")
+        _check_refused(tmp_path / name, "is not an ordinary file")

@@ -12,7 +12,7 @@ from aprilcli.errors import OutputError
 from aprilcli.io.reports import open_lines
 
 
-def test_a_row_that_does_not_fit_is_not_left_torn(tmp_path: Path) -> None:
+def test_a_row_that_does_not_fit_on_disk_is_not_left_incomplete(tmp_path: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     path = tmp_path / "lines"

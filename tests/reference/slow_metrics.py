@@ -1,4 +1,4 @@
-"""Slow loops written from the definitions, to hold the fast measures against; maps and masks are lists of [H, W]."""
+"""Metrics as slow loops written from the definitions, to test the fast ones; maps and masks are lists of [H, W]."""
 
 from collections import deque
 from itertools import pairwise
@@ -7,7 +7,7 @@ import numpy as np
 
 
 def confusion(labels, scores, threshold):
-    """Return (tp, fp) where scores >= threshold count as anomalous."""
+    """Return (tp, fp) if scores >= threshold are called anomalous."""
     tp = sum(1 for label, score in zip(labels, scores, strict=True) if label and score >= threshold)
     fp = sum(1 for label, score in zip(labels, scores, strict=True) if not label and score >= threshold)
     return tp, fp
@@ -31,7 +31,7 @@ def average_precision(labels, scores):
 
 
 def auroc(labels, scores):
-    """Probability that an anomalous element outranks a normal one, ties counted one half."""
+    """Return the probability that an anomalous element has a higher score than a normal one; a tie counts one half."""
     anomalous = [score for score, label in zip(scores, labels, strict=True) if label]
     normal = [score for score, label in zip(scores, labels, strict=True) if not label]
     wins = sum(1.0 if a > n else 0.5 if a == n else 0.0 for a in anomalous for n in normal)
@@ -39,18 +39,18 @@ def auroc(labels, scores):
 
 
 def regions(mask):
-    """Return the 8-connected regions of one mask as lists of (row, column)."""
-    left = {(int(i), int(j)) for i, j in np.argwhere(mask)}
+    """Return the 8-connected regions of a mask as lists of (row, column)."""
+    remaining = {(int(i), int(j)) for i, j in np.argwhere(mask)}
     found = []
-    while left:
-        queue, region = deque([left.pop()]), []
+    while remaining:
+        queue, region = deque([remaining.pop()]), []
         while queue:
             i, j = queue.popleft()
             region.append((i, j))
-            for neighbour in [(i + di, j + dj) for di in (-1, 0, 1) for dj in (-1, 0, 1)]:
-                if neighbour in left:
-                    left.remove(neighbour)
-                    queue.append(neighbour)
+            for neighbor in [(i + di, j + dj) for di in (-1, 0, 1) for dj in (-1, 0, 1)]:
+                if neighbor in remaining:
+                    remaining.remove(neighbor)
+                    queue.append(neighbor)
         found.append(region)
     return found
 
@@ -59,13 +59,13 @@ def overlap_and_fpr(maps, masks, is_positive):
     overlaps = []
     for anomaly_map, mask in zip(maps, masks, strict=True):
         for region in regions(mask):
-            overlaps.append(sum(bool(is_positive(anomaly_map[place])) for place in region) / len(region))
+            overlaps.append(sum(bool(is_positive(anomaly_map[pixel])) for pixel in region) / len(region))
     normal = np.concatenate([m[k == 0] for m, k in zip(maps, masks, strict=True)])
     return float(np.mean(overlaps)), sum(bool(is_positive(score)) for score in normal) / len(normal)
 
 
 def pro(maps, masks, steps=200, limit=0.3):
-    """The paper's PRO: equal thresholds from the smallest score on, strictly above, rescaled FPR; nan for one FPR."""
+    """Return the paper's PRO: equally spaced thresholds, pixels strictly above, rescaled FPR; nan for a single FPR."""
     low, high = min(m.min() for m in maps), max(m.max() for m in maps)
     delta = (high - low) / steps
     if low + delta == low:
@@ -83,7 +83,7 @@ def pro(maps, masks, steps=200, limit=0.3):
 
 
 def aupro(maps, masks, limit=0.3):
-    """Area under (FPR, overlap) over every threshold up to the limit, interpolated there, divided by the limit."""
+    """Return the area under (FPR, overlap) over all thresholds up to the limit, interpolated there, over the limit."""
     curve = [(0.0, 0.0)]
     for threshold in sorted({float(score) for m in maps for score in m.ravel()}, reverse=True):
         overlap, fpr = overlap_and_fpr(maps, masks, lambda score, t=threshold: score >= t)

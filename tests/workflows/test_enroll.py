@@ -42,14 +42,14 @@ def test_golden_few_shot_maps_and_sums(golden: GoldenCase, tmp_path: Path) -> No
         (tmp_path / "good").mkdir(exist_ok=True)
         shutil.copy(GOLDEN / "images" / f"{name}.png", tmp_path / "good")
     for query in QUERIES:
-        (tmp_path / "photos").mkdir(exist_ok=True)
-        shutil.copy(GOLDEN / "images" / f"{query}.png", tmp_path / "photos")
+        (tmp_path / "images").mkdir(exist_ok=True)
+        shutil.copy(GOLDEN / "images" / f"{query}.png", tmp_path / "images")
     stages = ",".join(map(str, golden.stages))
     settings = ["--model", golden.folder, "--image-size", golden.image_size, "--stages", stages]
     banks = ["--part", "nut", "--banks", tmp_path / "banks", "--device", "cpu"]
     enrolled = run("enroll", tmp_path / "good", *settings, *banks, "--object", "metal nut")
     assert enrolled.exit_code == 0, enrolled.output
-    result = run("scan", tmp_path / "photos", *banks, "--map-size", "model", "--out", tmp_path / "out")
+    result = run("scan", tmp_path / "images", *banks, "--map-size", "model", "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
     for row, query in zip(read_rows(tmp_path / "out"), QUERIES, strict=True):
         expected = golden.numbers[f"{query}/anomaly_map"]
@@ -69,9 +69,9 @@ def test_a_reference_has_a_few_shot_map_near_zero(
     bare_model = ["--model", bare, *model[2:]]
     enrolled = run("enroll", good, "--part", "p", "--banks", banks, *bare_model)
     assert enrolled.stderr.count("no projector") == 1
-    draw_image(tmp_path / "photos" / "new.png", 99)
-    shutil.copy(good / "001.png", tmp_path / "photos")
-    result = run("scan", tmp_path / "photos", "--part", "p", "--banks", banks, "--out", tmp_path / "out")
+    draw_image(tmp_path / "images" / "new.png", 99)
+    shutil.copy(good / "001.png", tmp_path / "images")
+    result = run("scan", tmp_path / "images", "--part", "p", "--banks", banks, "--out", tmp_path / "out")
     assert result.stderr.count("no projector") == 1
     reference, new = read_rows(tmp_path / "out")
     assert float(reference["map_max"]) < 1e-3
@@ -81,7 +81,7 @@ def test_a_reference_has_a_few_shot_map_near_zero(
 def test_verdicts_p_values_and_threshold(model: list[str], banks: Path, tmp_path: Path) -> None:
     good, further = draw_images(tmp_path / "good", 3), draw_images(tmp_path / "further", 19, 100)
     enrolled = run("enroll", good, "--part", "p", "--banks", banks, "--calibrate", further, *model)
-    assert "calibrated on 19 scores of good photos (held-out)" in enrolled.stdout
+    assert "calibrated on 19 scores of good images (held-out)" in enrolled.stdout
     scored = load_bank(banks / "p.safetensors").calibration
     assert scored is not None
     arguments = ["scan", further, "--part", "p", "--banks", banks, "--false-alarm-rate", 0.1]
@@ -100,11 +100,11 @@ def test_verdicts_p_values_and_threshold(model: list[str], banks: Path, tmp_path
     assert described["bank"]["sha256"]
 
 
-def test_too_few_photos_are_said_once_with_how_many_would_do(model: list[str], banks: Path, tmp_path: Path) -> None:
+def test_too_few_images_give_one_note_with_the_number_needed(model: list[str], banks: Path, tmp_path: Path) -> None:
     good = draw_images(tmp_path / "good", 4)
     run("enroll", good, "--part", "p", "--banks", banks, *model)
     result = run("scan", good, "--part", "p", "--banks", banks, "--out", tmp_path / "out")
-    assert result.stderr.count("99 good photos would be enough") == 1
+    assert result.stderr.count("99 good images would be enough") == 1
     threshold = json.loads((tmp_path / "out" / "run.json").read_text())["threshold"]
     assert threshold["guaranteed"] is False
     scored = load_bank(banks / "p.safetensors").calibration
@@ -127,7 +127,7 @@ def test_leave_one_out_is_scanning_against_the_others(
         others = Path(shutil.copytree(good, tmp_path / f"others{index}"))
         alone = tmp_path / f"alone{index}"
         alone.mkdir()
-        (others / f"{index:03}.png").rename(alone / "photo.png")
+        (others / f"{index:03}.png").rename(alone / "image.png")
         run("enroll", others, "--part", f"p{index}", "--banks", banks, *model)
         run("scan", alone, "--part", f"p{index}", "--banks", banks, "--out", tmp_path / f"out{index}")
         (row,) = read_rows(tmp_path / f"out{index}")
@@ -135,7 +135,7 @@ def test_leave_one_out_is_scanning_against_the_others(
         assert float(row["map_max"]) == pytest.approx(float(scored.map_maxima[index]), abs=1e-5)
 
 
-def test_one_reference_is_calibrated_on_its_changes(model: list[str], banks: Path, tmp_path: Path) -> None:
+def test_one_reference_is_calibrated_on_its_variants(model: list[str], banks: Path, tmp_path: Path) -> None:
     good = draw_images(tmp_path / "good", 1)
     assert run("enroll", good, "--part", "p", "--banks", banks, *model).exit_code == 0
     scored = load_bank(banks / "p.safetensors").calibration
@@ -152,8 +152,8 @@ def test_append_equals_enrolling_all_at_once(model: list[str], banks: Path, tmp_
     run("enroll", tmp_path / "first", "--part", "grown", "--banks", banks, *model)
     grown = run("enroll", tmp_path / "all", "--part", "grown", "--banks", banks, "--append")
     assert grown.exit_code == 0, grown.output
-    assert "3 of them new" in grown.stdout
-    assert "2 photos were there already" in grown.stdout
+    assert ", 3 new" in grown.stdout
+    assert "2 images were already enrolled" in grown.stdout
     one, other = load_bank(banks / "all.safetensors"), load_bank(banks / "grown.safetensors")
     assert one.sources == other.sources
     for mine, theirs in zip(one.features, other.features, strict=True):
@@ -163,21 +163,21 @@ def test_append_equals_enrolling_all_at_once(model: list[str], banks: Path, tmp_
     np.testing.assert_array_equal(one.calibration.scores, other.calibration.scores)
 
 
-def test_the_same_photo_twice_is_noticed_by_content(model: list[str], banks: Path, tmp_path: Path) -> None:
+def test_the_same_image_twice_is_recognised_by_content(model: list[str], banks: Path, tmp_path: Path) -> None:
     good = draw_images(tmp_path / "good", 2)
     shutil.copy(good / "000.png", good / "copy.png")
     result = run("enroll", good, "--part", "p", "--banks", banks, *model)
     assert "copy.png" in result.stdout
     assert [source.path for source in load_bank(banks / "p.safetensors").sources] == ["000.png", "001.png"]
     again = run("enroll", good, "--part", "p", "--banks", banks, "--append")
-    assert "no new photos" in error_line(again)
+    assert "no new images" in error_line(again)
 
 
 def test_references_are_left_out_of_their_own_calibration(model: list[str], banks: Path, tmp_path: Path) -> None:
     good = draw_images(tmp_path / "good", 2)
     further = draw_images(tmp_path / "further", 3)  # the first two are the references
     result = run("enroll", good, "--part", "p", "--banks", banks, "--calibrate", further, *model)
-    assert "2 photos are references themselves" in result.stderr
+    assert "2 images left out, which are references or appear twice" in result.stderr
     assert "calibrated on 1 scores" in result.stdout
     refused = run("enroll", good, "--part", "q", "--banks", banks, "--calibrate", good, *model)
     assert refused.exit_code == 1
@@ -191,7 +191,7 @@ def test_unreadable_references_stop_enrolling_with_their_list(model: list[str], 
     result = run("enroll", good, "--part", "p", "--banks", banks, *model)
     assert result.exit_code == 1
     line = error_line(result)
-    assert "photos that cannot be read: 2" in line
+    assert "remove the images that cannot be read (2 in all)" in line
     assert "bad1.png" in line
     assert "zz2.jpg" in line
     assert not (banks / "p.safetensors").exists()
@@ -207,7 +207,7 @@ def test_coreset_keeps_its_share_and_refuses_to_grow(model: list[str], banks: Pa
         assert torch.equal(mine, theirs)
         assert mine.dtype == torch.float16
     draw_image(good / "more.png", 50)
-    assert "thinned" in error_line(run("enroll", good, "--part", "a", "--banks", banks, "--append"))
+    assert "coreset" in error_line(run("enroll", good, "--part", "a", "--banks", banks, "--append"))
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_a_part_is_named_like_a_file(name: str, banks: Path, tmp_path: Path) -> 
     assert "--part" in error_line(result)
 
 
-def test_an_enrolled_part_is_not_overwritten_unasked(model: list[str], banks: Path, tmp_path: Path) -> None:
+def test_an_enrolled_part_is_not_overwritten_without_the_option(model: list[str], banks: Path, tmp_path: Path) -> None:
     good = draw_images(tmp_path / "good", 2)
     run("enroll", good, "--part", "p", "--banks", banks, *model)
     before = (banks / "p.safetensors").read_bytes()
@@ -250,10 +250,10 @@ def test_a_missing_bank_says_how_to_make_one(tmp_path: Path) -> None:
     assert "aprilcli enroll" in error_line(result)
 
 
-def test_scores_with_a_bank_depend_on_the_picture_alone(model: list[str], banks: Path, tmp_path: Path) -> None:
+def test_scores_with_a_bank_depend_on_the_image_alone(model: list[str], banks: Path, tmp_path: Path) -> None:
     run("enroll", draw_images(tmp_path / "good", 2), "--part", "p", "--banks", banks, *model)
-    photos = draw_images(tmp_path / "photos", 5, 40)
-    arguments = ["scan", photos, "--part", "p", "--banks", banks]
+    images = draw_images(tmp_path / "images", 5, 40)
+    arguments = ["scan", images, "--part", "p", "--banks", banks]
     run(*arguments, "--out", tmp_path / "one")
     run(*arguments, "--out", tmp_path / "batch", "--batch-size", 4)
     for mine, theirs in zip(read_rows(tmp_path / "one"), read_rows(tmp_path / "batch"), strict=True):
@@ -269,7 +269,7 @@ def test_a_broken_link_among_the_references_is_listed(model: list[str], banks: P
     assert "lost2.png" in line
 
 
-def test_a_bank_of_a_model_folder_serves_from_any_folder(
+def test_a_bank_of_a_model_folder_works_from_any_folder(
     golden_vit: GoldenCase, banks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good = draw_images(tmp_path / "good", 2)
@@ -298,18 +298,18 @@ def test_options_are_checked_before_any_work(model: list[str], banks: Path, tmp_
     assert rate.exit_code == 2
 
 
-def test_a_second_enrolment_of_the_part_is_refused_while_the_first_lives(
+def test_a_second_enrollment_of_the_part_is_refused_while_the_first_runs(
     model: list[str], banks: Path, tmp_path: Path
 ) -> None:
     good = draw_images(tmp_path / "good", 2)
     banks.mkdir()
     with filelock.FileLock(banks / ".p.safetensors.lock"):
         refused = run("enroll", good, "--part", "p", "--banks", banks, *model)
-    assert "being enrolled already" in error_line(refused)
+    assert "being enrolled by another process" in error_line(refused)
     assert run("enroll", good, "--part", "p", "--banks", banks, *model).exit_code == 0
 
 
-def test_appending_without_further_photos_says_that_the_guarantee_goes(
+def test_appending_without_further_images_notes_the_lost_guarantee(
     model: list[str], banks: Path, tmp_path: Path
 ) -> None:
     good, further = draw_images(tmp_path / "good", 2), draw_images(tmp_path / "further", 3, 50)
@@ -373,7 +373,7 @@ def test_hostile_banks_are_one_line(
         assert "p.safetensors" in error_line(run(*command, "--banks", banks))
 
 
-def test_a_bank_whose_rows_are_not_those_of_its_picture_size_is_refused(
+def test_a_bank_whose_rows_are_not_those_of_its_image_size_is_refused(
     model: list[str], banks: Path, tmp_path: Path
 ) -> None:
     good = draw_images(tmp_path / "good", 2)
@@ -383,10 +383,10 @@ def test_a_bank_whose_rows_are_not_those_of_its_picture_size_is_refused(
     draw_image(good / "new.png", 9)
     write_artifact(banks / "p.safetensors", "bank", artifact.tensors, artifact.fields)
     for command in (["scan", good, "--part", "p"], ["enroll", good, "--part", "p", "--append"]):
-        assert "at 56 pixels; enroll the part anew" in error_line(run(*command, "--banks", banks))
+        assert "at 56 pixels; enroll the part again" in error_line(run(*command, "--banks", banks))
 
 
-def test_a_bank_remembers_how_its_photos_were_read(model: list[str], banks: Path, tmp_path: Path) -> None:
+def test_a_bank_keeps_the_range_of_its_images(model: list[str], banks: Path, tmp_path: Path) -> None:
     twelve_bit = np.random.default_rng(0).integers(0, 4096, (40, 60), dtype=np.uint16)
     (tmp_path / "good").mkdir()
     Image.fromarray(twelve_bit).save(tmp_path / "good" / "a.png")
@@ -400,7 +400,7 @@ def test_a_bank_remembers_how_its_photos_were_read(model: list[str], banks: Path
     assert "0,4095" in error_line(other)
 
 
-def test_stages_that_the_banks_model_does_not_have_are_the_banks_fault(
+def test_stages_that_the_banks_model_does_not_have_are_an_error_of_the_bank(
     model: list[str], banks: Path, tmp_path: Path
 ) -> None:
     good = draw_images(tmp_path / "good", 2)
@@ -413,7 +413,7 @@ def test_stages_that_the_banks_model_does_not_have_are_the_banks_fault(
     assert "settings that its model does not have" in error_line(result)
 
 
-def test_a_projector_path_that_no_bank_could_keep_is_wrong_usage(
+def test_a_projector_path_that_no_bank_can_keep_is_wrong_usage(
     golden_vit: GoldenCase, model: list[str], banks: Path, tmp_path: Path
 ) -> None:
     odd = shutil.copy(golden_vit.folder / "projector.safetensors", tmp_path / "new\nline.safetensors")
@@ -424,15 +424,15 @@ def test_a_projector_path_that_no_bank_could_keep_is_wrong_usage(
     assert "new\\nline.safetensors" in error_line(result)
 
 
-def test_a_photo_that_goes_between_listing_and_reading_stops_enrolling(
+def test_an_image_deleted_between_listing_and_reading_stops_enrolling(
     model: list[str], banks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good = draw_images(tmp_path / "good", 3)
     run("enroll", good, "--part", "p", "--banks", banks, *model)
     before = (banks / "p.safetensors").read_bytes()
     draw_images(good, 2, 10)
-    real = {name: getattr(enroll, name) for name in ("find_images", "read_all")}
-    for name, lost in (("find_images", "010.png"), ("read_all", "011.png")):  # before it is hashed, and after
+    real = {name: getattr(enroll, name) for name in ("find_images", "map_ahead")}
+    for name, lost in (("find_images", "010.png"), ("map_ahead", "011.png")):  # before it is hashed, and after
 
         def lose(*arguments: object, name: str = name, lost: str = lost, **options: object) -> object:
             found = list(real[name](*arguments, **options)) if name == "find_images" else None
@@ -447,7 +447,7 @@ def test_a_photo_that_goes_between_listing_and_reading_stops_enrolling(
         assert (banks / "p.safetensors").read_bytes() == before
 
 
-def test_a_full_disk_leaves_the_old_bank_whole(model: list[str], banks: Path, tmp_path: Path) -> None:
+def test_a_full_disk_leaves_the_old_bank_complete(model: list[str], banks: Path, tmp_path: Path) -> None:
     good = draw_images(tmp_path / "good", 2)
     run("enroll", good, "--part", "p", "--banks", banks, *model)
     before = (banks / "p.safetensors").read_bytes()

@@ -12,8 +12,10 @@ from aprilcli.core.detector import Detector
 from aprilcli.core.encoder import ImageEncoder
 from aprilcli.core.prompts import encode_prompts
 from aprilcli.io.datasets import read_dataset
+from aprilcli.options import EvalOptions
 from aprilcli.types import ImageFeatures
-from aprilcli.workflows.eval_encoding import ObjectEncoder, Setting, draw_order
+from aprilcli.workflows.eval_encoding import ObjectEncoder
+from aprilcli.workflows.eval_references import Setting, draw_order
 
 
 class CountingEncoder:
@@ -35,8 +37,9 @@ def test_each_image_is_encoded_once_for_all_settings(parts: Path, golden_vit: Go
     (bolt,) = (one for one in read_dataset(parts).objects if one.name == "bolt")
     detector = Detector(encoder, encode_prompts(golden_vit.backbone.text, "bolt"), golden_vit.projector)
     settings = [Setting(0), *(Setting(shots, seed) for shots in (1, 2, 4) for seed in range(5))]
+    options = EvalOptions(dataset=parts, batch_size=2)
     with ThreadPoolExecutor(max_workers=2) as pool:
-        encoded = ObjectEncoder(parts, settings, pool, 2, 2).encode(bolt, detector, lambda: None)
+        encoded = ObjectEncoder(parts, settings, pool, options).encode(bolt, detector, lambda: None)
     drawn = {reference for references in encoded.references for reference in references}
     assert len(drawn) == 5
     assert encoder.count == 6 + len(drawn)

@@ -12,10 +12,11 @@ from helpers import EVAL_SETTINGS, GoldenCase, draw_object, read_csv, read_recor
 from aprilcli.core.metrics import METRICS
 from aprilcli.io.paper_tables import paper_objects, paper_value
 from aprilcli.workflows import eval_report
-from aprilcli.workflows.eval_encoding import Setting
+from aprilcli.workflows.eval_references import Setting
+from aprilcli.workflows.eval_results import Report, Result
 
 
-def test_scores_csv_has_a_row_per_picture_and_setting(
+def test_scores_csv_has_a_row_per_image_and_setting(
     parts: Path, model: list[str], golden_vit: GoldenCase, tmp_path: Path
 ) -> None:
     run_eval(parts, tmp_path / "out", *model, *EVAL_SETTINGS)
@@ -81,7 +82,7 @@ def test_the_table_is_on_stdout_uncut_and_notes_are_on_stderr(parts: Path, model
     assert lines[6].split() == ["1", "metal_nut", *" ".join(cells).split()]
     assert "70 x 70" in result.stdout
     assert "layout mvtec, 2 objects" in result.stderr
-    assert "bolt: 5 good to learn from; test: 3 good, 3 anomalous (scratch 3), 3 masks" in result.stderr
+    assert "bolt: 5 good for training; test: 3 good, 3 anomalous (scratch 3), 3 masks" in result.stderr
     assert "shots" not in result.stderr
     quiet = run_eval(parts, tmp_path / "quiet", *model, *EVAL_SETTINGS, "--quiet")
     assert quiet.stderr == ""
@@ -89,14 +90,14 @@ def test_the_table_is_on_stdout_uncut_and_notes_are_on_stderr(parts: Path, model
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_the_papers_values_stand_beside_those_of_the_paper_model(whole: bool) -> None:
+def test_the_papers_values_are_shown_beside_those_of_the_paper_model(whole: bool) -> None:
     names = paper_objects("mvtec") if whole else ("bottle", "metal_nut")
     results = [
-        eval_report.Result(name, name, Setting(1, seed), (), dict.fromkeys(METRICS, 0.5 + seed / 10), ())
+        Result(name, name, Setting(1, seed), (), dict.fromkeys(METRICS, 0.5 + seed / 10), ())
         for name in names
         for seed in (0, 1)
     ]
-    lines = eval_report.draw_table(eval_report.Report(tuple(results), (), paper="mvtec")).splitlines()
+    lines = eval_report.draw_table(Report(tuple(results), (), paper="mvtec")).splitlines()
     bottle = next(number for number, line in enumerate(lines) if line.split()[:2] == ["1", "bottle"])
     value, deviation = paper_value("mvtec", 1, "bottle", "auroc_segm")
     assert lines[bottle + 1].split()[1:5] == ["paper", f"{value:.1f}", "±", f"{deviation:.1f}"]
@@ -104,14 +105,14 @@ def test_the_papers_values_stand_beside_those_of_the_paper_model(whole: bool) ->
     assert lines[bottle + 1].split()[-1] == lines[bottle + 2].split()[-1] == "-"  # the paper has no vand
     mean = next(number for number, line in enumerate(lines) if line.split()[:2] == ["1", "mean"])
     assert (mean + 1 < len(lines) and "paper" in lines[mean + 1]) == whole
-    described = eval_report.describe_report(eval_report.Report(tuple(results), (), paper="mvtec"))["summaries"]
+    described = eval_report.describe_report(Report(tuple(results), (), paper="mvtec"))["summaries"]
     described_bottle = next(one for one in described if one["object"] == "bottle")
     assert described_bottle["paper"]["auroc_segm"] == pytest.approx(value / 100)
     assert ("paper" in described[-1]) == whole
-    assert "paper" not in eval_report.draw_table(eval_report.Report(tuple(results), ()))
+    assert "paper" not in eval_report.draw_table(Report(tuple(results), ()))
 
 
-def test_names_that_look_like_markup_stand_in_the_table(parts: Path, model: list[str], tmp_path: Path) -> None:
+def test_names_that_look_like_markup_are_literal_in_the_table(parts: Path, model: list[str], tmp_path: Path) -> None:
     for name, odd in (("bolt", "[red]bolt"), ("metal_nut", "\x1b[31mnut[")):
         (parts / name).rename(parts / odd)
     draw_object(parts / "x[" / "y]", 300)  # "[/" would close a style that is not open

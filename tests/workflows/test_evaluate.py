@@ -17,6 +17,7 @@ from helpers import (
     draw_image,
     draw_mask,
     draw_object,
+    make_gray,
     read_csv,
     read_record,
     run_and_signal,
@@ -26,13 +27,13 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from aprilcli.cli import app
+from aprilcli.core.maps import resize_mask
 from aprilcli.core.memory_bank import Source, build
 from aprilcli.core.metrics import METRICS, PixelScores, image_metrics, vand
 from aprilcli.core.projector import save_projector
-from aprilcli.core.training_set import resize_mask
 from aprilcli.io.datasets import read_dataset, read_mask
 from aprilcli.io.images import read_image
-from aprilcli.workflows import evaluate
+from aprilcli.workflows import evaluate, loading
 
 
 def renamed_projector(golden_vit: GoldenCase, path: Path, trained_on: str, **fields: object) -> Path:
@@ -74,7 +75,7 @@ def measure_directly(golden: GoldenCase, root: Path, name: str, references: list
 
 
 @pytest.mark.parametrize("fusion", ["sum", "authors"])
-def test_every_number_is_that_of_a_detector_with_a_bank_of_its_own(
+def test_every_number_equals_that_of_a_detector_with_its_own_bank(
     parts: Path, model: list[str], golden_vit: GoldenCase, tmp_path: Path, fusion: str
 ) -> None:
     out = tmp_path / "out"
@@ -100,7 +101,9 @@ def test_the_same_run_gives_the_same_files_whatever_the_batch(parts: Path, model
         assert float(mine["score"]) == pytest.approx(float(theirs["score"]), abs=1e-5)
 
 
-def test_metrics_json_says_with_what(parts: Path, model: list[str], golden_vit: GoldenCase, tmp_path: Path) -> None:
+def test_metrics_json_records_settings_and_data(
+    parts: Path, model: list[str], golden_vit: GoldenCase, tmp_path: Path
+) -> None:
     run_eval(parts, tmp_path / "out", *model, *EVAL_SETTINGS)
     record = read_record(tmp_path / "out")
     assert record["model"]["fingerprint"] == golden_vit.backbone.spec.fingerprint
@@ -127,7 +130,7 @@ def test_metrics_json_says_with_what(parts: Path, model: list[str], golden_vit: 
 @pytest.mark.parametrize(
     ("trained_on", "leaks"), [("parts", True), ("PARTS", True), ("visa", False), ("", False), ("bolt", False)]
 )
-def test_leakage_is_announced(
+def test_leakage_is_reported(
     parts: Path, model: list[str], golden_vit: GoldenCase, tmp_path: Path, trained_on: str, leaks: bool
 ) -> None:
     projector = renamed_projector(golden_vit, tmp_path / "p.safetensors", trained_on)
@@ -137,7 +140,7 @@ def test_leakage_is_announced(
         assert bool(read_record(out)["leakage"]) == leaks
 
 
-def test_leakage_is_seen_by_name_of_the_benchmark_and_by_content(
+def test_leakage_is_recognised_by_name_of_the_benchmark_and_by_content(
     parts: Path, model: list[str], golden_vit: GoldenCase, tmp_path: Path
 ) -> None:
     run_eval(parts, tmp_path / "first", *model, "--shots", 0)
@@ -153,7 +156,7 @@ def test_leakage_is_seen_by_name_of_the_benchmark_and_by_content(
     assert "LEAKAGE" in run_eval(benchmark, tmp_path / "mvtec", *model, "--projector", projector, "--shots", 0).stdout
 
 
-def test_without_masks_pictures_alone_are_measured(tmp_path: Path, model: list[str]) -> None:
+def test_without_masks_only_images_are_measured(tmp_path: Path, model: list[str]) -> None:
     draw_object(tmp_path / "set" / "bolt", 100)
     draw_object(tmp_path / "set" / "cog", 200, masks=False)
     result = run_eval(tmp_path / "set", tmp_path / "out", *model, "--shots", 0)
@@ -169,7 +172,7 @@ def test_without_masks_pictures_alone_are_measured(tmp_path: Path, model: list[s
     assert "nan" not in result.stdout
 
 
-def test_what_cannot_be_measured_is_listed_and_left_out_of_the_pixels_alone(
+def test_unusable_masks_are_problems_and_only_their_pixels_are_left_out(
     parts: Path, model: list[str], golden_vit: GoldenCase, tmp_path: Path
 ) -> None:
     masks = parts / "bolt" / "ground_truth" / "scratch"
@@ -189,8 +192,8 @@ def test_what_cannot_be_measured_is_listed_and_left_out_of_the_pixels_alone(
         detection = detector.detect_file(parts / "bolt" / "test" / f"{name}.png")
         mask = None
         if "scratch" in name:
-            with Image.open(masks / "002_mask.png") as picture:
-                mask = resize_mask(np.asarray(picture) > 0, golden_vit.image_size)
+            with Image.open(masks / "002_mask.png") as image:
+                mask = resize_mask(np.asarray(image) > 0, golden_vit.image_size)
         pixels.add(detection.anomaly_map, mask)
     assert left["ap_segm"] == pytest.approx(pixels.metrics()["ap_segm"], abs=1e-9)
 
@@ -205,8 +208,8 @@ def test_a_defect_that_vanishes_at_the_models_size_is_a_problem(parts: Path, mod
     assert problem in result.stderr
 
 
-def test_unreadable_pictures_get_rows_and_exit_3(parts: Path, model: list[str], tmp_path: Path) -> None:
-    (parts / "bolt" / "test" / "scratch" / "001.png").write_bytes(b"not a picture")
+def test_unreadable_images_get_rows_and_exit_3(parts: Path, model: list[str], tmp_path: Path) -> None:
+    (parts / "bolt" / "test" / "scratch" / "001.png").write_bytes(b"not an image")
     result = run_eval(parts, tmp_path / "out", *model, "--shots", "0,1", "--seeds", 2)
     assert result.exit_code == 3
     broken = [row for row in read_csv(tmp_path / "out" / "scores.csv") if row["status"] == "error"]
@@ -220,15 +223,38 @@ def test_unreadable_pictures_get_rows_and_exit_3(parts: Path, model: list[str], 
     assert "mean" in result.stdout
 
 
-def test_default_shots_are_those_there_are_photos_for(tmp_path: Path, model: list[str]) -> None:
+def test_images_of_twelve_bits_are_read_with_the_range(parts: Path, model: list[str], tmp_path: Path) -> None:
+    wide = make_gray(Path(shutil.copytree(parts, tmp_path / "wide" / "parts")), 4095)
+    settings = (*model, "--shots", "0,1", "--seeds", 1, "--calibrate")
+    run_eval(make_gray(parts), tmp_path / "gray", *settings)
+    result = run_eval(wide, tmp_path / "ranged", *settings, "--range", "0,4095")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "ranged" / "metrics.csv").read_bytes() == (tmp_path / "gray" / "metrics.csv").read_bytes()
+    assert read_record(tmp_path / "ranged")["options"]["value_range"] == [0, 4095]
+    run_eval(wide, tmp_path / "dark", *settings)
+    assert (tmp_path / "dark" / "metrics.csv").read_bytes() != (tmp_path / "gray" / "metrics.csv").read_bytes()
+
+
+def test_images_above_the_limit_of_pixels_are_left_out(parts: Path, model: list[str], tmp_path: Path) -> None:
+    draw_image(parts / "bolt" / "test" / "good" / "large.png", 1, (61, 40))
+    draw_image(parts / "bolt" / "train" / "good" / "large.png", 2, (61, 40))
+    result = run_eval(parts, tmp_path / "out", *model, "--shots", "5", "--seeds", 1, "--max-pixels", 60 * 40)
+    assert result.exit_code == 3
+    record = read_record(tmp_path / "out")
+    assert (record["unreadable"], record["options"]["max_pixels"]) == (1, 2400)
+    assert all("large.png" in problem for problem in record["problems"])
+    assert not any("large" in path for result in record["results"] for path in result["references"])
+
+
+def test_default_shots_are_limited_by_the_training_images(tmp_path: Path, model: list[str]) -> None:
     draw_object(tmp_path / "bolt", 1, train=3)
     result = run_eval(tmp_path / "bolt", tmp_path / "three", *model, "--seeds", 1)
     assert {one["shots"] for one in read_record(tmp_path / "three")["results"]} == {0, 1, 2}
-    assert "3 good training photos: evaluating 0, 1, 2 shots" in result.stderr
+    assert "3 good training images: evaluating 0, 1, 2 shots" in result.stderr
     shutil.rmtree(tmp_path / "bolt" / "train")
     result = run_eval(tmp_path / "bolt", tmp_path / "none", *model)
     assert {one["shots"] for one in read_record(tmp_path / "none")["results"]} == {0}
-    assert "0 good training photos: evaluating 0 shots" in result.stderr
+    assert "0 good training images: evaluating 0 shots" in result.stderr
 
 
 def test_only_the_paper_model_on_its_data_is_compared(
@@ -237,7 +263,7 @@ def test_only_the_paper_model_on_its_data_is_compared(
     benchmark = draw_object(tmp_path / "benchmark" / "metal_nut", 300).parent
     own = draw_object(tmp_path / "own" / "bolt", 300).parent
     assert "paper" not in run_eval(benchmark, tmp_path / "other", *model, "--shots", 0).stdout
-    monkeypatch.setattr(evaluate, "load_backbone", lambda *_, **__: golden_vit.backbone)
+    monkeypatch.setattr(loading, "load_backbone", lambda *_, **__: golden_vit.backbone)
     monkeypatch.setattr(evaluate, "load_projector", lambda *_, **__: golden_vit.projector)
     assert "  paper" in run_eval(benchmark, tmp_path / "paper", "--model", "paper", "--shots", 0).stdout
     assert "  paper" not in run_eval(own, tmp_path / "own-out", "--model", "paper", "--shots", 0).stdout
@@ -257,7 +283,7 @@ def test_a_model_without_a_projector_has_few_shot_maps_only(
     assert [row["map_max"] == "" for row in rows] == [True] * 6 + [False] * 6
 
 
-def test_results_are_never_overwritten_unasked(parts: Path, model: list[str], tmp_path: Path) -> None:
+def test_results_are_never_overwritten_without_the_option(parts: Path, model: list[str], tmp_path: Path) -> None:
     out = tmp_path / "out"
     run_eval(parts, out, *model, "--shots", 0, "--maps")
     before = (out / "metrics.csv").read_bytes()
@@ -282,28 +308,28 @@ def line_of(result: Result) -> str:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "said"),
+    ("arguments", "code", "expected"),
     [
         (["missing"], 1, "no such folder"),
         (["empty"], 1, "no labelled folder"),
         (["parts", "--layout", "btad"], 1, "no labelled folder (btad)"),
-        (["parts", "--layout", "mvtek"], 1, "layout mvtek is unknown"),
+        (["parts", "--layout", "mvtek"], 2, "unknown layout mvtek"),
         (["parts", "--objects", "bolt,cog"], 2, "--objects cog"),
         (["parts", "--shots=-1"], 2, "--shots"),
-        (["parts", "--shots", "0,6"], 1, "bolt has 5 good training photos, too few for 6 shots"),
+        (["parts", "--shots", "0,6"], 1, "bolt has 5 good training images, too few for 6 shots"),
         (["parts", "--out", "notes.txt"], 1, "notes.txt"),
         (["parts", "--model", "ViT-Z-99"], 1, "unknown model"),
     ],
 )
 def test_bad_input_is_one_line(
-    parts: Path, model: list[str], monkeypatch: pytest.MonkeyPatch, arguments: list[str], code: int, said: str
+    parts: Path, model: list[str], monkeypatch: pytest.MonkeyPatch, arguments: list[str], code: int, expected: str
 ) -> None:
     monkeypatch.chdir(parts.parent)
     Path("empty").mkdir()
     Path("notes.txt").write_text("hello")
     result = CliRunner().invoke(app, ["eval", *arguments[:1], *model, *arguments[1:], "--device", "cpu"])
     assert result.exit_code == code
-    assert said in line_of(result)
+    assert expected in line_of(result)
 
 
 def test_nan_is_never_written_as_a_number(tmp_path: Path, model: list[str]) -> None:
@@ -317,7 +343,7 @@ def test_nan_is_never_written_as_a_number(tmp_path: Path, model: list[str]) -> N
     assert not math.isnan(float(read_csv(tmp_path / "out" / "scores.csv")[0]["score"]))
 
 
-def test_a_second_evaluation_into_the_folder_is_refused_before_anything_is_loaded(
+def test_a_second_evaluation_into_the_folder_is_refused_before_loading(
     parts: Path, model: list[str], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
@@ -325,12 +351,12 @@ def test_a_second_evaluation_into_the_folder_is_refused_before_anything_is_loade
     with filelock.FileLock(out / ".lock"):
         refused = run_eval(parts, out, "--model", "ViT-Z-99")
     assert refused.exit_code == 1
-    assert f"{out}: another eval is writing there" in line_of(refused)
+    assert f"{out}: another eval is writing here" in line_of(refused)
     assert run_eval(parts, out, *model, "--shots", 0).exit_code == 0
     assert "already holds results" in line_of(run_eval(parts, out, "--model", "ViT-Z-99"))
 
 
-def test_what_a_killed_evaluation_left_is_taken_away(parts: Path, model: list[str], tmp_path: Path) -> None:
+def test_files_left_by_a_killed_evaluation_are_removed(parts: Path, model: list[str], tmp_path: Path) -> None:
     out = tmp_path / "out"
     left = [out / ".aprilcli-1.csv", out / "anomaly_maps" / "bolt" / ".aprilcli-2.tiff"]
     others = out / "elsewhere" / ".aprilcli-3.csv"  # in a folder that is not ours
@@ -343,7 +369,9 @@ def test_what_a_killed_evaluation_left_is_taken_away(parts: Path, model: list[st
 
 
 @pytest.mark.parametrize("name", ["a" * 300, "file/out"])
-def test_a_place_that_cannot_be_written_is_one_line(parts: Path, model: list[str], tmp_path: Path, name: str) -> None:
+def test_an_output_folder_that_cannot_be_written_is_one_line(
+    parts: Path, model: list[str], tmp_path: Path, name: str
+) -> None:
     (tmp_path / "file").write_text("")
     result = run_eval(parts, tmp_path / name, *model, "--shots", 0)
     assert result.exit_code == 1

@@ -17,8 +17,8 @@ HEADER = "path,status,score,text_score,map_max,p_value,threshold,verdict,width,h
 
 
 @pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    folder = tmp_path / "photos"
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
     draw_image(folder / "b" / "two.png", 2)
     draw_image(folder / "a.jpg", 1, (33, 20))
     draw_image(folder / "b" / "one.PNG", 3)
@@ -33,15 +33,15 @@ def bare_model(golden_vit: GoldenCase, tmp_path: Path) -> Path:
     return folder
 
 
-def test_golden_numbers_come_out_of_the_files(golden: GoldenCase, tmp_path: Path) -> None:
-    photos = tmp_path / "photos"
-    photos.mkdir()
+def test_the_files_hold_the_golden_numbers(golden: GoldenCase, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
     for query in QUERIES:
-        shutil.copy(GOLDEN / "images" / f"{query}.png", photos)
+        shutil.copy(GOLDEN / "images" / f"{query}.png", images)
     out = tmp_path / "out"
     arguments = ["--model", golden.folder, "--image-size", golden.image_size, "--object", "metal nut"]
     arguments += ["--stages", ",".join(map(str, golden.stages)), "--map-size", "model", "--out", out]
-    assert run_scan(photos, *arguments).exit_code == 0
+    assert run_scan(images, *arguments).exit_code == 0
     for row, query in zip(read_rows(out), QUERIES, strict=True):
         expected = golden.numbers[f"{query}/zero_shot_map"]
         written = torch.from_numpy(tifffile.imread(out / "maps" / f"{query}.png.tiff"))
@@ -51,9 +51,9 @@ def test_golden_numbers_come_out_of_the_files(golden: GoldenCase, tmp_path: Path
         assert row["score"] == row["text_score"]
 
 
-def test_one_sorted_row_and_one_map_per_picture(photos: Path, model: list[str], tmp_path: Path) -> None:
+def test_one_sorted_row_and_one_map_per_image(images: Path, model: list[str], tmp_path: Path) -> None:
     out = tmp_path / "out"
-    result = run_scan(photos, *model, "--out", out)
+    result = run_scan(images, *model, "--out", out)
     assert result.exit_code == 0, result.output
     assert (out / "scores.csv").read_bytes().split(b"\r\n")[0].decode() == HEADER
     assert [row["path"] for row in read_rows(out)] == ["a.jpg", "b/one.PNG", "b/two.png"]
@@ -67,12 +67,12 @@ def test_one_sorted_row_and_one_map_per_picture(photos: Path, model: list[str], 
         assert len(tiff.pages) == 1
         assert (values.dtype, values.shape, page.compression.name) == (np.float32, (20, 33), "ADOBE_DEFLATE")
         assert json.loads(page.description)["range"] == [float(values.min()), float(values.max())]
-    with Image.open(out / "maps" / "a.jpg.tiff") as picture:  # another reader sees the same values
-        assert np.array_equal(np.asarray(picture), values)
+    with Image.open(out / "maps" / "a.jpg.tiff") as image:  # another reader sees the same values
+        assert np.array_equal(np.asarray(image), values)
 
 
-def test_run_json_says_with_what(photos: Path, model: list[str], golden_vit: GoldenCase, tmp_path: Path) -> None:
-    run_scan(photos, *model, "--out", tmp_path / "out")
+def test_run_json_records_settings(images: Path, model: list[str], golden_vit: GoldenCase, tmp_path: Path) -> None:
+    run_scan(images, *model, "--out", tmp_path / "out")
     run = json.loads((tmp_path / "out" / "run.json").read_text())
     assert run["model"]["fingerprint"] == golden_vit.backbone.spec.fingerprint
     assert run["projector"]["fingerprint"] == golden_vit.projector.identity["fingerprint"]
@@ -82,13 +82,13 @@ def test_run_json_says_with_what(photos: Path, model: list[str], golden_vit: Gol
     assert run["versions"]["torch"]
 
 
-def test_a_score_depends_on_nothing_but_its_picture(photos: Path, model: list[str], tmp_path: Path) -> None:
-    draw_image(photos / "c.png", 4)
-    run_scan(photos, *model, "--out", tmp_path / "one")
-    run_scan(photos, *model, "--out", tmp_path / "batch", "--batch-size", 3, "--workers", 1)
+def test_a_score_depends_only_on_its_image(images: Path, model: list[str], tmp_path: Path) -> None:
+    draw_image(images / "c.png", 4)
+    run_scan(images, *model, "--out", tmp_path / "one")
+    run_scan(images, *model, "--out", tmp_path / "batch", "--batch-size", 3, "--workers", 1)
     alone = tmp_path / "alone"
     alone.mkdir()
-    shutil.copy(photos / "c.png", alone)
+    shutil.copy(images / "c.png", alone)
     run_scan(alone, *model, "--out", tmp_path / "single")
     one, batch = read_rows(tmp_path / "one"), read_rows(tmp_path / "batch")
     for mine, theirs in zip(one, batch, strict=True):
@@ -97,9 +97,9 @@ def test_a_score_depends_on_nothing_but_its_picture(photos: Path, model: list[st
     assert read_rows(tmp_path / "single")[0] == {**one[-1], "path": "c.png"}
 
 
-def test_unreadable_files_get_their_row_and_exit_3(photos: Path, model: list[str], tmp_path: Path) -> None:
-    (photos / "b" / "broken.jpg").write_bytes(b"not a picture")
-    result = run_scan(photos, *model, "--out", tmp_path / "out")
+def test_unreadable_files_get_their_row_and_exit_3(images: Path, model: list[str], tmp_path: Path) -> None:
+    (images / "b" / "broken.jpg").write_bytes(b"not an image")
+    result = run_scan(images, *model, "--out", tmp_path / "out")
     assert result.exit_code == 3
     broken = read_rows(tmp_path / "out")[1]
     assert (broken["path"], broken["status"], broken["score"]) == ("b/broken.jpg", "error", "")
@@ -108,106 +108,106 @@ def test_unreadable_files_get_their_row_and_exit_3(photos: Path, model: list[str
     assert "1 could not be read" in result.stdout
 
 
-def test_summary_names_the_five_highest_on_stdout_and_stderr_keeps_the_notes(model: list[str], tmp_path: Path) -> None:
+def test_the_summary_on_stdout_has_the_five_highest_scores_and_stderr_the_notes(
+    model: list[str], tmp_path: Path
+) -> None:
     for seed in range(7):
-        draw_image(tmp_path / "photos" / f"{seed}.png", seed)
-    result = run_scan(tmp_path / "photos", *model, "--out", tmp_path / "out")
+        draw_image(tmp_path / "images" / f"{seed}.png", seed)
+    result = run_scan(tmp_path / "images", *model, "--out", tmp_path / "out")
     scores = sorted(((float(row["score"]), row["path"]) for row in read_rows(tmp_path / "out")), reverse=True)
     named = [line.split()[1] for line in result.stdout.splitlines() if line.startswith("  ")]
     assert named == [path for _, path in scores[:5]]
     assert result.stderr == ""  # not a terminal: no bar; this model has nothing to say
 
 
-def test_threshold_gives_verdicts_and_fail_on_anomaly_exit_4(photos: Path, model: list[str], tmp_path: Path) -> None:
-    run_scan(photos, *model, "--out", tmp_path / "first")
+def test_threshold_gives_verdicts_and_fail_on_anomaly_exit_4(images: Path, model: list[str], tmp_path: Path) -> None:
+    run_scan(images, *model, "--out", tmp_path / "first")
     highest = max(read_rows(tmp_path / "first"), key=lambda row: float(row["score"]))
-    arguments = [photos, *model, "--threshold", highest["score"], "--fail-on-anomaly"]
+    arguments = [images, *model, "--threshold", highest["score"], "--fail-on-anomaly"]
     second = run_scan(*arguments, "--out", tmp_path / "second")
     assert second.exit_code == 4
-    assert f"1 anomalous, scoring {float(highest['score']):.4f} or more" in second.stdout
+    assert f"1 anomalous (score at least {float(highest['score']):.4f})" in second.stdout
     verdicts = {row["path"]: row["verdict"] for row in read_rows(tmp_path / "second")}
     assert verdicts == {path: "anomalous" if path == highest["path"] else "normal" for path in verdicts}
-    assert run_scan(photos, *model, "--threshold", 2, "--fail-on-anomaly", "--out", tmp_path / "third").exit_code == 0
+    assert run_scan(images, *model, "--threshold", 2, "--fail-on-anomaly", "--out", tmp_path / "third").exit_code == 0
 
 
-def test_a_false_alarm_rate_without_a_part_is_said_to_do_nothing(
-    photos: Path, model: list[str], tmp_path: Path
-) -> None:
-    result = run_scan(photos, *model, "--false-alarm-rate", 0.05, "--out", tmp_path / "out")
+def test_a_false_alarm_rate_without_a_part_gives_a_note(images: Path, model: list[str], tmp_path: Path) -> None:
+    result = run_scan(images, *model, "--false-alarm-rate", 0.05, "--out", tmp_path / "out")
     assert result.exit_code == 0
-    assert "--false-alarm-rate says nothing without --part" in result.stderr
+    assert "--false-alarm-rate has no effect without --part" in result.stderr
 
 
-def test_no_maps(photos: Path, model: list[str], tmp_path: Path) -> None:
-    assert run_scan(photos, *model, "--no-maps", "--out", tmp_path / "out").exit_code == 0
+def test_no_maps(images: Path, model: list[str], tmp_path: Path) -> None:
+    assert run_scan(images, *model, "--no-maps", "--out", tmp_path / "out").exit_code == 0
     assert not (tmp_path / "out" / "maps").exists()
     assert all(row["map_max"] for row in read_rows(tmp_path / "out"))
 
 
-def test_a_model_without_a_projector_scores_text_alone_and_says_so_once(
-    photos: Path, bare_model: Path, tmp_path: Path
+def test_a_model_without_a_projector_gives_text_scores_only_and_one_note(
+    images: Path, bare_model: Path, tmp_path: Path
 ) -> None:
-    result = run_scan(photos, "--model", bare_model, "--out", tmp_path / "out")
+    result = run_scan(images, "--model", bare_model, "--out", tmp_path / "out")
     assert result.exit_code == 0
     assert result.stderr.count("no projector") == 1
     assert not (tmp_path / "out" / "maps").exists()
     assert all(row["score"] and not row["map_max"] for row in read_rows(tmp_path / "out"))
 
 
-def test_results_inside_the_scanned_folder_are_not_scanned(photos: Path, model: list[str]) -> None:
-    out = photos / "results"
-    assert run_scan(photos, *model, "--out", out).exit_code == 0
-    assert run_scan(photos, *model, "--out", out, "--overwrite").exit_code == 0
+def test_results_inside_the_scanned_folder_are_not_scanned(images: Path, model: list[str]) -> None:
+    out = images / "results"
+    assert run_scan(images, *model, "--out", out).exit_code == 0
+    assert run_scan(images, *model, "--out", out, "--overwrite").exit_code == 0
     assert len(read_rows(out)) == 3
 
 
-def test_results_are_never_overwritten_unasked(photos: Path, model: list[str], tmp_path: Path) -> None:
+def test_results_are_never_overwritten_without_the_option(images: Path, model: list[str], tmp_path: Path) -> None:
     out = tmp_path / "out"
-    run_scan(photos, *model, "--out", out)
+    run_scan(images, *model, "--out", out)
     before = (out / "scores.csv").read_bytes()
-    refused = run_scan(photos, *model, "--out", out)
+    refused = run_scan(images, *model, "--out", out)
     assert refused.exit_code == 1
     assert "--overwrite" in refused.stderr
-    (photos / "a.jpg").unlink()
+    (images / "a.jpg").unlink()
     assert (out / "scores.csv").read_bytes() == before
-    assert run_scan(photos, *model, "--out", out, "--overwrite").exit_code == 0
+    assert run_scan(images, *model, "--out", out, "--overwrite").exit_code == 0
     assert not (out / "maps" / "a.jpg.tiff").exists()  # nothing of the old run is left
 
 
 @pytest.mark.parametrize(
-    ("folder", "arguments", "code", "said"),
+    ("folder", "arguments", "code", "expected"),
     [
         ("missing", [], 1, "does not exist"),
-        ("empty", [], 1, "no pictures"),
+        ("empty", [], 1, "no images"),
         ("notes.txt", [], 1, "not a folder"),
-        ("photos", ["--model", "ViT-Z-99"], 1, "unknown model"),
-        ("photos", ["--model", "paper"], 1, "--model tiny"),
-        ("photos", ["--stages", "2,4,6,9"], 2, "8 stages"),
-        ("photos", ["--image-size", "60"], 2, "multiple of 14"),
-        ("photos", ["--projector", "missing.safetensors"], 1, "missing.safetensors"),
-        ("photos", ["--projector", "notes.txt"], 1, "notes.txt"),
-        ("photos", ["--out", "notes.txt"], 1, "notes.txt"),
+        ("images", ["--model", "ViT-Z-99"], 1, "unknown model"),
+        ("images", ["--model", "paper"], 1, "use the model tiny"),
+        ("images", ["--stages", "2,4,6,9"], 2, "8 stages"),
+        ("images", ["--image-size", "60"], 2, "multiple of 14"),
+        ("images", ["--projector", "missing.safetensors"], 1, "missing.safetensors"),
+        ("images", ["--projector", "notes.txt"], 1, "notes.txt"),
+        ("images", ["--out", "notes.txt"], 1, "notes.txt"),
     ],
 )
 def test_bad_input_is_one_line(
-    photos: Path,
+    images: Path,
     model: list[str],
     monkeypatch: pytest.MonkeyPatch,
     folder: str,
     arguments: list[str],
     code: int,
-    said: str,
+    expected: str,
 ) -> None:
-    monkeypatch.chdir(photos.parent)
+    monkeypatch.chdir(images.parent)
     Path("empty").mkdir()
     Path("notes.txt").write_text("hello")
     result = run_scan(folder, *model, *arguments)
     assert result.exit_code == code
-    assert said in error_line(result)
+    assert expected in error_line(result)
 
 
 def test_a_projector_for_another_model_is_refused_with_both_sides(
-    golden_vit: GoldenCase, golden: GoldenCase, photos: Path, tmp_path: Path
+    golden_vit: GoldenCase, golden: GoldenCase, images: Path, tmp_path: Path
 ) -> None:
     stages = ",".join(map(str, golden.stages))
     arguments = [
@@ -218,7 +218,7 @@ def test_a_projector_for_another_model_is_refused_with_both_sides(
         "--projector",
         golden_vit.folder / "projector.safetensors",
     ]
-    result = run_scan(photos, *arguments, "--image-size", golden.image_size, "--out", tmp_path / "out")
+    result = run_scan(images, *arguments, "--image-size", golden.image_size, "--out", tmp_path / "out")
     if golden.folder == golden_vit.folder:
         assert result.exit_code == 0
         return
@@ -228,16 +228,16 @@ def test_a_projector_for_another_model_is_refused_with_both_sides(
     assert "activation gelu against quickgelu" in line or "stage_widths 64,64,64,64 against 64,128,256,512" in line
 
 
-def test_a_projector_of_another_stage_count_is_refused(golden_vit: GoldenCase, photos: Path, tmp_path: Path) -> None:
-    result = run_scan(photos, "--model", golden_vit.folder, "--stages", "2,4,6", "--out", tmp_path / "out")
+def test_a_projector_of_another_stage_count_is_refused(golden_vit: GoldenCase, images: Path, tmp_path: Path) -> None:
+    result = run_scan(images, "--model", golden_vit.folder, "--stages", "2,4,6", "--out", tmp_path / "out")
     assert "stages 2,4,6,8 against 2,4,6" in error_line(result)
 
 
-@pytest.mark.parametrize("arguments", [["x" * 300], ["photos", "--out", "y" * 300], ["photos", "--model", "z" * 300]])
+@pytest.mark.parametrize("arguments", [["x" * 300], ["images", "--out", "y" * 300], ["images", "--model", "z" * 300]])
 def test_names_longer_than_any_path_are_one_line(
-    photos: Path, model: list[str], monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+    images: Path, model: list[str], monkeypatch: pytest.MonkeyPatch, arguments: list[str]
 ) -> None:
-    monkeypatch.chdir(photos.parent)
+    monkeypatch.chdir(images.parent)
     result = run_scan(arguments[0], *model, *arguments[1:])
     assert result.exit_code == 1
     error_line(result)

@@ -1,4 +1,4 @@
-"""`scan` over a folder of every kind of picture: one score whatever the form, or one row that says why not."""
+"""`scan` over a folder of every kind of image file: the same score for each form, or a row with the reason."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from image_kinds import bitmap_forms, bomb, colour_forms, encoded, grey_forms, lossy_forms, png, wide
+from image_kinds import bitmap_forms, bomb, color_forms, encoded, gray_forms, lossy_forms, png, wide
 from PIL import Image
 from typer.testing import CliRunner, Result
 
 from aprilcli.cli import app
-from aprilcli.io.images import MAX_SCANS, SOME_PAGE, TRANSPARENT
+from aprilcli.io.images import MAX_SCANS, NOTE_PAGES, NOTE_TRANSPARENT
 
 SAMPLE = Path(__file__).parents[1] / "samples" / "washer_crack_3.png"
-SIXTEEN_BIT_TOLERANCE = 2e-3  # between a 16-bit picture's score and its 8-bit copy's
-LOSSY_TOLERANCE = 0.1  # JPEG and palettes change a picture itself
+SIXTEEN_BIT_TOLERANCE = 2e-3  # between the scores of a 16-bit image and its 8-bit copy
+LOSSY_TOLERANCE = 0.1  # JPEG and palettes change the pixels
 
 
 def scan(folder: Path, out: Path, *more: str) -> tuple[Result, dict[str, dict[str, str]]]:
@@ -26,8 +26,8 @@ def scan(folder: Path, out: Path, *more: str) -> tuple[Result, dict[str, dict[st
 
 
 @pytest.fixture
-def colour() -> np.ndarray:
-    """A sample with a white frame, which is clear in the forms with alpha."""
+def color() -> np.ndarray:
+    """Return a sample with a white frame, which is transparent in the forms with alpha."""
     values = np.asarray(Image.open(SAMPLE).convert("RGB")).copy()
     values[:3] = values[-3:] = 255
     return values
@@ -37,38 +37,38 @@ def file_name(kind: str) -> str:
     return f"{kind}.{kind.split()[0].strip(',')}"
 
 
-def damaged_forms(whole: dict[str, bytes]) -> dict[str, tuple[bytes, str]]:
-    """Files that are no pictures, by name, each with what its row must say."""
-    jpeg = whole["jpg progressive"]
+def damaged_forms(files: dict[str, bytes]) -> dict[str, tuple[bytes, str]]:
+    """Return damaged files by name, each with a part of the error that its row must hold."""
+    jpeg = files["jpg progressive"]
     start = jpeg.index(b"\xff\xda")
     scan_header = jpeg[start : start + 2 + int.from_bytes(jpeg[start + 2 : start + 4], "big")]
-    cut = {f"{name}, cut": (content[: len(content) // 2], "") for name, content in whole.items()}
+    cut = {f"{name}, cut": (content[: len(content) // 2], "") for name, content in files.items()}
     canvas = b"VP8X" + bytes([10, 0, 0, 0]) + bytes(4) + b"\xff" * 6
     return cut | {
         "png empty": (b"", "the file is empty"),
-        "jpg text": (b"hello", "not a picture, or not in a known format"),
-        "png gif": (b"GIF89a\x01\x00\x01\x00", "not a picture, or not in a known format"),
-        "png bomb": (bomb(whole["png"]), "20000 x 20000 pixels are more than the limit"),
+        "jpg text": (b"hello", "not an image, or not in a supported format"),
+        "png gif": (b"GIF89a\x01\x00\x01\x00", "not an image, or not in a supported format"),
+        "png bomb": (bomb(files["png"]), "20000 x 20000 pixels are more than the limit"),
         "webp bomb": (b"RIFF" + bytes([22, 0, 0, 0]) + b"WEBP" + canvas, "16777216 x 16777216 pixels"),
         "pgm bomb": (b"P5 99999 99999 255\n" + bytes(100), "99999 x 99999 pixels are more than the limit"),
         "jpg endless": (jpeg[:start] + scan_header * (MAX_SCANS + 1) + jpeg[start:], "scans"),
     }
 
 
-def test_every_kind_of_picture_in_one_folder(tmp_path: Path, colour: np.ndarray) -> None:
-    folder = tmp_path / "photos"
+def test_every_kind_of_image_in_one_folder(tmp_path: Path, color: np.ndarray) -> None:
+    folder = tmp_path / "images"
     folder.mkdir()
-    grey = np.asarray(Image.fromarray(colour).convert("L"))
-    groups = {"colour": colour_forms(colour), "grey": grey_forms(grey), "lossy": lossy_forms(colour)}
-    groups["bitmap"] = bitmap_forms(grey)
+    gray = np.asarray(Image.fromarray(color).convert("L"))
+    groups = {"color": color_forms(color), "gray": gray_forms(gray), "lossy": lossy_forms(color)}
+    groups["bitmap"] = bitmap_forms(gray)
     groups["odd"] = {
         "png, one pixel": encoded("PNG", np.full((1, 1), 200, np.uint8)),
         "jpg, 20000 x 30": encoded("JPEG", np.full((30, 20000, 3), 128, np.uint8)),
         "tif, 30 x 20000": encoded("TIFF", np.full((20000, 30), 128, np.uint8)),
         "JPG, upper case": groups["lossy"]["jpg"],
     }
-    groups["colour"] |= {"jpg, a PNG": groups["colour"]["png"], "bmp, a TIFF": groups["colour"]["tif"]}
-    damaged = damaged_forms({**groups["colour"], **groups["lossy"]})
+    groups["color"] |= {"jpg, a PNG": groups["color"]["png"], "bmp, a TIFF": groups["color"]["tif"]}
+    damaged = damaged_forms({**groups["color"], **groups["lossy"]})
     files = {file_name(kind): content for group in groups.values() for kind, content in group.items()}
     files |= {file_name(kind): content for kind, (content, _) in damaged.items()}
     for name, content in files.items():
@@ -81,20 +81,20 @@ def test_every_kind_of_picture_in_one_folder(tmp_path: Path, colour: np.ndarray)
         for name in group:
             row = rows[file_name(name)]
             assert row["status"] == "ok", (name, row["error"])
-            like = {"grey": "png grey.png"}.get(kind, "png.png")
-            tolerance = {"colour": SIXTEEN_BIT_TOLERANCE, "grey": SIXTEEN_BIT_TOLERANCE, "lossy": LOSSY_TOLERANCE}
+            like = {"gray": "png gray.png"}.get(kind, "png.png")
+            tolerance = {"color": SIXTEEN_BIT_TOLERANCE, "gray": SIXTEEN_BIT_TOLERANCE, "lossy": LOSSY_TOLERANCE}
             if kind in tolerance:
                 assert float(row["score"]) == pytest.approx(float(rows[like]["score"]), abs=tolerance[kind]), name
     for name, (_, reason) in damaged.items():
         row = rows[file_name(name)]
-        if row["status"] == "ok":  # what was cut off was a second page, or nothing that the first one needs
+        if row["status"] == "ok":  # the truncated part was a second page, or not needed for the first
             assert reason == ""
             assert any(word in name for word in ("pages", "animated", "two views"))
         else:
             assert reason in row["error"]
             assert row["error"].isprintable()
             assert row["score"] == ""
-    for note in (SOME_PAGE, TRANSPARENT):
+    for note in (NOTE_PAGES, NOTE_TRANSPARENT):
         assert result.stderr.count(note) == 1
     print()
     for kind in (*(kind for group in groups.values() for kind in group), *damaged):
@@ -103,26 +103,26 @@ def test_every_kind_of_picture_in_one_folder(tmp_path: Path, colour: np.ndarray)
     print(f"{len(rows)} files, {sum(row['status'] == 'ok' for row in rows.values())} scored")
 
 
-def test_twelve_bits_in_sixteen_score_as_their_eight_bit_copy(tmp_path: Path, colour: np.ndarray) -> None:
-    folder = tmp_path / "photos"
+def test_twelve_bits_in_sixteen_score_as_their_eight_bit_copy(tmp_path: Path, color: np.ndarray) -> None:
+    folder = tmp_path / "images"
     folder.mkdir()
-    grey = np.asarray(Image.fromarray(colour).convert("L"))
-    for name, values in (("grey.png", grey[..., None]), ("colour.png", colour)):
+    gray = np.asarray(Image.fromarray(color).convert("L"))
+    for name, values in (("gray.png", gray[..., None]), ("color.png", color)):
         (folder / name).write_bytes(png(wide(values) >> 4))
         (folder / f"eight {name}").write_bytes(png(values))
     result, rows = scan(folder, tmp_path / "out", "--range", "0,4095")
     assert result.exit_code == 0, result.output
-    for name in ("grey.png", "colour.png"):
-        scores = [float(rows[one]["score"]) for one in (name, f"eight {name}")]
+    for name in ("gray.png", "color.png"):
+        scores = [float(rows[path]["score"]) for path in (name, f"eight {name}")]
         assert scores[0] == pytest.approx(scores[1], abs=SIXTEEN_BIT_TOLERANCE)
-    assert scan(folder, tmp_path / "no range")[1]["grey.png"]["score"] != rows["grey.png"]["score"]
+    assert scan(folder, tmp_path / "no range")[1]["gray.png"]["score"] != rows["gray.png"]["score"]
 
 
-def test_the_limit_on_pixels_can_be_raised(tmp_path: Path, colour: np.ndarray) -> None:
-    folder = tmp_path / "photos"
+def test_the_limit_on_pixels_can_be_raised(tmp_path: Path, color: np.ndarray) -> None:
+    folder = tmp_path / "images"
     folder.mkdir()
-    (folder / "a.png").write_bytes(png(colour))
+    (folder / "a.png").write_bytes(png(color))
     result, rows = scan(folder, tmp_path / "low", "--max-pixels", "1000")
     assert result.exit_code == 3
-    assert "--max-pixels" in rows["a.png"]["error"]
+    assert "max-pixels" in rows["a.png"]["error"]
     assert scan(folder, tmp_path / "high", "--max-pixels", "100000")[0].exit_code == 0

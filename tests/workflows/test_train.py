@@ -28,6 +28,7 @@ from helpers import (
     draw_spotted_object,
     error_line,
     happens,
+    make_gray,
     run,
     run_train,
     start,
@@ -43,11 +44,11 @@ from aprilcli.core.backbone import load_backbone
 from aprilcli.core.metrics import auroc
 from aprilcli.core.projector import load_projector, save_projector
 from aprilcli.core.prompts import encode_prompts
-from aprilcli.core.training_set import prepare_input, split_validation, trainable_samples
+from aprilcli.core.training_set import prepare_input, split_validation, training_images
 from aprilcli.io.artifacts import read_header
 from aprilcli.io.datasets import read_dataset
 from aprilcli.types import ModelSpec
-from aprilcli.workflows import train as train_workflow
+from aprilcli.workflows import train_run
 
 
 @pytest.fixture
@@ -68,7 +69,9 @@ def report_of(out: Path) -> dict[str, object]:
     return dict(json.loads(out.with_name(out.name + ".json").read_text()))
 
 
-def test_it_learns_what_it_is_shown_and_scan_uses_it(parts: Path, model: list[str], tmp_path: Path) -> None:
+def test_training_learns_the_anomalies_and_scan_uses_the_projector(
+    parts: Path, model: list[str], tmp_path: Path
+) -> None:
     out = tmp_path / "projector.safetensors"
     result = run_train(parts, out, model, "--epochs", 8, "--lr", 0.005)
     assert result.exit_code == 0, result.output
@@ -104,7 +107,7 @@ def test_one_seed_gives_one_file_whatever_the_workers(parts: Path, model: list[s
 
 
 @pytest.mark.parametrize("step", [2, STEPS_PER_EPOCH + 2, 2 * STEPS_PER_EPOCH + 1])
-def test_stopped_and_resumed_is_never_stopped(
+def test_a_resumed_training_gives_the_same_file(
     parts: Path, model: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     straight, stopped = tmp_path / "straight.safetensors", tmp_path / "stopped.safetensors"
@@ -115,7 +118,7 @@ def test_stopped_and_resumed_is_never_stopped(
         result = run_train(parts, stopped, model, *arguments)
     done = (step - 1) // STEPS_PER_EPOCH
     assert result.exit_code == 130
-    assert f"stopped after epoch {done} of 3; --resume goes on from there" in result.stderr
+    assert f"stopped after epoch {done} of 3; continue with --resume" in result.stderr
     assert not stopped.exists()
     assert sorted(path.name for path in tmp_path.glob("stopped*")) == ["stopped.safetensors.checkpoint"]
     refused = run_train(parts, stopped, model, *arguments)
@@ -123,13 +126,13 @@ def test_stopped_and_resumed_is_never_stopped(
     assert "--resume" in error_line(refused)
     resumed = run_train(parts, stopped, model, *arguments, "--resume")
     assert resumed.exit_code == 0, resumed.output
-    assert f"going on after epoch {done} of 3" in resumed.stderr
+    assert f"continuing after epoch {done} of 3" in resumed.stderr
     assert stopped.read_bytes() == straight.read_bytes()
     names = sorted(path.name for path in tmp_path.glob("stopped*"))
     assert names == ["stopped.safetensors", "stopped.safetensors.json"]  # and no checkpoint
 
 
-def test_the_epoch_of_the_lowest_validation_loss_is_kept_and_said(
+def test_the_epoch_of_the_lowest_validation_loss_is_kept_and_reported(
     parts: Path, model: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, stopped, short = (tmp_path / f"{name}.safetensors" for name in ("out", "stopped", "short"))
@@ -141,8 +144,8 @@ def test_the_epoch_of_the_lowest_validation_loss_is_kept_and_said(
     fields = read_header(out).fields
     assert [record["val_loss"] for record in fields["history"]] == [3, 1, 2, 1]
     assert fields["kept_epoch"] == 2
-    assert "kept: epoch 2 of 4, the lowest validation loss; " in result.stdout
-    assert "7 pictures of 1 object, 3 more for validation" in result.stdout
+    assert "kept: epoch 2 of 4 (lowest validation loss); " in result.stdout
+    assert "7 images of 1 object, 3 more for validation" in result.stdout
     assert "epoch 1/4: loss " in result.stderr
     assert ", validation loss 3.0000, pixel AP 1.0000" in result.stderr
     losses += [3, 1]
@@ -156,14 +159,14 @@ def test_the_epoch_of_the_lowest_validation_loss_is_kept_and_said(
     assert stopped.read_bytes() == out.read_bytes()
 
 
-def test_validation_is_the_loss_and_the_pixel_ap_of_the_pictures_held_back(
+def test_validation_is_the_loss_and_the_pixel_ap_of_the_images_held_back(
     parts: Path, model: list[str], golden_vit: GoldenCase, tmp_path: Path
 ) -> None:
     for seed in range(10, 20):
         draw_spot(parts, "another", "good" if seed < 14 else "spot", seed)
     out = tmp_path / "p.safetensors"
     assert run_train(parts, out, model, "--val", 0.5, "--epochs", 1, "--batch-size", 2).exit_code == 0
-    samples = trainable_samples(read_dataset(parts))
+    samples = training_images(read_dataset(parts))
     _, held_back = split_validation(samples, 0.5, np.random.default_rng([0, 0]))
     backbone = load_backbone(str(golden_vit.folder), image_size=56, stages=(2, 4, 6, 8), device="cpu")
     projector = load_projector(str(out), "", backbone.spec)
@@ -188,7 +191,7 @@ def test_validation_is_the_loss_and_the_pixel_ap_of_the_pictures_held_back(
     assert record["val_pixel_ap"] == pytest.approx(np.mean(precisions), abs=1e-4)
 
 
-def test_the_file_says_how_it_was_made_and_the_json_also_when(
+def test_the_file_records_how_it_was_made_and_the_json_also_when(
     parts: Path, model: list[str], golden_vit: GoldenCase, tmp_path: Path
 ) -> None:
     out = tmp_path / "new" / "folder" / "projector.safetensors"
@@ -232,8 +235,8 @@ def test_public_sets_are_recognised_and_visa_is_not_composed(
 ) -> None:
     for seed, kind in enumerate(("good", "spot")):
         draw_spot(tmp_path / "set", name, kind, seed)
-    prompted, real = [], train_workflow.encode_prompts
-    monkeypatch.setattr(train_workflow, "encode_prompts", lambda b, name: prompted.append(name) or real(b, name))
+    prompted, real = [], train_run.encode_prompts
+    monkeypatch.setattr(train_run, "encode_prompts", lambda b, name: prompted.append(name) or real(b, name))
     out = tmp_path / "p.safetensors"
     assert run_train(tmp_path / "set", out, model, "--epochs", 1).exit_code == 0
     fields = read_header(out).fields
@@ -241,22 +244,22 @@ def test_public_sets_are_recognised_and_visa_is_not_composed(
     assert prompted == [name]  # as the folder spells it
 
 
-def test_it_trains_for_every_model_and_no_other_takes_the_projector(
+def test_it_trains_for_every_model_and_other_models_refuse_the_projector(
     golden: GoldenCase, golden_vit: GoldenCase, parts: Path, tmp_path: Path
 ) -> None:
-    out, photos = tmp_path / "p.safetensors", tmp_path / "photos"
-    draw_image(photos / "a.png")
+    out, images = tmp_path / "p.safetensors", tmp_path / "images"
+    draw_image(images / "a.png")
     model = ["--model", str(golden.folder), "--stages", ",".join(map(str, golden.stages)), "--device", "cpu"]
     assert run_train(parts, out, model, "--epochs", 1).exit_code == 0
-    fitting = run("scan", photos, *model, "--projector", out, "--out", tmp_path / "fitting")
+    fitting = run("scan", images, *model, "--projector", out, "--out", tmp_path / "fitting")
     assert fitting.exit_code == 0, fitting.output
     if golden.folder == golden_vit.folder:
         return
     other = ["--model", golden_vit.folder, "--stages", "2,4,6,8", "--device", "cpu"]
-    refused = run("scan", photos, *other, "--projector", out, "--out", tmp_path / "refused")
+    refused = run("scan", images, *other, "--projector", out, "--out", tmp_path / "refused")
     assert refused.exit_code == 1
-    said = "activation quickgelu against gelu" if "quickgelu" in golden.folder.name else "stage_widths"
-    assert said in error_line(refused)
+    expected = "activation quickgelu against gelu" if "quickgelu" in golden.folder.name else "stage_widths"
+    assert expected in error_line(refused)
 
 
 def test_the_encoder_may_compute_in_half_precision_the_projector_does_not(
@@ -304,8 +307,8 @@ def test_results_go_to_stdout_epochs_to_stderr_and_quiet_says_less(
 ) -> None:
     loud = run_train(parts, tmp_path / "a.safetensors", model, "--epochs", 2)
     assert [line.split(",")[0].split(": ")[0] for line in loud.stderr.splitlines()] == ["epoch 1/2", "epoch 2/2"]
-    assert loud.stdout.splitlines()[0].startswith("10 pictures of 1 object: 2 epochs in ")
-    assert loud.stdout.splitlines()[1].startswith("kept: epoch 2 of 2, the last; loss ")
+    assert loud.stdout.splitlines()[0].startswith("10 images of 1 object: 2 epochs in ")
+    assert loud.stdout.splitlines()[1].startswith("kept: epoch 2 of 2 (the last); loss ")
     assert loud.stdout.splitlines()[2] == f"projector: {tmp_path / 'a.safetensors'}"
     quiet = run_train(parts, tmp_path / "b.safetensors", model, "--epochs", 2, "--quiet")
     assert quiet.stderr == ""
@@ -329,12 +332,40 @@ def test_a_resume_with_other_settings_names_them(
     assert checkpoint.read_bytes() == before
 
 
-def test_resuming_where_nothing_was_begun_begins(parts: Path, model: list[str], tmp_path: Path) -> None:
+def test_images_of_twelve_bits_are_read_with_the_range(
+    parts: Path, model: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide = make_gray(Path(shutil.copytree(parts, tmp_path / "wide")), 4095)
+    gray, ranged, stopped = (tmp_path / f"{name}.safetensors" for name in ("gray", "ranged", "stopped"))
+    run_train(make_gray(parts), gray, model, "--epochs", 1)
+    result = run_train(wide, ranged, model, "--epochs", 1, "--range", "0,4095")
+    assert result.exit_code == 0, result.output
+    expected = weights_of(gray)
+    assert all(torch.equal(weight, expected[name]) for name, weight in weights_of(ranged).items())
+    assert report_of(ranged)["settings"]["range"] == [0, 4095]
+    assert report_of(gray)["settings"]["range"] is None
+    stop_in_second_epoch(wide, stopped, [*model, "--range", "0,4095"], monkeypatch)
+    refused = run_train(wide, stopped, model, "--epochs", 2, "--resume", "--range", "0,2047")
+    assert "settings range [0.0, 4095.0] against [0.0, 2047.0]" in error_line(refused)
+    again = [*model, "--epochs", 2, "--resume", "--range", "0,4095"]
+    assert run_train(wide, stopped, again).exit_code == 0
+
+
+def test_images_above_the_limit_of_pixels_are_refused(parts: Path, model: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "p.safetensors"
+    refused = run_train(parts, out, model, "--max-pixels", 40 * 30 - 1)
+    assert refused.exit_code == 1
+    assert "40 x 30 pixels" in error_line(refused)
+    assert run_train(parts, out, model, "--epochs", 1, "--max-pixels", 40 * 30).exit_code == 0
+    assert report_of(out)["settings"]["max_pixels"] == 1200
+
+
+def test_resuming_without_a_checkpoint_starts_a_training(parts: Path, model: list[str], tmp_path: Path) -> None:
     first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
     run_train(parts, first, model, "--epochs", 1)
     result = run_train(parts, second, model, "--epochs", 1, "--resume")
     assert result.exit_code == 0
-    assert "starts anew" in result.stderr
+    assert "no checkpoint; starting from the first epoch" in result.stderr
     assert first.read_bytes() == second.read_bytes()
 
 
@@ -347,7 +378,7 @@ def test_killed_while_the_last_files_were_written(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_workflow.reports, "write_json", killed)
+        patch.setattr(train_run.reports, "write_json", killed)
         assert run_train(parts, out, model, "--epochs", 1).exit_code == 130
     written = out.read_bytes()
     assert run_train(parts, out, model, "--epochs", 1, "--resume").exit_code == 0
@@ -355,27 +386,27 @@ def test_killed_while_the_last_files_were_written(
     assert report_of(out)["kept_epoch"] == 1
 
 
-def test_a_second_training_into_one_file_is_refused_while_the_first_lives(
+def test_a_second_training_into_one_file_is_refused_while_the_first_runs(
     parts: Path, model: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "p.safetensors"
-    said = []
+    lines = []
 
     def second(count: int) -> None:
         if count == 2:
-            said.extend(
+            lines.extend(
                 error_line(run_train(parts, out, model, "--quiet", *arguments)) for arguments in ([], ["--resume"])
             )
 
     with monkeypatch.context() as patch:
         before_each_step(patch, second)
         assert run_train(parts, out, model, "--epochs", 1).exit_code == 0
-    assert len(said) == 2
-    assert all("a training is writing it already" in line for line in said)
+    assert len(lines) == 2
+    assert all("another training is writing it" in line for line in lines)
     assert list(tmp_path.glob("*.checkpoint")) == []
 
 
-def test_what_is_there_is_never_overwritten(parts: Path, model: list[str], tmp_path: Path) -> None:
+def test_existing_files_are_never_overwritten(parts: Path, model: list[str], tmp_path: Path) -> None:
     for name in ("p.safetensors", "p.safetensors.json"):
         (tmp_path / name).write_text("mine")
         for arguments in ([], ["--resume"]):
@@ -387,7 +418,7 @@ def test_what_is_there_is_never_overwritten(parts: Path, model: list[str], tmp_p
 
 
 @pytest.mark.parametrize("what", ["step", "measure"])
-def test_a_loss_that_is_no_number_ends_the_training(
+def test_a_loss_that_is_not_finite_ends_the_training(
     parts: Path, model: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     real = getattr(training.ProjectorTrainer, what)
@@ -400,11 +431,11 @@ def test_a_loss_that_is_no_number_ends_the_training(
     monkeypatch.setattr(training.ProjectorTrainer, what, broken)
     result = run_train(parts, tmp_path / "p.safetensors", model, "--val", 0.34)
     assert result.exit_code == 2
-    assert "give a lower one" in error_line(result)
+    assert "use a lower rate" in error_line(result)
     assert list(tmp_path.glob("p.safetensors*")) == []
 
 
-def test_epochs_before_a_loss_that_is_none_are_kept(
+def test_epochs_before_a_loss_that_is_not_finite_are_kept(
     parts: Path, model: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, short = tmp_path / "p.safetensors", tmp_path / "q.safetensors"
@@ -418,7 +449,7 @@ def test_epochs_before_a_loss_that_is_none_are_kept(
         )
         result = run_train(parts, out, model, "--epochs", 3, "--quiet")
     assert result.exit_code == 2
-    assert "the loss became nan in epoch 2/3; give a lower one; --resume --epochs 1 keeps" in error_line(result)
+    assert "the loss became nan in epoch 2/3; use a lower rate; --resume --epochs 1 keeps" in error_line(result)
     assert run_train(parts, out, model, "--epochs", 1, "--resume").exit_code == 0
     assert out.read_bytes() == short.read_bytes()
 
@@ -433,20 +464,20 @@ def test_a_resume_may_ask_for_more_epochs_and_not_for_fewer_than_are_done(
         assert run_train(parts, out, model, "--epochs", 4).exit_code == 130
     result = run_train(parts, out, model, "--epochs", 1, "--resume")
     assert result.exit_code == 2
-    assert "--epochs 1: 2 are done already" in error_line(result)
+    assert "--epochs 1: 2 are done" in error_line(result)
     assert run_train(parts, out, model, "--epochs", 3, "--resume").exit_code == 0
     assert out.read_bytes() == straight.read_bytes()
 
 
 @pytest.mark.parametrize("allocate", [torch.empty, np.empty])
-def test_what_fails_in_the_first_epoch_leaves_nothing_in_the_way(
+def test_a_failure_in_the_first_epoch_leaves_no_checkpoint(
     parts: Path, model: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allocate: Callable[[int], object]
 ) -> None:
     with monkeypatch.context() as patch:
         before_each_step(patch, lambda _: allocate(2**50))
         result = run_train(parts, tmp_path / "p.safetensors", model)
         assert result.exit_code == 1
-        assert "not enough memory; give a smaller --batch-size" in error_line(result)
+        assert "not enough memory; use a smaller --batch-size" in error_line(result)
     assert run_train(parts, tmp_path / "p.safetensors", model, "--epochs", 1, "--batch-size", 2).exit_code == 0
 
 
@@ -495,7 +526,7 @@ def empty_mask(root: Path) -> None:
 
 def unreadable(root: Path) -> None:
     for name in ("good/001", "spot/006", "spot/007"):
-        (root / "steel_part" / "test" / f"{name}.png").write_bytes(b"not a picture")
+        (root / "steel_part" / "test" / f"{name}.png").write_bytes(b"not an image")
 
 
 def empty(root: Path) -> None:
@@ -517,21 +548,21 @@ def intact(_: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "arguments", "code", "said"),
+    ("change", "arguments", "code", "expected"),
     [
-        (only_good, [], 1, ["no anomalous pictures"]),
-        (only_spots, [], 1, ["no normal pictures"]),
-        (no_masks, [], 1, ["none of its anomalous pictures has a mask"]),
+        (only_good, [], 1, ["no anomalous images"]),
+        (only_spots, [], 1, ["no normal images"]),
+        (no_masks, [], 1, ["none of its anomalous images has a mask"]),
         (other_size, [], 1, ["005_mask.png: mask of 3 by 3 pixels", "spot/005.png of 40 by 30"]),
         (empty_mask, [], 1, ["005_mask.png: empty mask"]),
         (unreadable, [], 1, ["spot/006.png", "spot/007.png", "good/001.png", "2 more"]),
-        (empty, [], 1, ["no labelled pictures"]),
+        (empty, [], 1, ["no labelled images"]),
         (missing, [], 1, ["no such folder"]),
-        (intact, ["--layout", "imagenet"], 1, ["layout imagenet is unknown", "mvtec"]),
+        (intact, ["--layout", "imagenet"], 2, ["unknown layout imagenet", "mvtec"]),
         (intact, ["--layout", "visa"], 1, ["no labelled folder (visa)"]),
         (intact, ["--out", "p.pth"], 2, [".safetensors"]),
         (intact, ["--val", "1.0"], 2, ["--val 1.0"]),
-        (intact, ["--val", "0.1"], 2, ["of 6 anomalous pictures that is none"]),
+        (intact, ["--val", "0.1"], 2, ["too small to hold out any of 6 anomalous images"]),
         (intact, ["--mosaic", "-0.1"], 2, ["--mosaic -0.1"]),
         (intact, ["--lr", "0"], 2, ["--lr 0.0"]),
         (intact, ["--lr", "1e39"], 2, ["--lr 1e+39"]),
@@ -543,22 +574,22 @@ def intact(_: Path) -> None:
     ],
 )
 def test_refused_in_one_line_before_anything_is_written(
-    parts: Path, model: list[str], tmp_path: Path, change: object, arguments: list[str], code: int, said: list[str]
+    parts: Path, model: list[str], tmp_path: Path, change: object, arguments: list[str], code: int, expected: list[str]
 ) -> None:
     change(parts)  # type: ignore[operator]
     result = run_train(parts, tmp_path / "p.safetensors", model, "--quiet", *arguments)
     assert result.exit_code == code
     line = error_line(result)
-    assert all(words in line for words in said), line
+    assert all(words in line for words in expected), line
     assert {path.name for path in tmp_path.iterdir()} <= {parts.name, ".p.safetensors.lock"}
 
 
-def test_an_object_without_any_mask_is_said(parts: Path, model: list[str], tmp_path: Path) -> None:
+def test_an_object_without_any_mask_gives_a_note(parts: Path, model: list[str], tmp_path: Path) -> None:
     shutil.copytree(parts / "steel_part", parts / "brass_part")
     shutil.rmtree(parts / "brass_part" / "ground_truth")
     result = run_train(parts, tmp_path / "p.safetensors", model, "--epochs", 1)
     assert result.exit_code == 0
-    assert "brass_part: none of its 6 anomalous pictures has a mask; only good ones teach" in result.stderr
+    assert "brass_part: none of its 6 anomalous images has a mask; only good ones are used" in result.stderr
 
 
 def test_a_name_too_long_for_a_data_set(model: list[str], tmp_path: Path) -> None:
@@ -567,18 +598,20 @@ def test_a_name_too_long_for_a_data_set(model: list[str], tmp_path: Path) -> Non
     assert "File name too long" in error_line(result)
 
 
-def test_an_anomaly_without_a_mask_is_left_out_and_said(parts: Path, model: list[str], tmp_path: Path) -> None:
+def test_an_anomalous_image_without_a_mask_is_left_out_with_a_note(
+    parts: Path, model: list[str], tmp_path: Path
+) -> None:
     (parts / "steel_part" / "ground_truth" / "spot" / "005_mask.png").unlink()
     out = tmp_path / "p.safetensors"
     result = run_train(parts, out, model, "--epochs", 1)
     assert result.exit_code == 0
-    assert "left out of the data set, --verbose names them: 1" in result.stderr
+    assert "problems in the data set: 1 (list them with --verbose)" in result.stderr
     assert read_header(out).fields["data"]["anomalous"] == 5
     verbose = run_train(parts, tmp_path / "q.safetensors", model, "--epochs", 1, "--verbose")
     assert "spot/005.png" in verbose.stderr
 
 
-def test_a_place_that_cannot_be_written_is_refused_before_the_first_step(
+def test_an_output_folder_that_cannot_be_written_is_refused_before_the_first_step(
     parts: Path, model: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stop_in_step(monkeypatch, 1)
@@ -589,7 +622,9 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_first_step(
 
 
 @pytest.mark.slow
-def test_killed_at_any_moments_and_resumed_is_never_stopped(parts: Path, model: list[str], tmp_path: Path) -> None:
+def test_a_training_killed_at_any_moments_and_resumed_gives_the_same_file(
+    parts: Path, model: list[str], tmp_path: Path
+) -> None:
     straight, killed = tmp_path / "straight.safetensors", tmp_path / "killed.safetensors"
     checkpoint = killed.with_name(killed.name + ".checkpoint")
 

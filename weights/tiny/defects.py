@@ -1,14 +1,14 @@
-"""Drawn defects: each changes a picture and tells, pixel by pixel, where."""
+"""Drawn defects: each changes an image and gives the mask of the changed pixels."""
 
 from dataclasses import replace
 
 import cv2
 import numpy as np
 from numpy.random import Generator
-from products import Picture
-from textures import SIDE, XX, YY, blend, clouds, lines, noise
+from products import Scene
+from textures import SIDE, XX, YY, Array, blend, clouds, lines, noise
 
-# What each defect may be called in a caption.
+# States of a caption for each defect.
 WORDS: dict[str, tuple[str, ...]] = {
     "scratch": ("scratched {}", "{} with a scratch", "{} with scratches"),
     "hair": ("contaminated {}", "{} with a hair on it", "{} with a fibre"),
@@ -38,24 +38,24 @@ SURFACE = (
     "scratch", "scratch", "hair", "crack", "crack", "spots", "pit", "pit", "stain", "uneven", "uneven", "rough", "dent",
     "foreign", "pasted", "bent", "zone", "zone",
 )  # fmt: skip
-VISIBLE = 0.055  # least change of a channel, 0..1, that counts as a defect
+MIN_CHANGE = 0.055  # of a channel in 0..1; a smaller change of a pixel is not part of the defect
 
 
-def _path(rng: Generator, steps: int, step: float, bend: float) -> np.ndarray:
-    """A wandering line [steps, 2] about the origin."""
+def _random_line(rng: Generator, steps: int, step: float, bend: float) -> Array:
+    """A random line [steps, 2] about the origin; `bend` is the deviation of its turns in radians."""
     angle = rng.uniform(0, 2 * np.pi) + np.cumsum(rng.normal(0, bend, steps))
     line = np.cumsum(step * np.stack([np.cos(angle), np.sin(angle)], 1), 0)
     return line - line.mean(0)
 
 
-def _trace(points: np.ndarray, width: float) -> np.ndarray:
-    """An antialiased line [SIDE, SIDE] in 0..1, drawn at twice the size."""
+def _trace(points: Array, width: float) -> Array:
+    """The antialiased line through `points` [n, 2], [SIDE, SIDE] in 0..1, drawn at twice the size."""
     canvas = np.zeros((2 * SIDE, 2 * SIDE), np.uint8)
     cv2.polylines(canvas, [np.round(2 * points).astype(np.int32)], False, 255, max(1, round(2 * width)))
     return cv2.resize(canvas, (SIDE, SIDE), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
 
 
-def _blob(rng: Generator, centre: np.ndarray, radius: float, ragged: float = 0.4) -> np.ndarray:
+def _blob(rng: Generator, center: Array, radius: float, ragged: float = 0.4) -> Array:
     """A filled irregular spot [SIDE, SIDE] in 0..1."""
     corners = 24
     angle = np.arange(corners) * 2 * np.pi / corners
@@ -63,14 +63,14 @@ def _blob(rng: Generator, centre: np.ndarray, radius: float, ragged: float = 0.4
     reach = radius * np.clip(1 + 0.5 * waves, 0.3, 2)
     squeeze, turn = rng.uniform(0.5, 1), rng.uniform(0, np.pi)
     x, y = reach * np.cos(angle), reach * np.sin(angle) * squeeze
-    outline = np.stack([x * np.cos(turn) - y * np.sin(turn), x * np.sin(turn) + y * np.cos(turn)], 1) + centre
+    outline = np.stack([x * np.cos(turn) - y * np.sin(turn), x * np.sin(turn) + y * np.cos(turn)], 1) + center
     canvas = np.zeros((2 * SIDE, 2 * SIDE), np.uint8)
     cv2.fillPoly(canvas, [np.round(2 * outline).astype(np.int32)], 255)
     return cv2.resize(canvas, (SIDE, SIDE), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
 
 
-def _somewhere(rng: Generator, where: np.ndarray) -> np.ndarray:
-    """A random pixel (x, y) of a mask, or of the middle of the picture where the mask is empty."""
+def _random_pixel(rng: Generator, where: Array) -> Array:
+    """A random pixel (x, y) of a mask; where the mask is empty, a random position away from the image's edges."""
     hits = np.flatnonzero(where[::2, ::2])
     if not len(hits):
         return rng.uniform(0.1 * SIDE, 0.9 * SIDE, 2)
@@ -78,30 +78,30 @@ def _somewhere(rng: Generator, where: np.ndarray) -> np.ndarray:
     return np.array([2 * x, 2 * y], float)
 
 
-def _edge(coverage: np.ndarray) -> np.ndarray:
-    """Where figure and ground meet, bool [SIDE, SIDE]."""
+def _edge(coverage: Array) -> Array:
+    """The boundary of figure and ground, bool [SIDE, SIDE]."""
     solid = (coverage > 0.5).astype(np.uint8)
     return cv2.morphologyEx(solid, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0
 
 
-def _reshape(rng: Generator, picture: Picture, coverage: np.ndarray, defect: str, grow: float) -> np.ndarray:
-    """A structural defect: the composed picture with another coverage."""
+def _reshape(rng: Generator, scene: Scene, coverage: Array, defect: str, grow: float) -> Array:
+    """A structural defect: the image of the scene composed with another coverage; `grow` scales its size."""
     radius = grow * float(np.clip(np.exp(rng.normal(1.9, 0.5)), 2.5, 24))
     if defect == "missing":
-        return picture.without(int(rng.integers(len(picture.strokes)))).compose()
+        return scene.without(int(rng.integers(len(scene.strokes)))).compose()
     if defect == "shifted":
-        index = int(rng.integers(len(picture.strokes)))
-        stroke = picture.strokes[index]
+        index = int(rng.integers(len(scene.strokes)))
+        stroke = scene.strokes[index]
         moved = replace(stroke, points=stroke.points + rng.normal(0, 0.12, 2))
-        return replace(picture, strokes=(*picture.strokes[:index], moved, *picture.strokes[index + 1 :])).compose()
+        return replace(scene, strokes=(*scene.strokes[:index], moved, *scene.strokes[index + 1 :])).compose()
     if defect == "hole":
         solid = cv2.erode((coverage > 0.9).astype(np.uint8), np.ones((5, 5), np.uint8))
-        return picture.compose(coverage * (1 - _blob(rng, _somewhere(rng, solid), radius * 0.8, 0.2)))
-    edge = _somewhere(rng, _edge(coverage))
+        return scene.compose(coverage * (1 - _blob(rng, _random_pixel(rng, solid), radius * 0.8, 0.2)))
+    edge = _random_pixel(rng, _edge(coverage))
     if defect == "bite":
-        return picture.compose(coverage * (1 - _blob(rng, edge, radius)))
+        return scene.compose(coverage * (1 - _blob(rng, edge, radius)))
     if defect == "bulge":
-        return picture.compose(np.maximum(coverage, _blob(rng, edge, radius)))
+        return scene.compose(np.maximum(coverage, _blob(rng, edge, radius)))
     # Across the figure for a gap, across the ground for a bridge: along the gradient of the coverage.
     soft = cv2.GaussianBlur(coverage, (0, 0), 2)
     x, y = (int(v) for v in np.clip(edge, 1, SIDE - 2))
@@ -109,11 +109,11 @@ def _reshape(rng: Generator, picture: Picture, coverage: np.ndarray, defect: str
     across = across / (np.linalg.norm(across) + 1e-6) * (1 if defect == "gap" else -1)
     line = edge + np.outer(np.linspace(-2, rng.uniform(8, 40), 6), across) + rng.normal(0, 1, (6, 2))
     cut = _trace(line, rng.uniform(2, 9))
-    return picture.compose(coverage * (1 - cut) if defect == "gap" else np.maximum(coverage, cut))
+    return scene.compose(coverage * (1 - cut) if defect == "gap" else np.maximum(coverage, cut))
 
 
-def _mark(rng: Generator, image: np.ndarray, other: np.ndarray, at: np.ndarray, defect: str, grow: float) -> np.ndarray:
-    """A surface defect at pixel `at`."""
+def _mark(rng: Generator, image: Array, other: Array, at: Array, defect: str, grow: float) -> Array:
+    """A surface defect at pixel `at` (x, y); `other` is an image of foreign material, `grow` scales the size."""
     size = grow * float(np.clip(np.exp(rng.normal(2.3, 0.6)), 3, 42))
     x, y = (int(v) for v in np.clip(at, 0, SIDE - 1))
     local = image[max(y - 12, 0) : y + 13, max(x - 12, 0) : x + 13].mean((0, 1))
@@ -122,22 +122,23 @@ def _mark(rng: Generator, image: np.ndarray, other: np.ndarray, at: np.ndarray, 
     ink = np.clip(tint, 0, 1).astype(np.float32)
     opacity = rng.uniform(0.6, 1)
     if defect == "scratch":
-        points = _path(rng, 8, rng.uniform(3, 22), 0.08) + at
+        points = _random_line(rng, 8, rng.uniform(3, 22), 0.08) + at
         lines = _trace(points, rng.uniform(0.7, 2.5))
         if rng.random() < 0.3:
             lines = np.maximum(lines, _trace(points + rng.normal(0, 7, 2), rng.uniform(0.7, 2)))
         return blend(image, ink, opacity * lines)
     if defect == "hair":
-        return blend(image, ink, opacity * _trace(_path(rng, 30, rng.uniform(2, 7), 0.3) + at, rng.uniform(0.8, 1.8)))
+        points = _random_line(rng, 30, rng.uniform(2, 7), 0.3) + at
+        return blend(image, ink, opacity * _trace(points, rng.uniform(0.8, 1.8)))
     if defect == "crack":
-        points = _path(rng, 24, rng.uniform(2, 9), 0.55) + at
+        points = _random_line(rng, 24, rng.uniform(2, 9), 0.55) + at
         lines = _trace(points, rng.uniform(0.8, 3))
         for _ in range(int(rng.integers(0, 3))):
-            branch = _path(rng, 10, rng.uniform(2, 7), 0.5)
+            branch = _random_line(rng, 10, rng.uniform(2, 7), 0.5)
             lines = np.maximum(lines, _trace(branch - branch[0] + points[rng.integers(24)], rng.uniform(0.7, 2)))
         return blend(image, np.minimum(ink, local * rng.uniform(0.2, 1)), opacity * lines)
-    if defect == "seam":  # a crack that runs with the lines
-        turn = rng.normal(0, 0.25) + (0 if upright(image) else np.pi / 2)
+    if defect == "seam":  # a crack along the lines of the surface
+        turn = rng.normal(0, 0.25) + (0 if is_vertical(image) else np.pi / 2)
         points = np.cumsum(np.stack([rng.normal(0, 0.9, 40), np.full(40, rng.uniform(0.7, 4))], 1), 0)
         turned = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
         cracks = _trace((points - points.mean(0)) @ turned + at, rng.uniform(0.7, 2.2))
@@ -192,8 +193,8 @@ def _mark(rng: Generator, image: np.ndarray, other: np.ndarray, at: np.ndarray, 
     return cv2.remap(image, where_x, where_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
 
 
-def _region(rng: Generator, at: np.ndarray) -> np.ndarray:
-    """A large part of the picture as a weight [SIDE, SIDE]: beyond a line, between two lines, a lobe or a slab."""
+def _large_area(rng: Generator, at: Array) -> Array:
+    """A large area of the image as a weight [SIDE, SIDE]: beyond a line, between two lines, a blob or a rectangle."""
     turn = rng.choice([0, np.pi / 2, np.pi, -np.pi / 2, rng.uniform(0, 2 * np.pi)])
     waves = rng.uniform(0, 6) * noise(rng, 2.0) + rng.uniform(0, 2) * noise(rng, 1.1)
     u = (XX - at[0]) * np.cos(turn) + (YY - at[1]) * np.sin(turn) + waves
@@ -210,22 +211,23 @@ def _region(rng: Generator, at: np.ndarray) -> np.ndarray:
     return cv2.GaussianBlur(inside.astype(np.float32), (0, 0), rng.choice([0.6, rng.uniform(0.6, 5)]))
 
 
-def _zone(
-    rng: Generator, image: np.ndarray, other: np.ndarray, at: np.ndarray, part: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """A large zone of another finish (brightness, contrast, grain, blur or material), and its mask; None if unseen."""
-    weight = _region(rng, at) * (1 if part is None else part)
+def _zone(rng: Generator, image: Array, other: Array, at: Array, part: Array | None) -> tuple[Array, Array] | None:
+    """The image with a large zone of another finish (brightness, contrast, grain, blur or material), and its mask.
+
+    `part` [SIDE, SIDE] in 0..1 limits the zone. None if the zone is hardly visible.
+    """
+    weight = _large_area(rng, at) * (1 if part is None else part)
     smooth = cv2.GaussianBlur(image, (0, 0), 6)
     changed = image
-    for way in rng.choice(5, 1 if rng.random() < 0.6 else 2, replace=False):
-        if way == 0:
+    for change in rng.choice(5, 1 if rng.random() < 0.6 else 2, replace=False):
+        if change == 0:
             changed = changed + rng.choice([-1, 1]) * rng.uniform(0.06, 0.28)
-        elif way == 1:
+        elif change == 1:
             changed = smooth + (changed - smooth) * rng.choice([rng.uniform(0, 0.5), rng.uniform(1.6, 2.8)])
-        elif way == 2:
+        elif change == 2:
             grain = noise(rng, rng.choice([0.0, 0.5, 0.8]), rng.choice([1, 4, 16]), rng.choice([0, np.pi / 2]))
             changed = changed + rng.uniform(0.04, 0.15) * grain[..., None]
-        elif way == 3:
+        elif change == 3:
             changed = cv2.GaussianBlur(changed, (0, 0), rng.uniform(1.5, 6))
         else:
             changed = changed + rng.uniform(0.4, 1) * (other + (smooth - other).mean((0, 1)) - changed)
@@ -234,26 +236,25 @@ def _zone(
     if inside.sum() < 60:
         return None
     shift = np.abs((changed - image)[inside].mean(0)).max()
-    before, after = ((one - cv2.blur(one, (15, 15)))[inside].std() for one in (image, changed))
+    before, after = ((i - cv2.blur(i, (15, 15)))[inside].std() for i in (image, changed))
     if shift < 0.05 + 0.5 * before and abs(np.log((after + 0.01) / (before + 0.01))) < 0.5:
         return None
     return changed, inside.astype(np.uint8)
 
 
-def upright(image: np.ndarray) -> bool:
-    """Whether the picture's lines run from top to bottom."""
-    grey = image.mean(2)
-    return bool(np.abs(np.diff(grey, axis=1)).mean() > np.abs(np.diff(grey, axis=0)).mean())
+def is_vertical(image: Array) -> bool:
+    """Whether the lines of the image's surface run from top to bottom."""
+    gray = image.mean(2)
+    return bool(np.abs(np.diff(gray, axis=1)).mean() > np.abs(np.diff(gray, axis=0)).mean())
 
 
-def _front(
-    rng: Generator, image: np.ndarray, at: np.ndarray, part: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """Where grinding or rolling began or stopped: beyond it the lines are deeper, shallower or others, and the light.
+def _front(rng: Generator, image: Array, at: Array, part: Array | None) -> tuple[Array, Array] | None:
+    """The image with an area where grinding began or stopped, and its mask: other lines, another brightness.
 
-    Mostly right across the lines, from side to side or to some point; else any region. None if unseen.
+    In three of four cases its border crosses the lines at a right angle, along the whole or a part of its length; in
+    the others it is any large area. `part` [SIDE, SIDE] in 0..1 limits it. None if it is hardly visible.
     """
-    vertical = upright(image)
+    vertical = is_vertical(image)
     straight = rng.random()
     if straight < 0.75:
         x, y, where = (XX, YY, at) if vertical else (YY, XX, at[::-1])
@@ -263,11 +264,11 @@ def _front(
         inside = depth < reach
         if straight < 0.15:  # a band
             inside &= depth > reach - rng.uniform(0.08, 0.3) * SIDE
-        if rng.random() < 0.25:  # to some point only
+        if rng.random() < 0.25:  # only up to a point across the image
             inside &= (x < where[0]) if rng.random() < 0.5 else (x > where[0])
         weight = cv2.GaussianBlur(inside.astype(np.float32), (0, 0), rng.choice([0.6, rng.uniform(0.6, 5)]))
     else:
-        weight = _region(rng, at)
+        weight = _large_area(rng, at)
     weight = weight * (1 if part is None else part)
     smooth = cv2.GaussianBlur(image, (0, 0), 6)
     gain = rng.choice([rng.uniform(0.2, 0.8), rng.uniform(1.2, 2.5)])
@@ -280,58 +281,57 @@ def _front(
         return None
     edge = cv2.morphologyEx(inside.astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((15, 15), np.uint8)) > 0
     moved = np.abs((changed - image)[inside & edge].mean(0)).max()
-    before, after = ((one - cv2.blur(one, (15, 15)))[inside].std() for one in (image, changed))
+    before, after = ((i - cv2.blur(i, (15, 15)))[inside].std() for i in (image, changed))
     if moved < 0.02 + 0.4 * before and abs(np.log((after + 0.01) / (before + 0.01))) < 0.4:
         return None
     return changed.astype(np.float32), inside.astype(np.uint8)
 
 
 def add_defect(
-    rng: Generator, picture: Picture, image: np.ndarray, wanted: str | None = None
-) -> tuple[np.ndarray, np.ndarray, str] | None:
-    """Draw one visible defect, the wanted one or any: the picture in 0..1, its mask uint8 [SIDE, SIDE], its name.
+    rng: Generator, scene: Scene, image: Array, wanted: str | None = None
+) -> tuple[Array, Array, str] | None:
+    """Draw one visible defect, `wanted` or any: the image in 0..1, its mask uint8 [SIDE, SIDE] of 0/1, its name.
 
-    A defect counts only if it stands out from the grain and from the texture around it; after eight failures the answer
-    is None. Three in ten are large.
+    A defect is accepted only if it differs enough from the grain and the texture around it. None after eight failures.
+    Three in ten are enlarged.
     """
-    coverage = None if picture.figure is None else picture.coverage()
+    coverage = None if scene.figure is None else scene.coverage()
     for _ in range(8):
         grow = float(rng.uniform(1.5, 3.5)) if rng.random() < 0.3 else 1.0
         shaped = coverage is not None and (wanted in SHAPED if wanted else rng.random() < 0.45)
         defect = wanted or str(rng.choice(SHAPED if shaped else SURFACE))
-        if shaped and defect in ("missing", "shifted") and len(picture.strokes) < 2:
-            continue
-        if shaped:
-            changed = _reshape(rng, picture, coverage, defect, grow)
+        if coverage is not None and shaped:
+            if defect in ("missing", "shifted") and len(scene.strokes) < 2:
+                continue
+            changed = _reshape(rng, scene, coverage, defect, grow)
         else:
-            on_part = coverage is not None and rng.random() < 0.9
-            at = _somewhere(rng, coverage > 0.9 if on_part else np.zeros((2, 2)))
+            part = coverage if coverage is not None and rng.random() < 0.9 else None
+            at = _random_pixel(rng, np.zeros((2, 2)) if part is None else part > 0.9)
             other = np.clip(image[::-1, ::-1] * rng.uniform(0.4, 1.6) + 0.2 * clouds(rng)[..., None], 0, 1)
             if rng.random() < 0.5:
                 base = rng.uniform(0, 1, 3) if rng.random() < 0.5 else rng.uniform(0, 1)
                 other = np.clip(base + 0.12 * noise(rng, rng.choice([0.5, 1.1, 2.0]))[..., None], 0, 1)
             other = other.astype(np.float32)
             if defect in ("zone", "front"):
-                on = coverage if on_part else None
-                drawn = _zone(rng, image, other, at, on) if defect == "zone" else _front(rng, image, at, on)
+                drawn = _zone(rng, image, other, at, part) if defect == "zone" else _front(rng, image, at, part)
                 if drawn is None or drawn[1].sum() > 0.4 * SIDE * SIDE:
                     continue
                 return *drawn, defect
             changed = np.clip(_mark(rng, image, other, at, defect, grow), 0, 1).astype(np.float32)
         change = cv2.GaussianBlur(np.abs(changed - image).max(2), (3, 3), 0)
-        mask = change > VISIBLE
-        # Close the shape of mottled changes, as a person marking the defect would.
+        mask = change > MIN_CHANGE
+        # Close the holes of mottled changes: a person would mark the whole defect.
         mask = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((5, 5), np.uint8))
         area = int(mask.sum())
         if not 12 <= area <= 0.25 * SIDE * SIDE:
             continue
         around = cv2.dilate(mask, np.ones((9, 9), np.uint8)) > mask
         grain = float((image - cv2.blur(image, (7, 7)))[around].std()) if around.any() else 0.0
-        if change[mask > 0].mean() <= max(1.6 * VISIBLE, 1.5 * grain):
+        if change[mask > 0].mean() <= max(1.6 * MIN_CHANGE, 1.5 * grain):
             continue
         texture = np.abs(image - cv2.blur(image, (31, 31))).max(2)
         surroundings = cv2.dilate(mask, np.ones((25, 25), np.uint8)) > mask
-        if change[mask > 0].mean() <= 2 * float(np.median(texture[surroundings])) + VISIBLE:
+        if change[mask > 0].mean() <= 2 * float(np.median(texture[surroundings])) + MIN_CHANGE:
             continue
         return changed, mask, defect
     return None

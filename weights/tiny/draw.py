@@ -1,11 +1,11 @@
-"""Draw products once, into memory-mapped arrays that training reads.
+"""Draw a set of products into memory-mapped arrays, which training and measuring read.
 
-    python draw.py FOLDER --products 5000 --seed 1                  # most kinds that training may see
+    python draw.py FOLDER --products 5000 --seed 1                  # most of the kinds for training
     python draw.py FOLDER --products 1000 --seed 2 --kinds ground   # ground metal; also lined, compound
-    python draw.py FOLDER --products 200 --seed 9 --kinds held-out  # the kinds it never sees, to measure it
+    python draw.py FOLDER --products 200 --seed 9 --kinds held-out  # the kinds that only measure the model
 
-FOLDER gets images.npy uint8 [N, 6, SIDE, SIDE, 3] (pictures 0-2 of a product are good, 3-5 have a defect), masks.npy
-uint8 [N, 6, SIDE, SIDE] of 0/1 and products.json (kind and defects of each product).
+Writes images.npy uint8 [N, 6, SIDE, SIDE, 3] (images 0-2 of a product are good, 3-5 are anomalous), masks.npy uint8
+[N, 6, SIDE, SIDE] of 0/1 and products.json (kind and defects of each product).
 """
 
 import argparse
@@ -19,10 +19,10 @@ import numpy as np
 from defects import add_defect
 from numpy.lib.format import open_memmap
 from numpy.random import Generator
-from products import COMPOUND, GROUND, HELD_OUT, KINDS, LINED, Picture, expose, make_product
-from textures import SIDE
+from products import COMPOUND, GROUND, HELD_OUT, KINDS, LINED, Scene, expose, make_product
+from textures import SIDE, Array
 
-GOOD, BAD = 3, 3  # pictures of one product
+GOOD, ANOMALOUS = 3, 3  # images of one product
 SETS = {
     "common": [k for k in KINDS if k not in HELD_OUT + GROUND + LINED + COMPOUND],
     "ground": GROUND,
@@ -30,13 +30,13 @@ SETS = {
     "compound": COMPOUND,
     "held-out": HELD_OUT,
 }
-ON_TOP = ("scratch", "hair", "spots", "stain", "pit", "crack")  # defects that may be the second of a picture
+SECOND_DEFECTS = ("scratch", "hair", "spots", "stain", "pit", "crack")  # may be added to an image that has a defect
 
 
-def draw_product(seed: int, number: int, kind: str) -> tuple[np.ndarray, np.ndarray, dict[str, object]]:
-    """All pictures of one product; the same for the same arguments.
+def draw_product(seed: int, number: int, kind: str) -> tuple[Array, Array, dict[str, object]]:
+    """Images [6, SIDE, SIDE, 3], masks [6, SIDE, SIDE] and facts of one product; equal arguments give equal results.
 
-    A style on which no defect can be seen (it happens to coarse gravel) is given up for another.
+    A style in which a defect stays invisible (as in coarse gravel) is replaced by another.
     """
     for style in range(100):
         drawn = _draw_style([seed, number, *([1000 + style] if style else [])], kind)
@@ -48,21 +48,21 @@ def draw_product(seed: int, number: int, kind: str) -> tuple[np.ndarray, np.ndar
     return images, masks, {"kind": kind, "defects": found}
 
 
-def _draw_style(seed: list[int], kind: str) -> tuple[np.ndarray, np.ndarray, list[list[str]]] | None:
-    """The pictures, masks and defects of one style, or None where a defect stays unseen."""
-    take = make_product(kind, np.random.default_rng(seed))
-    images = np.zeros((GOOD + BAD, SIDE, SIDE, 3), np.uint8)
-    masks = np.zeros((GOOD + BAD, SIDE, SIDE), np.uint8)
+def _draw_style(seed: list[int], kind: str) -> tuple[Array, Array, list[list[str]]] | None:
+    """The images, masks and defects of one style, or None where a defect stays invisible."""
+    draw_scene = make_product(kind, np.random.default_rng(seed))
+    images = np.zeros((GOOD + ANOMALOUS, SIDE, SIDE, 3), np.uint8)
+    masks = np.zeros((GOOD + ANOMALOUS, SIDE, SIDE), np.uint8)
     found: list[list[str]] = []
-    for index in range(GOOD + BAD):
+    for index in range(GOOD + ANOMALOUS):
         names: list[str] = []
         for attempt in range(1 if index < GOOD else 6):
             rng = np.random.default_rng([*seed, index, attempt])
-            picture = take(rng)
-            image = picture.compose()
+            scene = draw_scene(rng)
+            image = scene.compose()
             if index >= GOOD:
                 wanted = _wanted(rng, kind)
-                image, masks[index], names = _add_defects(rng, picture, image, wanted)
+                image, masks[index], names = _add_defects(rng, scene, image, wanted)
             if names:
                 break
         if index >= GOOD and not names:
@@ -73,7 +73,7 @@ def _draw_style(seed: list[int], kind: str) -> tuple[np.ndarray, np.ndarray, lis
 
 
 def _wanted(rng: Generator, kind: str) -> str | None:
-    """The defect that a kind shows more often than others, in its share of pictures; None: any."""
+    """A defect that the kind shows more often than others, in a share of its images; None: any defect."""
     if kind in GROUND:
         return "zone" if rng.random() < 0.4 else None
     if kind in LINED:
@@ -81,15 +81,14 @@ def _wanted(rng: Generator, kind: str) -> str | None:
     return None
 
 
-def _add_defects(
-    rng: Generator, picture: Picture, image: np.ndarray, wanted: str | None
-) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """One defect, the wanted one or any, in a quarter of the pictures two."""
-    mask, names = np.zeros((SIDE, SIDE), np.uint8), []
+def _add_defects(rng: Generator, scene: Scene, image: Array, wanted: str | None) -> tuple[Array, Array, list[str]]:
+    """Add one defect, `wanted` or any; in a quarter of the images try a second one."""
+    mask = np.zeros((SIDE, SIDE), np.uint8)
+    names: list[str] = []
     for _ in range(1 if rng.random() < 0.75 else 2):
-        drawn = add_defect(rng, picture, image, None if names else wanted)
-        # A reshaped picture is composed anew and would undo the first defect.
-        if drawn is None or (names and (drawn[2] in names or drawn[2] not in ON_TOP)):
+        drawn = add_defect(rng, scene, image, None if names else wanted)
+        # A defect of the shape composes the image again, which would remove the first defect.
+        if drawn is None or (names and (drawn[2] in names or drawn[2] not in SECOND_DEFECTS)):
             continue
         image = drawn[0]
         mask |= drawn[1]
@@ -97,27 +96,27 @@ def _add_defects(
     return image, mask, names
 
 
-def _task(task: tuple[int, int, str]) -> tuple[np.ndarray, np.ndarray, dict[str, object]]:
+def _task(task: tuple[int, int, str]) -> tuple[Array, Array, dict[str, object]]:
     return draw_product(*task)
 
 
 def draw(folder: Path, products: int, seed: int, kinds: Sequence[str], workers: int = 2) -> None:
-    """Draw products into a folder, kinds in turn."""
+    """Draw products, taking the kinds in turn, into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    shape = (products, GOOD + BAD, SIDE, SIDE)
+    shape = (products, GOOD + ANOMALOUS, SIDE, SIDE)
     images = open_memmap(folder / "images.npy", "w+", np.uint8, (*shape, 3))
     masks = open_memmap(folder / "masks.npy", "w+", np.uint8, shape)
-    about, began = [], time.monotonic()
+    all_facts, start = [], time.monotonic()
     tasks = [(seed, number, kinds[number % len(kinds)]) for number in range(products)]
     with multiprocessing.Pool(workers) as pool:
-        for number, (picture, mask, facts) in enumerate(pool.imap(_task, tasks, 8)):
-            images[number], masks[number] = picture, mask
-            about.append(facts)
+        for number, (image, mask, facts) in enumerate(pool.imap(_task, tasks, 8)):
+            images[number], masks[number] = image, mask
+            all_facts.append(facts)
             if number % 250 == 249:
-                print(f"{number + 1}/{products} products, {time.monotonic() - began:.0f} s", flush=True)
+                print(f"{number + 1}/{products} products, {time.monotonic() - start:.0f} s", flush=True)
     images.flush()
     masks.flush()
-    (folder / "products.json").write_text(json.dumps(about))
+    (folder / "products.json").write_text(json.dumps(all_facts))
 
 
 if __name__ == "__main__":

@@ -1,198 +1,165 @@
-"""Measure a model folder: on drawn kinds that training never drew, and on labelled folders of photos.
+"""Measure a model folder on drawn kinds that training never draws, and on labeled folders of images.
 
-    python measure.py MODEL --drawn FOLDER              # a set of `draw.py --kinds held-out`: 1-shot and zero-shot
-    python measure.py MODEL --photos OBJECT_FOLDER ...  # MVTec AD's layout: 4-shot and zero-shot
+    python measure.py MODEL --drawn FOLDER         # a set of `draw.py --kinds held-out`: zero-shot and 1-shot
+    python measure.py MODEL --labeled FOLDER ...   # folders as `aprilcli eval` reads them: zero-shot and 4-shot
 
-Prints image AUROC / pixel AUROC for the zero-shot scores, the sum of zero-shot and few-shot, and the bank alone.
-Pixels are compared at the model's input size, every second one.
+Prints image AUROC / pixel AUROC of three methods: zero-shot, the sum of zero-shot and few-shot, and the bank alone.
+Pixels are compared at the model's input size.
 """
 
 import argparse
 import json
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from batches import Wear
+from numpy.typing import NDArray
 from PIL import Image
-from safetensors.torch import load_file
-from sklearn.metrics import roc_auc_score
+from textures import Array
 
-from aprilcli.core import maps
-from aprilcli.core.backbone import Backbone, load_backbone
-from aprilcli.core.nearest import nearest_distance
-from aprilcli.core.prompts import encode_prompts
+from aprilcli import Detector
+from aprilcli.core.fusion import fuse
+from aprilcli.core.maps import resize_mask
+from aprilcli.core.metrics import PixelScores, auroc, mean_metrics
+from aprilcli.io.datasets import LabelledObject, read_dataset, read_mask
+from aprilcli.io.images import SourceImage, read_image
+from aprilcli.types import Detection, Evidence, ImageFeatures
 
 METHODS = ("zero-shot", "sum", "bank")
-Table = dict[str, tuple[float, float]]  # image and pixel AUROC by method
-Sample = tuple[np.ndarray, np.ndarray]  # picture uint8 [H, W, 3], mask [H, W]
+K_SHOT = 4  # references of a labeled object
+Table = dict[str, float]  # AUROC by "METHOD image" and "METHOD pixel"
 
 
 class Scores:
-    """Scores and maps of one object, per method, against labels and masks."""
+    """Image scores and maps of one object by each method, with their labels and masks."""
 
     def __init__(self) -> None:
-        """Begin empty."""
-        self.labels: list[bool] = []
-        self.masks: list[np.ndarray] = []
-        self.images: dict[str, list[float]] = defaultdict(list)
-        self.maps: dict[str, list[np.ndarray]] = defaultdict(list)
+        """Start without images."""
+        self._labels: list[bool] = []
+        self._images: dict[str, list[float]] = {method: [] for method in METHODS}
+        self._pixels = {method: PixelScores() for method in METHODS}
 
-    def extend(self, other: "Scores") -> None:
-        """Take over the pictures of another object."""
-        self.labels += other.labels
-        self.masks += other.masks
-        for method in METHODS:
-            self.images[method] += other.images[method]
-            self.maps[method] += other.maps[method]
+    def add(self, detections: dict[str, Detection], mask: NDArray[np.bool_]) -> None:
+        """Add one image: its result by each method, and its mask [H, W] at any size."""
+        self._labels.append(bool(mask.any()))
+        for method, detection in detections.items():
+            assert detection.anomaly_map is not None
+            self._images[method].append(detection.score)
+            self._pixels[method].add(detection.anomaly_map, resize_mask(mask, len(detection.anomaly_map)))
 
     def auroc(self) -> Table:
-        """Image and pixel AUROC of each method."""
-        truth = np.concatenate([m.ravel() for m in self.masks])
-        return {
-            method: (
-                float(roc_auc_score(self.labels, self.images[method])),
-                float(roc_auc_score(truth, np.concatenate([m.ravel() for m in self.maps[method]]))),
-            )
-            for method in METHODS
-        }
+        """Image and pixel AUROC by each method."""
+        table = {}
+        for method in METHODS:
+            table[f"{method} image"] = auroc(self._labels, self._images[method])
+            table[f"{method} pixel"] = self._pixels[method].metrics()["auroc_segm"]
+        return table
 
 
-class Judge:
-    """A model folder with its projector, scoring by all three methods at once."""
-
-    def __init__(self, folder: Path, image_size: int | None = None) -> None:
-        """Load the folder; `image_size` in pixels, else the model's own."""
-        self.backbone: Backbone = load_backbone(str(folder), image_size=image_size, device="cpu")
-        weights = load_file(folder / "projector.safetensors")
-        self.projector = [(weights[f"fc.{n}.weight"], weights[f"fc.{n}.bias"]) for n in range(4)]
-        self.size = self.backbone.spec.image_size
-
-    def pixels(self, image: np.ndarray) -> torch.Tensor:
-        """Squash and normalise one picture, [1, 3, S, S]."""
-        squashed = Image.fromarray(image).resize((self.size, self.size), Image.Resampling.BICUBIC)
-        unit = torch.from_numpy(np.array(squashed)).permute(2, 0, 1)[None].float() / 255
-        spec = self.backbone.spec
-        return (unit - torch.tensor(spec.mean).view(3, 1, 1)) / torch.tensor(spec.std).view(3, 1, 1)
-
-    def bank(self, images: list[np.ndarray]) -> list[torch.Tensor]:
-        """Unit tokens [K·L, Cn] of each stage."""
-        features = self.backbone.encode(torch.cat([self.pixels(image) for image in images]))
-        return [F.normalize(tokens.flatten(0, 1), dim=-1) for tokens in features.patch_tokens]
-
-    @torch.inference_mode()
-    def add(self, scores: Scores, sample: Sample, text: torch.Tensor, bank: list[torch.Tensor]) -> None:
-        """Score one picture."""
-        image, mask = sample
-        features = self.backbone.encode(self.pixels(image))
-        size = self.size
-        logits = (
-            maps.anomaly_logits(F.linear(tokens, *layer), text, grid)
-            for tokens, layer, grid in zip(features.patch_tokens, self.projector, features.grids, strict=True)
-        )
-        distances = (
-            nearest_distance(tokens, rows).reshape(1, *grid)
-            for tokens, rows, grid in zip(features.patch_tokens, bank, features.grids, strict=True)
-        )
-        zero_shot = maps.zero_shot_map(logits, self.size)[0]
-        few_shot = maps.few_shot_map(distances, self.size)[0]
-        score = float(maps.text_score(features.image, text))
-        total = zero_shot + few_shot
-        for method, value, anomaly_map in (
-            ("zero-shot", score, zero_shot),
-            ("sum", score + float(total.max()), total),
-            ("bank", float(few_shot.max()), few_shot),
-        ):
-            scores.images[method].append(value)
-            scores.maps[method].append(anomaly_map[::2, ::2].half().numpy())
-        scores.labels.append(bool(mask.any()))
-        squashed = Image.fromarray((mask > 0).astype(np.uint8) * 255).resize((size, size), Image.Resampling.BILINEAR)
-        scores.masks.append((np.asarray(squashed) > 127)[::2, ::2])
+@cache
+def load(model: Path, object_name: str, image_size: int | None) -> Detector:
+    """The detector of a model folder with its own projector."""
+    return Detector.load(str(model), object_name=object_name, image_size=image_size, device="cpu")
 
 
-def drawn(judge: Judge, folder: Path, products: int, worn: bool) -> tuple[dict[str, Table], dict[str, Table]]:
-    """Score drawn products, one reference each: the mean of AUROC within a product, and of all products together.
+def encode(detector: Detector, images: Sequence[SourceImage]) -> ImageFeatures:
+    """The features of some images, prepared for the model."""
+    return detector.encoder.encode(np.stack([detector.prepare(image) for image in images]))
 
-    Both by kind. The first good picture of a product is its reference, the others are scored. `worn` adds specks,
-    streaks and uneven light to all of them.
+
+def detect(detector: Detector, images: Sequence[SourceImage]) -> list[dict[str, Detection]]:
+    """The result of each image by each method."""
+    evidence = detector.method.evidence(encode(detector, images))
+    by_method = {
+        "zero-shot": replace(evidence, distances=()),
+        "sum": evidence,
+        "bank": Evidence(torch.zeros_like(evidence.text_scores), distances=evidence.distances),
+    }
+    size = detector.encoder.spec.image_size
+    columns = [fuse(by_method[method], size) for method in METHODS]
+    return [dict(zip(METHODS, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def measure_drawn(
+    model: Path, folder: Path, products: int | None, worn: bool, image_size: int | None
+) -> tuple[dict[str, Table], dict[str, Table]]:
+    """Score the first `products` drawn products (None: all) with one reference each; two tables for each kind.
+
+    The first table has the mean over the products of the AUROC within a product, the second the AUROC of all products
+    of the kind together. The first good image of a product is its reference, the others are scored. `worn` adds
+    specks, streaks and uneven light to all of them.
     """
-    images, masks = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("images", "masks"))
-    about = json.loads((folder / "products.json").read_text())[:products]
+    all_images, all_masks = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("images", "masks"))
     within: dict[str, list[Table]] = defaultdict(list)
     together: dict[str, Scores] = defaultdict(Scores)
-    for number, facts in enumerate(about):
+    for number, facts in enumerate(json.loads((folder / "products.json").read_text())[:products]):
         kind, own = facts["kind"], Scores()
-        text = encode_prompts(judge.backbone, kind)
-        pictures = images[number]
-        if worn:
-            rng = np.random.default_rng(number)
-            wear = Wear.draw(rng, pictures.shape[1])
-            added = np.stack([127.5 * wear.paint(rng, pictures.shape[1]) for _ in pictures])
-            pictures = np.clip(pictures + added, 0, 255).astype(np.uint8)
-        bank = judge.bank([pictures[0]])
-        for index in range(1, len(pictures)):
-            judge.add(own, (pictures[index], masks[number, index]), text, bank)
+        detector = load(model, kind, image_size)
+        pixels = add_wear(all_images[number], number) if worn else all_images[number]
+        reference, *images = (SourceImage(Image.fromarray(rgb)) for rgb in pixels)
+        detector.method.fit([encode(detector, [reference])])
+        for detections, mask in zip(detect(detector, images), all_masks[number, 1:], strict=True):
+            own.add(detections, mask > 0)
+            together[kind].add(detections, mask > 0)
         within[kind].append(own.auroc())
-        together[kind].extend(own)
     return (
-        {kind: mean(tables) for kind, tables in within.items()},
+        {kind: mean_metrics(tables) for kind, tables in within.items()},
         {kind: scores.auroc() for kind, scores in together.items()},
     )
 
 
-def _photos(folder: Path) -> Iterator[Sample]:
-    for path in sorted(folder.glob("test/*/*")):
-        image = np.asarray(Image.open(path).convert("RGB"))
-        mask_path = folder / "ground_truth" / path.parent.name / f"{path.stem}_mask.png"
-        good = path.parent.name == "good"
-        mask = np.zeros(image.shape[:2]) if good else np.asarray(Image.open(mask_path).convert("L"))
-        yield image, mask
+def add_wear(images: Array, seed: int) -> Array:
+    """Images of one product uint8 [n, SIDE, SIDE, 3] with specks, streaks and uneven light."""
+    rng = np.random.default_rng(seed)
+    side = images.shape[1]
+    wear = Wear.draw(rng, side)
+    added = np.stack([127.5 * wear.paint(rng, side) for _ in images])
+    return np.clip(images + added, 0, 255).astype(np.uint8)
 
 
-def photos(judge: Judge, folder: Path, k_shot: int = 4) -> Table:
-    """One object folder; the references are drawn from its good training photos with seed 0."""
-    good = sorted(folder.glob("train/good/*"))
-    picked = np.random.default_rng(0).choice(len(good), k_shot, replace=False)
-    bank = judge.bank([np.asarray(Image.open(good[k]).convert("RGB")) for k in picked])
-    text, scores = encode_prompts(judge.backbone, folder.name), Scores()
-    for sample in _photos(folder):
-        judge.add(scores, sample, text, bank)
+def measure_labeled(model: Path, labeled: LabelledObject, image_size: int | None) -> Table:
+    """Score an object's test images; `K_SHOT` references are drawn from its good training images with seed 0."""
+    detector = load(model, labeled.category, image_size)
+    picked = np.random.default_rng(0).choice(len(labeled.train_good), K_SHOT, replace=False)
+    detector.method.fit([encode(detector, [read_image(labeled.train_good[k]) for k in picked])])
+    scores = Scores()
+    for labeled_image in labeled.test:
+        image = read_image(labeled_image.path)
+        [detections] = detect(detector, [image])
+        scores.add(detections, read_mask(labeled_image, image.size_hw))
     return scores.auroc()
 
 
-def show(name: str, result: Table) -> None:
-    """One line: the three methods' image / pixel AUROC."""
-    print(f"{name:16}", "  ".join(f"{m} {result[m][0]:.3f}/{result[m][1]:.3f}" for m in METHODS), flush=True)
-
-
-def mean(results: list[Table]) -> Table:
-    """The mean over objects or kinds."""
-    table = {m: np.mean([r[m] for r in results], axis=0) for m in METHODS}
-    return {m: (float(image), float(pixel)) for m, (image, pixel) in table.items()}
+def show(name: str, table: Table) -> None:
+    """Print one line: image AUROC / pixel AUROC by each method."""
+    cells = (f"{method} {table[f'{method} image']:.3f}/{table[f'{method} pixel']:.3f}" for method in METHODS)
+    print(f"{name:16}", "  ".join(cells), flush=True)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
-    parser.add_argument("--drawn", type=Path)
-    parser.add_argument("--worn", action="store_true")
-    parser.add_argument("--products", type=int, default=10**6)
-    parser.add_argument("--photos", type=Path, nargs="*", default=[])
-    parser.add_argument("--image-size", type=int)
+    parser.add_argument("--drawn", type=Path, help="drawn set")
+    parser.add_argument("--worn", action="store_true", help="add specks, streaks and uneven light to the drawn images")
+    parser.add_argument("--products", type=int, help="score only so many products of the drawn set")
+    parser.add_argument("--labeled", type=Path, nargs="*", default=[], help="folders of labeled objects")
+    parser.add_argument("--image-size", type=int, help="input size in pixels; default: the model's own")
     chosen = parser.parse_args()
-    judge = Judge(chosen.model, chosen.image_size)
     if chosen.drawn:
-        within, together = drawn(judge, chosen.drawn, chosen.products, chosen.worn)
-        for kind, result in within.items():
-            show(kind, result)
-        show("within a product", mean(list(within.values())))
-        show("all together", mean(list(together.values())))
-    measured = []
-    for folder in chosen.photos:
-        measured.append(photos(judge, folder))
-        show(folder.name, measured[-1])
-    if len(measured) > 1:
-        show("mean", mean(measured))
+        within, together = measure_drawn(chosen.model, chosen.drawn, chosen.products, chosen.worn, chosen.image_size)
+        for kind, table in within.items():
+            show(kind, table)
+        show("within a product", mean_metrics(list(within.values())))
+        show("all together", mean_metrics(list(together.values())))
+    tables = []
+    for folder in chosen.labeled:
+        for labeled in read_dataset(folder).objects:
+            tables.append(measure_labeled(chosen.model, labeled, chosen.image_size))
+            show(labeled.name, tables[-1])
+    if len(tables) > 1:
+        show("mean", mean_metrics(tables))

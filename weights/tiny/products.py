@@ -1,8 +1,8 @@
 """Drawn products: surfaces, printed and perforated patterns, boards, and parts on a table.
 
-Every picture is `ground` and `figure`, two textures, with a shape between them. A shape is a list of strokes (filled
-polygons or thick lines, each adding or removing figure), so that a defect can leave a stroke out, move it, or bite into
-its edge, and the picture is simply composed again.
+An image consists of two textures, `ground` and `figure`, and a shape that divides them. A shape is a list of strokes
+(filled polygons or thick lines, each adding or removing figure). A defect leaves a stroke out, moves it or changes its
+edge; the image is then composed from the changed shape.
 """
 
 from collections.abc import Callable
@@ -12,29 +12,29 @@ import cv2
 import numpy as np
 import textures
 from numpy.random import Generator
-from textures import SIDE, Texture, blend, clouds, noise
+from textures import SIDE, Array, Texture, blend, clouds, noise
 
 
 @dataclass(frozen=True)
 class Stroke:
-    """One polygon (width 0) or open line (width in units) of `points` [n, 2]; it adds figure or cuts it away."""
+    """A filled polygon (width 0) or an open line (width in units) of `points` [n, 2]; it adds figure or removes it."""
 
-    points: np.ndarray
+    points: Array
     width: float = 0.0
     add: bool = True
 
 
 @dataclass(frozen=True)
-class Picture:
-    """What one photo shows, before defects and light: textures [SIDE, SIDE, 3], strokes in units, units to pixels."""
+class Scene:
+    """What one image shows, before defects and light; textures are [SIDE, SIDE, 3]."""
 
-    ground: np.ndarray
-    figure: np.ndarray | None
-    strokes: tuple[Stroke, ...]
-    pose: np.ndarray  # [2, 3]
+    ground: Array
+    figure: Array | None  # None: a bare surface
+    strokes: tuple[Stroke, ...]  # in units
+    pose: Array  # [2, 3], affine: units to pixels
     bevel: float
 
-    def coverage(self) -> np.ndarray:
+    def coverage(self) -> Array:
         """How much of each pixel is figure, float32 [SIDE, SIDE] in 0..1; drawn at twice the size."""
         canvas = np.zeros((2 * SIDE, 2 * SIDE), np.uint8)
         scale = float(np.sqrt(abs(np.linalg.det(self.pose[:, :2]))))
@@ -47,8 +47,8 @@ class Picture:
                 cv2.fillPoly(canvas, [pixels], value)
         return cv2.resize(canvas, (SIDE, SIDE), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
 
-    def compose(self, coverage: np.ndarray | None = None) -> np.ndarray:
-        """The picture [SIDE, SIDE, 3] in 0..1, its own coverage replaced where one is given."""
+    def compose(self, coverage: Array | None = None) -> Array:
+        """The image [SIDE, SIDE, 3] in 0..1; a given `coverage` replaces the scene's own."""
         if self.figure is None:
             return np.clip(self.ground, 0, 1).astype(np.float32)
         coverage = self.coverage() if coverage is None else coverage
@@ -59,12 +59,12 @@ class Picture:
             image = image + (self.bevel * slope)[..., None]
         return np.clip(image, 0, 1).astype(np.float32)
 
-    def without(self, index: int) -> "Picture":
-        """The same picture with one stroke left out."""
+    def without(self, index: int) -> "Scene":
+        """The same scene with one stroke left out."""
         return replace(self, strokes=self.strokes[:index] + self.strokes[index + 1 :])
 
 
-Product = Callable[[Generator], Picture]
+Product = Callable[[Generator], Scene]
 Shape = Callable[[Generator], list[Stroke]]
 
 
@@ -80,11 +80,11 @@ def box(x: float, y: float, half_width: float, half_height: float, add: bool = T
     return Stroke(corners + np.array([x, y]), 0.0, add)
 
 
-# Shapes: the outer call fixes the style of a product, the returned function lays out one picture in units -1..1.
+# Shapes: the outer call draws the style of a product, the returned function lays out one image in units -1..1.
 
 
 def washer(style: Generator) -> Shape:
-    """Also flat rings and seals."""
+    """Washers, flat rings and seals."""
     hole = style.uniform(0.25, 0.85)
     return lambda rng: [circle(0, 0, 1), circle(0, 0, hole, False)]
 
@@ -200,7 +200,8 @@ def star(style: Generator) -> Shape:
     outline = np.interp(angle, np.linspace(0, 2 * np.pi, len(knots)), knots)
     strokes = [Stroke(np.stack([outline * np.cos(angle), outline * np.sin(angle)], 1))]
     for _ in range(style.integers(0, 4)):
-        strokes.append(circle(*style.uniform(-0.4, 0.4, 2), style.uniform(0.05, 0.2), False))
+        x, y = style.uniform(-0.4, 0.4, 2)
+        strokes.append(circle(x, y, style.uniform(0.05, 0.2), False))
     return lambda rng: strokes
 
 
@@ -276,7 +277,7 @@ def frame(style: Generator) -> Shape:
 
 
 def compound(style: Generator) -> Shape:
-    """Any part: a body with a few features, each alone or repeated about the centre, mostly inside the body."""
+    """Any part: a body with a few features, each alone or repeated about the center, mostly inside the body."""
     form, aspect = style.integers(4), style.uniform(0.5, 1)
     if form == 0:
         strokes = [circle(0, 0, 1, corners=int(style.choice([3, 4, 5, 6, 8, 40])))]
@@ -310,7 +311,7 @@ def compound(style: Generator) -> Shape:
 
 
 def mesh(style: Generator) -> Shape:
-    """A grid of bars over the whole picture."""
+    """A grid of bars over the whole image."""
     pitch, width = style.uniform(0.12, 0.4), style.uniform(0.15, 0.5)
     skew = style.choice([0, 0, style.uniform(-0.5, 0.5)])
 
@@ -341,7 +342,7 @@ def perforation(style: Generator) -> Shape:
 
 
 def stripes(style: Generator) -> Shape:
-    """Parallel lines: ribs, bar codes, louvres."""
+    """Parallel lines: ribs, bar codes, louvers."""
     widths = style.uniform(0.03, 0.25, 40) if style.random() < 0.5 else np.full(40, style.uniform(0.05, 0.25))
     edges = np.cumsum(widths)
     edges = edges / edges[-1] * max(4, edges[-1]) - 2
@@ -354,7 +355,7 @@ def stripes(style: Generator) -> Shape:
 
 
 def traces(style: Generator) -> Shape:
-    """Conductors of a board: bundles of parallel lines with bends, lands and vias, laid out anew or fixed."""
+    """Conductors of a board: bundles of parallel lines with bends, lands and vias; half of the styles vary by image."""
     pitch = style.uniform(0.09, 0.22)
     width, land, turns = pitch * style.uniform(0.25, 0.6), style.uniform(0.6, 1), int(style.integers(1, 4))
     fixed, seed, bundles = style.random() < 0.5, int(style.integers(1 << 30)), int(style.integers(5, 15))
@@ -374,11 +375,11 @@ def traces(style: Generator) -> Shape:
                 line = np.array(path) + lane * aside
                 strokes.append(Stroke(line, width))
                 if draw.random() < 0.6:
-                    end = line[-1]
-                    pad = circle(*end, pitch * land * 0.5) if round_lands else box(*end, pitch * 0.4, pitch * 0.4)
+                    x, y = line[-1]
+                    pad = circle(x, y, pitch * land * 0.5) if round_lands else box(x, y, pitch * 0.4, pitch * 0.4)
                     strokes.append(pad)
                     if draw.random() < 0.5:
-                        strokes.append(circle(*end, pitch * 0.15, False))
+                        strokes.append(circle(x, y, pitch * 0.15, False))
         return strokes
 
     return layout
@@ -420,19 +421,19 @@ def keys(style: Generator) -> Shape:
 
 
 def strip(style: Generator) -> Shape:
-    """A body that fills the picture but for one or two straight edges: bars, slabs, sheets, tiles."""
+    """A body that fills the image except beyond one or two straight edges: bars, slabs, sheets, tiles."""
     left, right = style.uniform(-0.95, -0.6), style.uniform(0.6, 1.6)
     return lambda rng: [box((left + right) / 2, 0, (right - left) / 2, 2)]
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of product: what it may be called, its shape (None: a bare surface) and what it is made of."""
+    """A kind of product: its possible names, its shape (None: a bare surface) and the textures of its figure."""
 
     names: tuple[str, ...]
     shape: Callable[[Generator], Shape] | None
     figure: tuple[Callable[[Generator], Texture], ...] = ()
-    layout: str = "part"  # "part" lies on a ground, "field" fills the picture
+    layout: str = "part"  # "part" lies on a ground, "field" fills the image
 
 
 BODY = (
@@ -494,19 +495,19 @@ KINDS: dict[str, Kind] = {
     "compound": Kind(("fitting", "insert", "turned part", "valve", "moulding", "lock", "body"), compound, BODY),
     "star": Kind(("cut-out", "biscuit", "stamped part", "forging", "hazelnut"), star, BODY),
 }
-HELD_OUT = ("wood", "leather", "gear", "bottle")  # never drawn for training: they measure it
-# Drawn apart, in sets of their own:
+HELD_OUT = ("wood", "leather", "gear", "bottle")  # never drawn for training, only to measure the model
+# Kinds that have their own drawn sets:
 GROUND = ("ground", "guide")
 LINED = ("rolled", "slide")
 COMPOUND = ("compound",)
 
 
 def make_product(kind: str, style: Generator) -> Product:
-    """Fix the style of one product of a kind; the returned function takes its pictures."""
+    """Draw the style of one product of a kind; the returned function draws one scene of it."""
     about = KINDS[kind]
     figure = about.figure[style.integers(len(about.figure))](style)
     if about.shape is None:
-        return lambda rng: Picture(figure(rng), None, (), np.eye(2, 3), 0.0)
+        return lambda rng: Scene(figure(rng), None, (), np.eye(2, 3), 0.0)
     options = (textures.plain, textures.plain, textures.cast_metal, textures.brushed_metal, textures.fabric)
     ground = options[style.integers(len(options))](style)
     shape = about.shape(style)
@@ -514,15 +515,15 @@ def make_product(kind: str, style: Generator) -> Product:
     several = part and style.random() < 0.2
     aligned = not part or style.random() < 0.5
     size = style.uniform(0.5, 0.92) if part else style.uniform(0.8, 1.4)
-    turn0 = style.choice([0, 0, np.pi / 2, style.uniform(0, np.pi)]) if not part else style.uniform(0, 2 * np.pi)
-    flip_colours, bevel = style.random() < 0.5, style.choice([0, style.uniform(0.05, 0.5)])
+    angle = style.choice([0, 0, np.pi / 2, style.uniform(0, np.pi)]) if not part else style.uniform(0, 2 * np.pi)
+    swapped, bevel = style.random() < 0.5, style.choice([0, style.uniform(0.05, 0.5)])
 
-    def take(rng: Generator) -> Picture:
+    def draw_scene(rng: Generator) -> Scene:
         under, over = ground(rng), figure(rng)
         gap = np.abs(under.mean((0, 1)) - over.mean((0, 1))).max()
-        if gap < 0.2:  # a shape nobody could see: push the ground away from it
+        if gap < 0.2:  # the shape would be hard to see: move the ground's brightness away from it
             under = under + (0.35 if over.mean() < 0.5 else -0.35)
-        if not part and flip_colours:
+        if not part and swapped:
             under, over = over, under
         strokes = shape(rng)
         if several:
@@ -530,17 +531,17 @@ def make_product(kind: str, style: Generator) -> Product:
                 replace(s, points=s.points * 0.45 + [dx, dy], width=s.width * 0.45)
                 for dx in (-0.5, 0.5) for dy in (-0.5, 0.5) for s in strokes
             ]  # fmt: skip
-        turn = turn0 + (rng.normal(0, 0.02) if aligned else rng.uniform(0, 2 * np.pi))
+        turned = angle + (rng.normal(0, 0.02) if aligned else rng.uniform(0, 2 * np.pi))
         scale = size * SIDE / 2 * rng.uniform(0.97, 1.03)
         shift = rng.normal(0, 3 if aligned else 8, 2) + SIDE / 2
-        c, s = np.cos(turn) * scale, np.sin(turn) * scale
-        return Picture(under, over, tuple(strokes), np.array([[c, -s, shift[0]], [s, c, shift[1]]]), float(bevel))
+        c, s = np.cos(turned) * scale, np.sin(turned) * scale
+        return Scene(under, over, tuple(strokes), np.array([[c, -s, shift[0]], [s, c, shift[1]]]), float(bevel))
 
-    return take
+    return draw_scene
 
 
-def expose(rng: Generator, image: np.ndarray) -> np.ndarray:
-    """What light and camera do to a scene, uint8 [SIDE, SIDE, 3]: nuisances that are never a defect."""
+def expose(rng: Generator, image: Array) -> Array:
+    """Add light, blur and noise, as a camera would, to a composed image; never a defect. uint8 [SIDE, SIDE, 3]."""
     gain = rng.uniform(0.8, 1.12) + rng.normal(0, 0.02, 3)
     image = image * gain.astype(np.float32)
     if rng.random() < 0.6:

@@ -1,0 +1,275 @@
+"""The options of each command: names, defaults and help, which the command line reads. Imports neither torch nor numpy.
+
+A field's ``Annotated`` holds its typer option. A function beside it reads the text given on the command line.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from aprilcli.errors import OptionError
+
+
+class Device(StrEnum):
+    """Where the model runs; auto prefers a GPU."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+    mps = "mps"
+
+
+class Precision(StrEnum):
+    """Number format of the encoder; auto is fp16 with CUDA, otherwise fp32."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+class Fusion(StrEnum):
+    """How `eval` combines text score and map maximum; authors needs all test images of an object."""
+
+    sum = "sum"
+    authors = "authors"
+
+
+class MapSize(StrEnum):
+    """Size of the maps on disk."""
+
+    source = "source"
+    model = "model"
+
+
+def _option(name: str, text: str, **settings: Any) -> Any:
+    """Declare an option that the environment can also set, as APRILCLI_<OPTION>."""
+    variable = "APRILCLI_" + name.lstrip("-").split("/")[0].replace("-", "_").upper()
+    # Unreadable folders are reported by the workflows, in one line.
+    return typer.Option(name, help=text, envvar=variable, show_envvar=False, readable=False, **settings)
+
+
+def _argument(text: str) -> Any:
+    return typer.Argument(help=text, readable=False)  # see _option
+
+
+def parse_range(text: str) -> tuple[float, float]:
+    """Read ``0,4095``. Raises OptionError."""
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        low, high = 0.0, 0.0
+    if not float("-inf") < low < high < float("inf"):
+        raise OptionError(f"--range {text}: give two numbers, the smaller one first, such as 0,4095")
+    return low, high
+
+
+def parse_stages(text: str) -> tuple[int, ...]:
+    """Read ``6,12,18,24``. Raises OptionError."""
+    return _parse_integers("--stages", text, "6,12,18,24")
+
+
+def parse_shots(text: str) -> tuple[int, ...]:
+    """Read ``0,1,2,4``. Raises OptionError."""
+    return _parse_integers("--shots", text, "0,1,2,4")
+
+
+def _parse_integers(option: str, text: str, example: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise OptionError(f"{option} {text}: give integers separated by commas, such as {example}") from None
+
+
+def parse_names(text: str) -> tuple[str, ...]:
+    """Read ``bolt,nut``."""
+    return tuple(text.split(","))
+
+
+# Fields that several commands declare, with other defaults or beside other fields.
+_MODELS = "tiny, paper, an open_clip NAME[:TAG], or a model folder."
+BankModel = Annotated[str | None, _option("--model", _MODELS, show_default="tiny, or the bank's")]
+FixedModel = Annotated[str, _option("--model", _MODELS)]
+Projector = Annotated[
+    str | None,
+    _option("--projector", "visa, mvtec, a safetensors file, or an authors' .pth. Default: the model's own."),
+]
+BatchSize = Annotated[int, _option("--batch-size", "Images per encoder pass.", min=1)]
+Overwrite = Annotated[bool, _option("--overwrite", "Replace existing results.")]
+Rate = Annotated[
+    float, _option("--false-alarm-rate", "Accepted share of good images called anomalous (needs a calibration).")
+]
+Seed = Annotated[int, _option("--seed", "Random seed.", min=0, max=2**63 - 1)]
+DEFAULT_RATE = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConsoleOptions:
+    """What a command prints."""
+
+    quiet: Annotated[bool, _option("--quiet", "Print results and errors only.")] = False
+    verbose: Annotated[bool, _option("--verbose", "Print more details.")] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Which model, and how it runs."""
+
+    model: BankModel = None
+    image_size: Annotated[
+        int | None, _option("--image-size", "Side of the model's input in pixels; tiny: a multiple of 32.", min=1)
+    ] = None
+    stages: Annotated[
+        tuple[int, ...] | None,
+        _option("--stages", "Encoder stages to use, from 1, such as 6,12,18,24; tiny: 1 to 4."),
+        parse_stages,
+    ] = None
+    device: Annotated[Device, _option("--device", "Device of the model.")] = Device.auto
+    precision: Annotated[Precision, _option("--precision", "Number format of the encoder.")] = Precision.auto
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadOptions:
+    """How images are read."""
+
+    batch_size: BatchSize = 1
+    workers: Annotated[int, _option("--workers", "Threads that read images and write maps.", min=1)] = 2
+    value_range: Annotated[
+        tuple[float, float] | None,
+        _option("--range", "Black and white of images with more than 8 bits, such as 0,4095.", metavar="LO,HI"),
+        parse_range,
+    ] = None
+    max_pixels: Annotated[int, _option("--max-pixels", "Largest accepted image, in pixels.", min=1)] = 100_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartOptions(ModelOptions, ReadOptions):
+    """What `scan` and `enroll` share."""
+
+    projector: Projector = None
+    object_name: Annotated[
+        str | None,
+        _option("--object", "Name of the object in the prompts.", show_default="object, or the bank's"),
+    ] = None
+    banks: Annotated[Path, _option("--banks", "Folder of the banks.")] = Path("banks")
+    follow: Annotated[bool, _option("--follow", "Enter linked folders.")] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanOptions(PartOptions):
+    """Options of `scan`."""
+
+    folder: Annotated[Path, _argument("Folder of images; subfolders are included.")]
+    out: Annotated[Path, _option("--out", "Output folder for scores.csv, maps/ and run.json.")] = Path("april-scan")
+    part: Annotated[str | None, _option("--part", "Compare with this enrolled part (a name or a bank file).")] = None
+    maps: Annotated[bool, _option("--maps/--no-maps", "Write a map of each image.")] = True
+    map_size: Annotated[
+        MapSize, _option("--map-size", "Size of the maps: that of the image or of the model's input.")
+    ] = MapSize.source
+    threshold: Annotated[float | None, _option("--threshold", "Call this score and higher scores anomalous.")] = None
+    false_alarm_rate: Rate = DEFAULT_RATE
+    resume: Annotated[bool, _option("--resume", "Continue an interrupted scan.")] = False
+    overwrite: Overwrite = False
+    fail_on_anomaly: Annotated[
+        bool, _option("--fail-on-anomaly", "Exit with 4 if any image is anomalous; needs --part or --threshold.")
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnrollOptions(PartOptions):
+    """Options of `enroll`."""
+
+    folder: Annotated[Path, _argument("Folder of good images of one part: five to fifty, without defects.")]
+    part: Annotated[str, _option("--part", "Name of the part.")]
+    append: Annotated[bool, _option("--append", "Add references to an enrolled part.")] = False
+    calibrate: Annotated[
+        Path | None, _option("--calibrate", "Folder of further good images, for a guaranteed false-alarm rate.")
+    ] = None
+    coreset: Annotated[
+        float | None, _option("--coreset", "Keep this share of the bank's rows, chosen to cover the rest.")
+    ] = None
+    seed: Seed = 0
+    overwrite: Overwrite = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetOptions(ModelOptions, ReadOptions):
+    """What `train` and `eval` share."""
+
+    dataset: Annotated[Path, _argument("Labelled folder: MVTec AD, LOCO, AD 2, VisA, BTAD, or your own.")]
+    layout: Annotated[str, _option("--layout", "auto, mvtec, loco, btad, ad2, visa or folder.")] = "auto"
+    model: FixedModel = "tiny"
+    seed: Seed = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(DatasetOptions):
+    """Options of `train`."""
+
+    out: Annotated[Path, _option("--out", "Projector file to write (.safetensors).")]
+    epochs: Annotated[int, _option("--epochs", "Passes over the images; the paper: 15 on VisA.", min=1)] = 3
+    batch_size: BatchSize = 16
+    learning_rate: Annotated[float, _option("--lr", "Learning rate of Adam.")] = 1e-3
+    mosaic: Annotated[
+        float | None, _option("--mosaic", "Share of 2x2 composites. Default, as in the paper: 0.2; 0 on VisA.")
+    ] = None
+    validation: Annotated[float, _option("--val", "Share of images for validation, to keep the best epoch.")] = 0.0
+    resume: Annotated[bool, _option("--resume", "Continue after the last complete epoch.")] = False
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where the state after each epoch is kept until the training is done."""
+        return self.out.with_name(self.out.name + ".checkpoint")
+
+    @property
+    def report(self) -> Path:
+        """Where the training is described."""
+        return self.out.with_name(self.out.name + ".json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions(DatasetOptions):
+    """Options of `eval`; without ``shots``: the paper's, as far as every object has good training images."""
+
+    out: Annotated[Path, _option("--out", "Output folder for metrics.csv, metrics.json and scores.csv.")] = Path(
+        "april-eval"
+    )
+    shots: Annotated[
+        tuple[int, ...] | None,
+        _option("--shots", "Numbers of references. Default: 0,1,2,4, as far as there are enough images."),
+        parse_shots,
+    ] = None
+    seeds: Annotated[int, _option("--seeds", "Number of random draws of references.", min=1)] = 5
+    fusion: Annotated[
+        Fusion, _option("--fusion", "Few-shot image score: as in the paper, or as in the authors' program.")
+    ] = Fusion.sum
+    calibrate: Annotated[
+        bool, _option("--calibrate", "Also measure verdicts, at a threshold from good images that are not tested.")
+    ] = False
+    false_alarm_rate: Rate = DEFAULT_RATE
+    maps: Annotated[
+        bool, _option("--maps", "Write the maps of the most shots and the first seed, for other evaluators.")
+    ] = False
+    plots: Annotated[bool, _option("--plots", "Draw ROC and PRO curves and score histograms.")] = False
+    objects: Annotated[
+        tuple[str, ...] | None, _option("--objects", "Only these objects, separated by commas."), parse_names
+    ] = None
+    projector: Projector = None
+    overwrite: Overwrite = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectOptions:
+    """Options of `inspect`."""
+
+    file: Annotated[Path, _argument("A bank, a projector or a map of this tool.")]
+
+
+def describe(options: ModelOptions) -> dict[str, Any]:
+    """Return the options for a JSON record; paths become text."""
+    return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(options).items()}

@@ -1,0 +1,123 @@
+"""The measures of an encoded object under each setting, with its maps and plots."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from aprilcli.core import maps
+from aprilcli.core.calibration import Threshold, threshold_at
+from aprilcli.core.fusion import authors_scores
+from aprilcli.core.metrics import PixelScores, image_metrics, roc_curve, vand
+from aprilcli.io.datasets import LabelledObject
+from aprilcli.options import EvalOptions, Fusion
+from aprilcli.types import Detection, ModelSpec
+from aprilcli.workflows.eval_encoding import EncodedImage, EncodedObject
+from aprilcli.workflows.eval_maps import MapFiles, inside
+from aprilcli.workflows.eval_plots import Curves, plot_object
+from aprilcli.workflows.eval_references import Setting
+from aprilcli.workflows.eval_results import VERDICT_METRICS, Result, score_rows
+
+WriteMap = Callable[[int, NDArray[np.float32]], None]
+
+
+def measure_object(
+    options: EvalOptions,
+    layout: str,
+    item: LabelledObject,
+    encoded: EncodedObject,
+    spec: ModelSpec,
+    pool: ThreadPoolExecutor,
+) -> list[Result]:
+    """Measure every setting, several at a time; write the maps of one setting, and a plot, if asked to."""
+    most_shots = encoded.settings[-1].shots
+    mapped = Setting(most_shots, options.seed if most_shots else None)
+    files = None
+    if options.maps:
+        description = {"model": spec.label, "shots": mapped.shots, "seed": mapped.seed}
+        images = [image.image for image in encoded.images]
+        files = MapFiles(options.out, item.name, layout, images, description)
+
+    def measure(setting: Setting) -> Result:
+        write = files.write if files is not None and setting == mapped else None
+        return _measure(options, item, encoded, setting, spec.image_size, write)
+
+    results = list(pool.map(measure, encoded.settings))
+    if options.plots:
+        path = inside(options.out / "plots", f"{item.name}.png")
+        plot_object(path, item.name, [result.curves for result in results if result.curves is not None])
+    return [replace(result, curves=None) for result in results]
+
+
+def _measure(
+    options: EvalOptions,
+    item: LabelledObject,
+    encoded: EncodedObject,
+    setting: Setting,
+    image_size: int,
+    write_map: WriteMap | None,
+) -> Result:
+    """Fuse the evidence of each image, add its pixels, and keep its scores."""
+    bank = encoded.bank_of(setting)
+    readable = [image for image in encoded.images if image.error is None]
+    has_masks = any(image.has_pixels and image.image.label for image in readable)
+    pixels, detections = PixelScores(), list[Detection]()
+    for position, image in enumerate(encoded.images):
+        detection = image.detect(bank, image_size)
+        if detection is None:
+            continue
+        detections.append(replace(detection, anomaly_map=None))
+        if detection.anomaly_map is None:
+            continue
+        if has_masks and image.has_pixels:
+            pixels.add(detection.anomaly_map, image.mask)
+        if write_map is not None:
+            source = maps.resize_map(torch.from_numpy(detection.anomaly_map), image.size_hw)
+            write_map(position, source.numpy())
+    labels = [image.image.label for image in readable]
+    scores = [detection.score for detection in detections]
+    if options.fusion == Fusion.authors and setting.shots:
+        scores = authors_scores(detections)
+    measured = {**pixels.metrics(), **image_metrics(labels, scores)}
+    measured["vand"] = vand(measured["f1max_cls"], measured["f1max_segm"])
+    threshold = None
+    if options.calibrate:
+        threshold = _threshold(encoded.calibration, bank, image_size, options.false_alarm_rate)
+        measured |= _verdict_metrics(labels, scores, threshold)
+    curves = None
+    if options.plots and setting.seed in (None, options.seed):
+        name = f"{setting.shots}-shot" + ("" if setting.seed is None else f", seed {setting.seed}")
+        image_roc = roc_curve(labels, scores)
+        curves = Curves(name, measured, image_roc, pixels.roc_curve(), pixels.pro_curve(), labels, scores)
+    return Result(
+        object_name=item.name,
+        category=item.category,
+        setting=setting,
+        references=encoded.references[encoded.settings.index(setting)],
+        metrics=measured,
+        rows=score_rows(item.name, setting, encoded.images, detections, scores),
+        threshold=threshold,
+        curves=curves,
+    )
+
+
+def _threshold(calibration: Sequence[EncodedImage], bank: int | None, image_size: int, rate: float) -> Threshold | None:
+    """Return the conformal threshold from the scores of the calibration images; None without images."""
+    detections = [image.detect(bank, image_size) for image in calibration]
+    scores = np.array([detection.score for detection in detections if detection is not None], np.float32)
+    return threshold_at(scores, rate, "held-out") if len(scores) else None
+
+
+def _verdict_metrics(labels: Sequence[int], scores: Sequence[float], threshold: Threshold | None) -> dict[str, float]:
+    """Return the shares of good (far) and of anomalous images (tpr) that are called anomalous; nan if undefined."""
+    if threshold is None:
+        return dict.fromkeys(VERDICT_METRICS, np.nan)
+    alarms = np.array([threshold.verdict(score) == "anomalous" for score in scores])
+    by_label = (alarms[np.array(labels) == label] for label in (0, 1))
+    shares = (float(part.mean()) if len(part) else np.nan for part in by_label)
+    return dict(zip(VERDICT_METRICS, shares, strict=True))

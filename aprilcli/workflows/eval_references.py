@@ -1,0 +1,89 @@
+"""The settings of an evaluation, and the references that each setting draws.
+
+A seed puts the good training images of an object in an order; the first k are its k references. So they are drawn
+without replacement, and the references of more shots include those of fewer.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aprilcli.errors import InputError
+from aprilcli.io.datasets import LabelledObject
+from aprilcli.io.walk import FoundImage
+from aprilcli.workflows.pipeline import Reader
+
+
+@dataclass(frozen=True)
+class Setting:
+    """``shots`` references drawn by ``seed``; without a seed for zero shots, as nothing is drawn."""
+
+    shots: int
+    seed: int | None = None
+
+
+def relative_path(path: Path, root: Path) -> str:
+    """Return ``path`` relative to the data set, with ``/``."""
+    return Path(os.path.relpath(path, root)).as_posix()
+
+
+def draw_order(category: str, count: int, seed: int) -> list[int]:
+    """Return the order in which a seed draws ``count`` images: the same on every machine, different per category.
+
+    By ``category`` and not by path, so the root of the evaluation does not matter.
+    """
+    named = zlib.crc32(category.encode("utf-8", "surrogateescape"))
+    order: list[int] = np.random.default_rng([seed, named]).permutation(count).tolist()
+    return order
+
+
+class References:
+    """The references of an object for all settings, each read once.
+
+    ``chosen``: per setting, positions in ``names`` (relative paths) and ``pixels`` [3, S, S]. ``unused``: the good
+    training images that no setting draws. Raises InputError if too few can be read.
+    """
+
+    def __init__(self, item: LabelledObject, root: Path, reader: Reader, settings: Sequence[Setting]) -> None:
+        """Draw and read."""
+        self.names: list[str] = []
+        self.pixels: list[NDArray[np.float32]] = []
+        self.problems: list[str] = []
+        self._item, self._root, self._reader = item, root, reader
+        self._positions: dict[int, int | None] = {}  # of each image read; None: unreadable
+        most = {setting.seed: setting.shots for setting in sorted(settings, key=lambda setting: setting.shots)}
+        drawn = {seed: self._draw(seed, shots) for seed, shots in most.items() if seed is not None}
+        self.chosen = [drawn[s.seed][: s.shots] if s.seed is not None else () for s in settings]
+        self.unused = [path for index, path in enumerate(item.train_good) if index not in self._positions]
+
+    def _draw(self, seed: int, shots: int) -> tuple[int, ...]:
+        order = draw_order(self._item.category, len(self._item.train_good), seed)
+        readable = (position for index in order if (position := self._position(index)) is not None)
+        drawn = tuple(itertools.islice(readable, shots))
+        if len(drawn) < shots:
+            raise InputError(
+                f"{self._item.name}: {shots} shots need as many good training images, but only {len(drawn)} can be "
+                "read; use fewer --shots, or other --objects"
+            )
+        return drawn
+
+    def _position(self, index: int) -> int | None:
+        if index not in self._positions:
+            path = self._item.train_good[index]
+            image = self._reader(FoundImage(path, relative_path(path, self._root)))
+            if image.pixels is None:
+                self.problems.append(f"{image.error}; another reference is drawn instead")
+                self._positions[index] = None
+            else:
+                self._positions[index] = len(self.names)
+                self.names.append(image.found.relative)
+                self.pixels.append(image.pixels)
+        return self._positions[index]

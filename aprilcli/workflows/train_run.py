@@ -1,0 +1,224 @@
+"""The run of a training: epochs between checkpoints, and the projector at the end."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from aprilcli.core.backbone import Backbone
+from aprilcli.core.metrics import average_precision
+from aprilcli.core.projector import KIND, UNDATED, save_projector
+from aprilcli.core.prompts import encode_prompts
+from aprilcli.core.training import Batch, ProjectorTrainer, new_projector
+from aprilcli.core.training_set import TrainingImage, plan_epoch, prepare_input
+from aprilcli.errors import ArtifactError, OptionError, OutputError
+from aprilcli.io import reports
+from aprilcli.io.artifacts import read_header, sha256_of_file
+from aprilcli.io.atomic import output_errors
+from aprilcli.io.images import SourceImage, read_image
+from aprilcli.options import TrainOptions
+from aprilcli.workflows.checkpoint import Checkpoint, Record
+from aprilcli.workflows.console import Console
+from aprilcli.workflows.pipeline import map_ahead
+
+Input = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # pixels [3, S, S], text features [2, C], mask [S, S]
+
+
+class TrainingRun:
+    """A training in progress: the trainer, the epochs so far and the weights to keep.
+
+    ``history``: the records of the epochs in the checkpoint.
+    """
+
+    def __init__(
+        self,
+        options: TrainOptions,
+        backbone: Backbone,
+        trained_on: str,
+        description: dict[str, Any],
+        pool: ThreadPoolExecutor,
+    ) -> None:
+        """Begin at the first epoch; ``description``: the data, settings and model that a checkpoint must agree with."""
+        self._options = options
+        self._backbone = backbone
+        self._description: dict[str, Any] = json.loads(json.dumps(description))  # as it will be read back
+        self._pool = pool
+        projector = new_projector(backbone.spec, options.seed, trained_on)
+        self._trainer = ProjectorTrainer(backbone.encoder, projector, options.learning_rate)
+        self._kept_weights = self._trainer.weights()
+        self._text_features: dict[str, torch.Tensor] = {}
+        self._read = image_reader(options)
+        self.history: list[Record] = []
+
+    @property
+    def kept(self) -> Record:
+        """The record of the epoch whose weights are kept."""
+        return _best(self.history)
+
+    def resume(self, console: Console) -> None:
+        """Continue from the checkpoint, if there is one. Raises ArtifactError if it is from another training."""
+        path = self._options.checkpoint
+        if not path.exists():
+            console.note(f"{path}: no checkpoint; starting from the first epoch")
+            return
+        saved = self._checkpoint(self.history).read(path)
+        self._trainer.restore(saved.state)
+        self._kept_weights, self.history = dict(saved.kept), saved.history
+        if len(self.history) > self._options.epochs:
+            raise OptionError(f"--epochs {self._options.epochs}: {len(self.history)} are done; give at least as many")
+        if not self._has_written():
+            refuse_existing(self._options)
+        console.note(f"continuing after epoch {len(self.history)} of {self._options.epochs}")
+
+    def _has_written(self) -> bool:
+        """Return whether an existing projector is from this training, stopped before it deleted the checkpoint."""
+        try:
+            fields = read_header(self._options.out).fields
+        except ArtifactError:
+            return False
+        return bool(self.history) and all(fields.get(name) == value for name, value in self._result_fields().items())
+
+    def save_checkpoint(self, history: list[Record]) -> None:
+        """Write the state after the last epoch of ``history``; these epochs are then done."""
+        self._checkpoint(history).write(self._options.checkpoint)
+        self.history = history
+
+    def _checkpoint(self, history: list[Record]) -> Checkpoint:
+        return Checkpoint(self._description, history, self._trainer.state(), self._kept_weights)
+
+    def train(self, training: Sequence[TrainingImage], validation: Sequence[TrainingImage], console: Console) -> None:
+        """Run the remaining epochs; each ends with a checkpoint and a note."""
+        for name in sorted({image.category for image in (*training, *validation)}):
+            self._text_features[name] = encode_prompts(self._backbone.text, name).cpu()
+        epochs, first = self._options.epochs, len(self.history) + 1
+        total = (epochs + 1 - first) * (len(training) + len(validation))
+        with console.progress(total, "training") as advance:
+            for epoch in range(first, epochs + 1):
+                task = f"epoch {epoch}/{epochs}"
+                record: Record = {"epoch": epoch, "loss": self._epoch(epoch, training, task, advance)}
+                if validation:
+                    record |= self._validate(validation, task, advance)
+                history = [*self.history, record]
+                if _best(history) is record:
+                    self._kept_weights = self._trainer.weights()
+                self.save_checkpoint(history)
+                console.note(f"{task}: {describe_record(record)}")
+
+    def _epoch(self, epoch: int, images: Sequence[TrainingImage], task: str, advance: Callable[..., None]) -> float:
+        rng = np.random.default_rng([self._options.seed, epoch])
+        plan = plan_epoch(images, self._description["settings"]["mosaic"], rng)
+        total = 0.0
+        for batch in self._batches(plan):
+            loss = self._trainer.step(batch)
+            self._check_finite(loss, task)
+            total += loss * len(batch.pixels)
+            advance(len(batch.pixels), f"{task}, loss {loss:.4f}")
+        return total / len(plan)
+
+    def _check_finite(self, loss: float, task: str) -> None:
+        if not math.isfinite(loss):
+            advice = "use a lower rate"
+            if self._backbone.encoder.precision != "fp32":
+                advice += ", or --precision fp32"
+            if self.history:
+                advice += f"; --resume --epochs {len(self.history)} keeps the epochs before"
+            raise OptionError(f"--lr {self._options.learning_rate}: the loss became {loss} in {task}; {advice}")
+
+    def _validate(self, images: Sequence[TrainingImage], task: str, advance: Callable[..., None]) -> Record:
+        """Return the mean loss, and the pixel AP at the model's input size, averaged over objects with anomalies.
+
+        Memory: the pixels of one object at a time, about 35 bytes each while they are sorted.
+        """
+        total, precisions = 0.0, []
+        for name in sorted({image.object_name for image in images}):
+            scores, labels = [], []
+            for batch in self._batches([(image,) for image in images if image.object_name == name]):
+                loss, anomaly_maps = self._trainer.measure(batch)
+                self._check_finite(loss, task)
+                total += loss * len(batch.pixels)
+                scores.append(anomaly_maps.cpu().numpy().ravel())
+                labels.append(batch.masks.numpy().astype(np.uint8).ravel())
+                advance(len(batch.pixels), f"{task}, validating")
+            precision = average_precision(np.concatenate(labels), np.concatenate(scores))
+            if not math.isnan(precision):  # nan: no anomalous pixels
+                precisions.append(precision)
+        mean_precision = math.fsum(precisions) / len(precisions) if precisions else None
+        return {"val_loss": total / len(images), "val_pixel_ap": mean_precision}
+
+    def _batches(self, plan: Sequence[Sequence[TrainingImage]]) -> Iterator[Batch]:
+        """Prepare inputs in order, on threads that run ahead of the training."""
+        size = self._options.batch_size
+        inputs = map_ahead(self._pool, self._prepare, plan, size + self._options.workers)
+        while batch := list(itertools.islice(inputs, size)):
+            pixels, text_features, masks = zip(*batch, strict=True)
+            yield Batch(torch.stack(pixels), torch.stack(text_features), torch.stack(masks))
+
+    def _prepare(self, parts: Sequence[TrainingImage]) -> Input:
+        pixels, mask = prepare_input(parts, self._backbone.spec, self._read)
+        return pixels, self._text_features[parts[0].category], mask
+
+    def write_projector(self, started: str) -> None:
+        """Write FILE, with the weights to keep, and FILE.json; delete the checkpoint."""
+        options, projector = self._options, self._trainer.projector
+        projector.load_state_dict(self._kept_weights)
+        projector.fields = self._result_fields()
+        save_projector(projector, options.out, created=UNDATED)
+        report = {
+            "kind": KIND,
+            "file": options.out.name,
+            "sha256": sha256_of_file(options.out),
+            "fingerprint": projector.identity["fingerprint"],
+            **projector.fields,
+            "model": projector.spec.to_json(),
+            "versions": reports.versions(),
+            "started": started,
+            "finished": reports.timestamp(),
+        }
+        reports.write_json(options.report, report)
+        with output_errors(options.checkpoint):
+            options.checkpoint.unlink()
+
+    def _result_fields(self) -> dict[str, Any]:
+        """Return what the projector's file records of the training."""
+        return {
+            "data": self._description["data"],
+            "settings": {"epochs": self._options.epochs, **self._description["settings"]},
+            "history": self.history,
+            "kept_epoch": self.kept["epoch"],
+        }
+
+
+def _best(history: Sequence[Record]) -> Record:
+    """Return the record of the lowest validation loss (the first of equals); without validation the last record."""
+    return min(history, key=lambda record: record["val_loss"]) if "val_loss" in history[-1] else history[-1]
+
+
+def describe_record(record: Record) -> str:
+    """Return the losses of an epoch as text."""
+    text = f"loss {record['loss']:.4f}"
+    if "val_loss" in record:
+        text += f", validation loss {record['val_loss']:.4f}"
+    if record.get("val_pixel_ap") is not None:
+        text += f", pixel AP {record['val_pixel_ap']:.4f}"
+    return text
+
+
+def image_reader(options: TrainOptions) -> Callable[[Path], SourceImage]:
+    """Return the function that decodes training images."""
+    return partial(read_image, value_range=options.value_range, max_pixels=options.max_pixels)
+
+
+def refuse_existing(options: TrainOptions) -> None:
+    """Raise OutputError if the files to write exist."""
+    for path in (options.out, options.report):
+        if path.exists():
+            raise OutputError(f"{path}: already exists; choose another --out, or move the file")

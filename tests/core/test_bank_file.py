@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import reduce
+from operator import getitem
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_banks import draw_zero_shot, make_bank
+
+from aprilcli.core.bank_file import from_artifact, to_artifact
+from aprilcli.core.calibration import Calibration
+from aprilcli.core.memory_bank import (
+    Recipe,
+    subsample,
+)
+from aprilcli.errors import ArtifactError
+from aprilcli.io.artifacts import Artifact
+
+PATH = Path("banks/bolt.safetensors")
+
+
+def as_artifact(tensors, fields, created="2024-01-01T00:00:00+00:00"):
+    """Return the artifact that a file with these tensors and fields gives."""
+    return Artifact("bank", "0.0.9", created, json.loads(json.dumps(fields)), {}, {}, tensors)
+
+
+@pytest.mark.parametrize("calibrated", [True, False])
+def test_round_trip_through_an_artifact(calibrated):
+    bank = subsample(make_bank(4, dtype=torch.float16), 0.5)
+    if calibrated:
+        bank = replace(
+            bank,
+            calibration=Calibration(np.array([0.1, 0.2]), np.array([0.3, 0.4]), "held-out"),
+            recipe=Recipe("vit:tag", "visa", "a" * 64),
+            zero_shot=draw_zero_shot(4),
+        )
+    tensors, fields = to_artifact(bank)
+    again = from_artifact(PATH, as_artifact(tensors, fields, created=bank.created))
+    assert all(torch.equal(a, b) for a, b in zip(again.features, bank.features, strict=True))
+    kept = ("rows_per_source", "spec", "object_name", "sources", "coreset_fraction", "created", "recipe")
+    assert [getattr(again, name) for name in kept] == [getattr(bank, name) for name in kept]
+    assert again.version == "0.0.9"
+    assert (again.calibration is not None) == calibrated
+    if again.calibration is not None:
+        assert again.calibration.method == "held-out"
+        assert again.calibration.map_maxima.tolist() == np.float32([0.3, 0.4]).tolist()
+        assert torch.equal(again.zero_shot.text_scores, bank.zero_shot.text_scores)
+        assert all(torch.equal(a, b) for a, b in zip(again.zero_shot.logits, bank.zero_shot.logits, strict=True))
+    else:
+        assert again.zero_shot is None
+
+
+def damage(tensors, fields, what):
+    if what == "no spec":
+        del fields["spec"]
+    elif what == "a stage missing":
+        del tensors["features.1"]
+    elif what == "mixed types":
+        tensors["features.1"] = tensors["features.1"].half()
+    elif what == "integers":
+        tensors |= {name: rows.int() for name, rows in tensors.items()}
+    elif what == "another width":
+        tensors["features.0"] = tensors["features.0"][:, 1:]
+    elif what == "rows missing":
+        tensors["features.0"] = tensors["features.0"][1:]
+    elif what == "a source missing":
+        fields["sources"] = fields["sources"][1:]
+    elif what == "no sources":
+        fields["sources"] = []
+    elif what == "sources are text":
+        fields["sources"] = "abc"
+    elif what == "negative rows":
+        fields["rows_per_source"] = [[10, 9, -1 + 9], [13, 0, -1]]
+    elif what == "no fraction":
+        fields["coreset_fraction"] = None
+    elif what == "zero-shot of fewer":
+        tensors["text_scores"] = torch.zeros(2)
+    elif what == "foreign recipe":
+        fields["recipe"] = {"code": "x"}
+    elif what == "rows not of length 1":
+        tensors["features.1"] = tensors["features.1"] * torch.linspace(1, 1.5, 12)[:, None]
+    elif what == "text scores beyond 1":
+        tensors["text_scores"] = torch.full((3,), 3e38)
+    elif what == "integer text scores":
+        tensors["text_scores"] = torch.ones(3, dtype=torch.int32)
+    elif what == "huge logits":
+        tensors |= {
+            "text_scores": torch.ones(3),
+            "logits.0": torch.full((3, 3, 3), -3e38),
+            "logits.1": torch.ones(3, 2, 2),
+        }
+    elif isinstance(what, tuple):
+        *path, last, value = what
+        reduce(getitem, path, fields)[last] = value
+    elif what == "calibration missing":
+        fields["calibration_method"] = "held-out"
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "no spec",
+        "a stage missing",
+        "mixed types",
+        "integers",
+        "another width",
+        "rows missing",
+        "a source missing",
+        "no sources",
+        "sources are text",
+        "negative rows",
+        "no fraction",
+        "zero-shot of fewer",
+        "foreign recipe",
+        "calibration missing",
+        "rows not of length 1",
+        "text scores beyond 1",
+        "integer text scores",
+        "huge logits",
+        ("coreset_fraction", 0),
+        ("coreset_fraction", -1.0),
+        ("coreset_fraction", 10**400),
+        ("coreset_fraction", float("inf")),
+        ("rows_per_source", 0, 0, float("inf")),
+        ("object", "word " * 41),
+        ("object", "\ud800"),
+        ("object", "a\0b"),
+        ("object", ["a"]),
+        ("recipe", "model", "\x1b[31m"),
+        ("recipe", "model", "x" * 5000),
+        ("recipe", "projector", "\ud800.pth"),
+        ("recipe", "value_range", [5, 5]),
+        ("recipe", "value_range", [0, 10**400]),
+        ("sources", 0, "path", "\ud800"),
+        ("sources", 0, "path", 5),
+        ("sources", 0, "sha256", "\x1b[31m"),
+        ("spec", []),
+        ("spec", "x"),
+        ("spec", "backbone", "\x1b[31m"),
+        ("spec", "activation", "g" * 500),
+        ("spec", "stages", [4, 2]),
+        ("spec", "\x1b[31m", 1),
+    ],
+)
+def test_a_damaged_bank_is_refused(what):
+    tensors, fields = to_artifact(make_bank(3))
+    fields = json.loads(json.dumps(fields))
+    damage(tensors, fields, what)
+    with pytest.raises(ArtifactError, match=r"^banks/bolt\.safetensors: .*; enroll") as caught:
+        from_artifact(PATH, as_artifact(tensors, fields))
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 400
+
+
+def test_zero_rows_and_file_names_of_any_bytes_are_valid():
+    tensors, fields = to_artifact(make_bank(3))
+    tensors["features.0"][4] = 0
+    fields["sources"][0]["path"] = "new\nline \udcff.png"
+    bank = from_artifact(PATH, as_artifact(tensors, fields))
+    assert bank.sources[0].path == "new\nline \udcff.png"

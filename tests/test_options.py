@@ -1,0 +1,97 @@
+"""The options: their defaults against the library's, and the command line that is made of them."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, fields
+from typing import get_type_hints
+
+import pytest
+import typer.main
+from helpers import run
+
+from aprilcli.cli import app
+from aprilcli.core.backbone import TINY
+from aprilcli.core.calibration import DEFAULT_RATE
+from aprilcli.core.training import LEARNING_RATE
+from aprilcli.errors import OptionError
+from aprilcli.io.images import MAX_PIXELS
+from aprilcli.options import (
+    EnrollOptions,
+    EvalOptions,
+    InspectOptions,
+    ScanOptions,
+    TrainOptions,
+    describe,
+    parse_range,
+    parse_shots,
+    parse_stages,
+)
+
+CLASSES = {
+    "scan": ScanOptions,
+    "enroll": EnrollOptions,
+    "train": TrainOptions,
+    "eval": EvalOptions,
+    "inspect": InspectOptions,
+}
+PRINTING = {"--quiet", "--verbose"}
+
+
+def parameters_of(command: str) -> dict:
+    return {parameter.name: parameter for parameter in typer.main.get_command(app).commands[command].params}
+
+
+def test_defaults_are_those_of_the_library() -> None:
+    assert ScanOptions.false_alarm_rate == EvalOptions.false_alarm_rate == DEFAULT_RATE
+    assert ScanOptions.max_pixels == TrainOptions.max_pixels == MAX_PIXELS
+    assert TrainOptions.learning_rate == LEARNING_RATE
+    assert TrainOptions.model == EvalOptions.model == TINY
+
+
+@pytest.mark.parametrize("command", CLASSES)
+def test_every_field_is_an_option_with_its_default_help_and_environment_variable(command: str) -> None:
+    parameters = parameters_of(command)
+    for field in fields(CLASSES[command]):
+        parameter = parameters.pop(field.name)
+        option = get_type_hints(CLASSES[command], include_extras=True)[field.name].__metadata__[0]
+        assert parameter.help == option.help
+        assert parameter.required == (field.default is MISSING)
+        assert field.default is MISSING or parameter.default == field.default
+        if parameter.param_type_name == "option":
+            name = parameter.opts[0].removeprefix("--").replace("-", "_").upper()
+            assert parameter.envvar == f"APRILCLI_{name}"
+    assert {parameter.opts[0] for parameter in parameters.values()} == (PRINTING if command != "inspect" else set())
+
+
+def test_one_name_per_option_in_all_commands() -> None:
+    names: dict[str, set[str]] = {}
+    for command in CLASSES:
+        for parameter in parameters_of(command).values():
+            names.setdefault(parameter.name, set()).add(parameter.opts[0])
+    assert all(len(options) == 1 for options in names.values())
+
+
+def test_text_is_parsed_or_refused_with_the_options_name() -> None:
+    assert (parse_range("0,4095"), parse_stages("6,12"), parse_shots("0")) == ((0.0, 4095.0), (6, 12), (0,))
+    for parse, text, message in (
+        (parse_range, "5,5", "--range 5,5: give two numbers"),
+        (parse_range, "0,nan", "--range 0,nan: give two numbers"),
+        (parse_stages, "two", "--stages two: give integers"),
+        (parse_shots, "", "--shots : give integers"),
+    ):
+        with pytest.raises(OptionError, match=message):
+            parse(text)
+
+
+def test_a_record_of_options_is_flat(tmp_path) -> None:
+    record = describe(ScanOptions(folder=tmp_path))
+    assert record["folder"] == str(tmp_path)
+    assert record.keys() == {field.name for field in fields(ScanOptions)}
+    assert not any(isinstance(value, dict) for value in record.values())
+
+
+def test_an_unknown_layout_is_wrong_usage_that_lists_the_layouts(tmp_path) -> None:
+    for arguments in (["eval", tmp_path], ["train", tmp_path, "--out", tmp_path / "p.safetensors"]):
+        result = run(*arguments, "--layout", "coco")
+        assert result.exit_code == 2
+        assert "unknown layout coco; choose auto, mvtec, loco, btad, ad2, visa, folder" in result.stderr
