@@ -285,12 +285,12 @@ def _blueprint(source: Source, config: Configuration, wanted: int | None) -> tup
         if source.folder is not None:
             _check_layers(config.model, weights_file(source))
         model = _build(config.model).eval()
-        if source.folder is not None:
-            _check_declared_size(model, weights_file(source))
         try:
             tower = tower_of(model.visual)
         except ValueError as error:
             raise BackboneError(f"{source.label}: {error}; choose another model") from error
+        if source.folder is not None:
+            _check_declared_size(model, weights_file(source))
         native = native_size(config.model)
         size = wanted or max(tower.step, native - native % tower.step)
         _check_image_size(source.name, tower, size)
