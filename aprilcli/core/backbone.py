@@ -1,8 +1,10 @@
-"""A frozen CLIP in PyTorch: its image encoder, its text encoder, and how they are loaded."""
+"""Load a frozen CLIP: both towers, or the image tower alone."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,25 +15,36 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from open_clip.factory import load_state_dict
 from open_clip.model import CLIP, CustomTextCLIP, _build_vision_tower, resize_pos_embed
+from open_clip.tokenizer import HFTokenizer
 from open_clip.transformer import QuickGELU
+from safetensors import safe_open
 
-from aprilcli.core.catalogue import TINY, Model, find_model
-from aprilcli.core.fingerprint import model_fingerprint
-from aprilcli.core.model_folder import BROKEN_MODEL, FOLDER_WEIGHTS, native_size
-from aprilcli.core.towers import Tower
+from aprilcli.core.catalogue import (
+    TINY,
+    Configuration,
+    Source,
+    activation_notes,
+    find_source,
+    read_source,
+    weights_file,
+)
+from aprilcli.core.fingerprint import architecture, digest, is_position, model_fingerprint
+from aprilcli.core.model_folder import BROKEN_MODEL, as_artifact_errors, native_size
+from aprilcli.core.towers import Tower, tower_of
 from aprilcli.errors import ArtifactError, BackboneError, OptionError
-from aprilcli.io.hub import check_tokenizer, fetch_clip_weights
-from aprilcli.text import first_line
-from aprilcli.types import LOGIT_SCALE, ImageFeatures, ModelSpec
+from aprilcli.io.hub import fetch_tokenizer
+from aprilcli.text import first_line, printable
+from aprilcli.types import LOGIT_SCALE, MAX_IMAGE_SIZE, ImageFeatures, ModelSpec
 
+STAGE_COUNT = 4  # stages by default
 SENTENCES_PER_PASS = 128
+SPARE_WEIGHTS = 10_000_000  # a configuration may declare this many more than its file holds, for positions
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class TorchImageEncoder:
-    """The image tower of a frozen CLIP in PyTorch (see ``ImageEncoder``); ``images_encoded`` counts its work."""
+    """The image tower of a frozen CLIP in PyTorch (see ``ImageEncoder``); ``images_encoded`` counts the images."""
 
     def __init__(self, tower: Tower, spec: ModelSpec, device: torch.device, precision: str = "fp32") -> None:
         """Freeze ``tower`` and move it to ``device``; ``precision`` is fp32, or bf16 or fp16 (autocast)."""
@@ -39,25 +52,28 @@ class TorchImageEncoder:
         self.device = device
         self.precision = precision
         self.images_encoded = 0
-        tower.module.eval().requires_grad_(False)
-        tower.to(device)
         self._tower = tower
+        tower.place(device)
 
     @property
     def grids(self) -> tuple[tuple[int, int], ...]:
         """The patches (h, w) of each stage."""
-        return tuple(self._tower.grid(stage) for stage in self.spec.stages)
+        return tuple(map(self._tower.grid, self.spec.stages))
 
     @torch.inference_mode()
     def encode(self, pixels: NDArray[np.float32]) -> ImageFeatures:
-        """Encode prepared images [B, 3, S, S] in one pass. Raises ArtifactError where a feature is not finite."""
+        """Encode prepared images [B, 3, S, S] in one pass.
+
+        Patch tokens are the raw output of each stage, without class token and final layer norm (see ``towers`` for
+        what a stage is). Raises ArtifactError where a feature is not a finite number.
+        """
         batch = torch.as_tensor(pixels).to(self.device)
         self.images_encoded += len(batch)
         with _autocast(self.device, self.precision):
-            features, stages = self._tower.encode(batch, self.spec.stages)
-        grids = tuple((tokens.shape[-2], tokens.shape[-1]) for tokens in stages)
+            features, outputs = self._tower.encode(batch, self.spec.stages)
+        grids = tuple((tokens.shape[-2], tokens.shape[-1]) for tokens in outputs)
         image = F.normalize(features.float(), dim=-1)
-        patch_tokens = tuple(tokens.float().flatten(2).transpose(1, 2).contiguous() for tokens in stages)
+        patch_tokens = tuple(tokens.float().flatten(2).transpose(1, 2).contiguous() for tokens in outputs)
         check_finite((image, *patch_tokens), self.spec.label, self.precision)
         return ImageFeatures(image, patch_tokens, grids)
 
@@ -77,16 +93,36 @@ class TextEncoder:
 
     @torch.inference_mode()
     def encode(self, sentences: list[str]) -> torch.Tensor:
-        """Encode sentences to unit rows [len(sentences), C], float32. Raises ArtifactError for NaN."""
-        tokens = self._tokenizer(sentences).to(self._device)
+        """Encode sentences to unit rows [len(sentences), C], float32.
+
+        Raises OptionError for a sentence of more tokens than the tower reads, ArtifactError where a feature is not a
+        finite number or the tokenizer belongs to another model.
+        """
+        tokens = self._tokenize(sentences).to(self._device)
         with _autocast(self._device, self._precision):
-            parts = [self._encode_tokens(chunk) for chunk in tokens.split(SENTENCES_PER_PASS)]
+            parts = [self._encode_tokens(chunk) for chunk in torch.split(tokens, SENTENCES_PER_PASS)]
         features = F.normalize(torch.cat(parts).float(), dim=-1)
         check_finite((features,), self._label, self._precision)
         return features
 
+    def _tokenize(self, sentences: list[str]) -> torch.Tensor:
+        context = self._model.context_length
+        tokens: torch.Tensor = self._tokenizer(sentences)
+        if int(tokens.max()) >= self._model.vocab_size:
+            raise ArtifactError(
+                f"{self._label}: its tokenizer has more words than its text tower; copy this model's own tokenizer"
+            )
+        # Tokenizers cut without a word: what is cut differs from the beginning of what a longer context holds.
+        whole = self._tokenizer(sentences, context_length=2 * context)
+        if cut := [sentence for sentence, same in zip(sentences, _same(tokens, whole), strict=True) if not same]:
+            raise OptionError(
+                f"{printable(cut[0])[:80]!r}: more than the {context} tokens that {self._label} reads; "
+                "use a shorter object name"
+            )
+        return tokens
+
     def _encode_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Run the text tower only as far as the longest sentence reaches: it is causal, so what follows is unread."""
+        """Encode tokens [B, context]; a causal tower runs only as far as the longest sentence reaches."""
         model = self._model
         length = int(tokens.argmax(dim=-1).max()) + 1
         features: torch.Tensor
@@ -102,9 +138,16 @@ class TextEncoder:
         return features  # typed above: open_clip is not
 
 
+def _same(tokens: torch.Tensor, whole: torch.Tensor) -> list[bool]:
+    """Return for each row whether ``whole`` is ``tokens`` and padding."""
+    context = tokens.shape[1]
+    same = (whole[:, :context] == tokens).all(dim=1) & (whole[:, context:] == whole[:, -1:]).all(dim=1)
+    return [bool(row) for row in same]
+
+
 @dataclass(frozen=True)
 class Backbone:
-    """Both towers of a frozen CLIP; ``notes``: what the user should know of it."""
+    """Both towers of a frozen CLIP; ``notes``: what the user should know about it."""
 
     encoder: TorchImageEncoder
     text: TextEncoder
@@ -138,150 +181,252 @@ def load_backbone(
     device: str = "auto",
     precision: str = "auto",
 ) -> Backbone:
-    """Load both towers of a frozen CLIP.
+    """Load a frozen CLIP.
 
     ``model``: ``tiny``, ``paper``, an open_clip name with an optional ``:TAG``, or a folder in open_clip's local-dir
-    form. ``image_size`` in pixels and ``stages`` (1-based) default to the model's own: four equal parts of a tower's
-    depth. Raises OptionError, ArtifactError or BackboneError.
+    form. ``image_size`` in pixels and ``stages`` (1-based) default to the model's own: four equal parts of a
+    transformer's blocks, or the stages of a convolutional tower. Raises OptionError, ArtifactError or BackboneError;
+    an unsupported model or option is found before anything is downloaded.
     """
-    found = find_model(model)
-    source = found.source
-    size = found.image_size(image_size)
+    source = find_source(model)
+    config = read_source(source)
+    blueprint, size = _blueprint(source, config, image_size or source.image_size)
+    chosen = _check_stages(source.name, stages or source.stages or _default_stages(blueprint.depth), blueprint.depth)
     resolved_device = resolve_device(device)
-    resolved_precision = resolve_precision(precision, resolved_device)
-    clip = _create(found, size)
-    if not isinstance(clip, CLIP | CustomTextCLIP):
-        raise BackboneError(f"{source.name}: only CLIP and SigLIP models can be used; choose another")
-    if not all(bool(weights.isfinite().all()) for weights in clip.state_dict().values()):
-        raise ArtifactError(f"{source.name}: its weights hold NaN or infinite values; download or copy them again")
-    tower = _adapt(found, clip.visual, size)
-    chosen = found.stages(stages, tower.depth)
-    # A sigmoid head is trained with a scale of its own; its bias cancels in a softmax of two.
-    has_sigmoid_head = clip.logit_bias is not None
+    resolved_precision = _resolve_precision(precision, resolved_device)
+    tokenizer = _load_tokenizer(source, config)
+    path = weights_file(source)
+    with _loading(source):
+        clip = _build(_at_size(config, size) if blueprint.built_at_size else config.model)
+        open_clip.load_checkpoint(clip, str(path))
+    _check_weights(source, clip)
+    tower = tower_of(clip.visual)
+    tower.resize(size)
     spec = ModelSpec(
         backbone=source.name,
         pretrained=source.pretrained,
         activation="quickgelu" if any(isinstance(module, QuickGELU) for module in clip.modules()) else "gelu",
         image_size=size,
         stages=chosen,
-        stage_widths=tuple(tower.width(stage) for stage in chosen),
-        joint_width=tower.output_width,
-        mean=found.mean,
-        std=found.std,
-        fingerprint=_fingerprint(found, clip.state_dict()),
-        logit_scale=float(clip.logit_scale.exp()) if has_sigmoid_head else LOGIT_SCALE,
+        stage_widths=tuple(map(tower.width, chosen)),
+        joint_width=int(config.model["embed_dim"]),
+        mean=config.mean,
+        std=config.std,
+        fingerprint=model_fingerprint(clip, config.model, path if source.folder else None),
+        logit_scale=_logit_scale(clip),
     )
-    text = TextEncoder(clip, _tokenizer(found), spec.label, resolved_device, resolved_precision)
+    text = TextEncoder(clip, tokenizer, spec.label, resolved_device, resolved_precision)
     encoder = TorchImageEncoder(tower, spec, resolved_device, resolved_precision)
-    return Backbone(encoder, text, found.notes(spec.activation))
+    return Backbone(encoder, text, activation_notes(source, spec.activation))
 
 
 def load_image_encoder(
     model: str, spec: ModelSpec, *, device: str = "auto", precision: str = "auto"
 ) -> TorchImageEncoder:
-    """Load the image tower alone, as ``load_backbone`` would, for a process that gets text features from elsewhere.
+    """Load the image tower alone, with the features that ``load_backbone`` would give; the text tower is not built.
 
-    ``spec``: that of the same model, loaded by ``load_backbone``. Raises ArtifactError where the weights of ``model``
-    are not those of ``spec``.
+    ``spec``: the model as ``load_backbone`` describes it, in another process for instance; size, stages, mean, std and
+    logit scale are taken from it. Its fingerprint is computed again from the weights file, which is read tensor by
+    tensor. Raises ArtifactError where it differs, also for a file that is not in open_clip's own form.
     """
-    found = find_model(model)
-    size = found.image_size(spec.image_size)
-    with _loading_errors(found):
-        state = load_state_dict(str(_checkpoint(found)))
-        if _fingerprint(found, state) != spec.fingerprint:
-            raise ValueError(f"its weights are not those of {spec.label}")
-        half = _ImageHalf(found, size)
-        state = {name: weights for name, weights in state.items() if name.startswith("visual.")}
-        resize_pos_embed(state, half)
-        half.load_state_dict(state)
+    source = find_source(model)
+    config = read_source(source)
+    blueprint, size = _blueprint(source, config, spec.image_size)
     resolved_device = resolve_device(device)
-    tower = _adapt(found, half.visual, size)
-    return TorchImageEncoder(tower, spec, resolved_device, resolve_precision(precision, resolved_device))
+    path = weights_file(source)
+    weights: dict[str, torch.Tensor] = {}
 
+    def fingerprinted() -> Iterator[tuple[str, torch.Tensor]]:
+        for name, tensor in _read_weights(path):
+            if name.startswith("visual."):
+                weights[name] = tensor
+            if source.folder or not is_position(name):
+                yield name, tensor
 
-def resolve_precision(precision: str, device: torch.device) -> str:
-    """Turn ``auto`` into what suits the device: fp16 on a GPU, else fp32."""
-    return ("fp16" if device.type == "cuda" else "fp32") if precision == "auto" else precision
+    with _loading(source):
+        found = digest(fingerprinted(), architecture(config.model))
+        if found != spec.fingerprint:
+            raise ArtifactError(
+                f"{path}: fingerprint {found[:12]}, not {spec.label}'s {spec.fingerprint[:12]}; copy that model here"
+            )
+        built = _at_size(config, size) if blueprint.built_at_size else config.model
+        tower = tower_of(_build_vision_tower(built["embed_dim"], built["vision_cfg"], built.get("quick_gelu", False)))
+        holder = torch.nn.Module()
+        holder.visual = tower.visual
+        resize_pos_embed(weights, holder)
+        holder.load_state_dict(weights)
+    _check_weights(source, holder)
+    tower.resize(size)
+    return TorchImageEncoder(tower, spec, resolved_device, _resolve_precision(precision, resolved_device))
 
 
 def resolve_device(device: str) -> torch.device:
-    """Turn ``auto``, ``cpu``, ``cuda`` or ``mps`` into a device of this machine. Raises OptionError."""
+    """Turn ``auto``, ``cpu``, ``cuda`` or ``mps`` into an available device. Raises OptionError."""
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if device == "auto":
         device = next(name for name in ("cuda", "mps", "cpu") if available[name])
     if not available.get(device, False):
-        present = ", ".join(name for name, is_present in available.items() if is_present)
-        raise OptionError(f"device {device}: this machine has no such device; choose from: {present}")
+        present = ", ".join(name for name, is_available in available.items() if is_available)
+        raise OptionError(f"device {device}: this machine has no such device; it has {present}")
     return torch.device(device)
 
 
+def _resolve_precision(precision: str, device: torch.device) -> str:
+    return ("fp16" if device.type == "cuda" else "fp32") if precision == "auto" else precision
+
+
+def _blueprint(source: Source, config: Configuration, wanted: int | None) -> tuple[Tower, int]:
+    """Build the model without memory for weights and check what that shows; return its image tower and the size.
+
+    The size is ``wanted``, or by default the native one without the pixels that make no whole patch. Raises
+    OptionError for a size that does not fit, ArtifactError for a broken folder, BackboneError if unsupported.
+    """
+    with _configuring(source), torch.device("meta"):
+        if source.folder is not None:
+            _check_layers(config.model, weights_file(source))
+        model = _build(config.model).eval()
+        if source.folder is not None:
+            _check_declared_size(model, weights_file(source))
+        try:
+            tower = tower_of(model.visual)
+        except ValueError as error:
+            raise BackboneError(f"{source.label}: {error}; choose another model") from error
+        native = native_size(config.model)
+        size = wanted or max(tower.step, native - native % tower.step)
+        _check_image_size(source.name, tower, size)
+        tower.resize(size)
+        stages = tuple(range(1, tower.depth + 1))
+        features, outputs = tower.encode(torch.zeros(1, 3, tower.size, tower.size), stages)
+        declared = [(1, tower.width(stage), *tower.grid(stage)) for stage in stages]
+        if features.shape[-1] != config.model["embed_dim"] or [tuple(tokens.shape) for tokens in outputs] != declared:
+            raise ValueError("its image tower has other widths or grids than it declares")
+    return tower, size
+
+
 @contextlib.contextmanager
-def _loading_errors(found: Model) -> Iterator[None]:
+def _configuring(source: Source) -> Iterator[None]:
+    """Turn what libraries raise for a configuration into an ArtifactError or BackboneError of one line."""
+    if source.folder is not None:
+        with as_artifact_errors(source.folder):
+            yield
+        return
+    try:
+        yield
+    except BROKEN_MODEL as error:
+        raise BackboneError(
+            f"{source.label}: open_clip cannot build it ({first_line(error)}); choose another model"
+        ) from error
+
+
+@contextlib.contextmanager
+def _loading(source: Source) -> Iterator[None]:
+    """Turn what libraries raise for weights that are damaged or do not fit into an ArtifactError of one line."""
     try:
         yield
     except (OSError, *BROKEN_MODEL) as error:
-        label = found.source.folder or f"{found.source.name}:{found.source.pretrained}"
         raise ArtifactError(
-            f"{label}: the model cannot be loaded ({first_line(error)}); download or copy it again"
+            f"{source.label}: the model cannot be loaded ({first_line(error)}); download or copy it again"
         ) from error
 
 
-def _checkpoint(found: Model) -> Path:
-    """Return the weights file, downloaded first if it is not on this machine."""
-    source = found.source
-    if source.folder is not None:
-        return source.folder / FOLDER_WEIGHTS
-    return fetch_clip_weights(f"{source.name}:{source.pretrained}", str(source.tag.get("hf_hub", "")).rstrip("/"))
+def _build(config: dict[str, Any]) -> Any:
+    """Build open_clip's model from its configuration, with random weights."""
+    settings = {name: value for name, value in config.items() if name != "custom_text"}
+    return (CustomTextCLIP if config.get("custom_text") else CLIP)(**settings)
 
 
-def _create(found: Model, image_size: int) -> Any:
-    """Build both towers with open_clip and load their weights."""
-    source = found.source
-    build_size = found.tower.build_size(image_size)
-    with _loading_errors(found):
-        if source.folder is not None:
-            return open_clip.create_model(f"local-dir:{source.folder}", force_image_size=build_size)
-        # A path, not the tag: open_clip would ask the hub again, and warn of the paper's activation (see PAPER).
-        return open_clip.create_model(source.name, pretrained=str(_checkpoint(found)), force_image_size=build_size)
+def _at_size(config: Configuration, size: int) -> dict[str, Any]:
+    return {**config.model, "vision_cfg": {**config.model["vision_cfg"], "image_size": size}}
 
 
-class _ImageHalf(torch.nn.Module):
-    """A model without its text tower, as far as open_clip's functions for loading weights need one."""
-
-    def __init__(self, found: Model, image_size: int) -> None:
-        super().__init__()
-        vision = {**found.config["vision_cfg"], "timm_model_pretrained": False}
-        vision["image_size"] = found.tower.build_size(image_size) or native_size(found.config)
-        quick_gelu = bool(found.config.get("quick_gelu", False))
-        self.visual: Any = _build_vision_tower(found.config["embed_dim"], vision, quick_gelu)
+def _check_layers(config: dict[str, Any], weights: Path) -> None:
+    """Refuse more layers than the file holds tensors: each costs time, even without memory. Raises ValueError."""
+    with safe_open(weights, framework="pt") as file:
+        held = len(file.keys())
+    layers = [config["text_cfg"].get("layers", 0), *np.atleast_1d(config["vision_cfg"].get("layers", 0)).tolist()]
+    if sum(layers) > held:
+        raise ValueError(f"it declares {sum(layers):,} layers, its weights file holds {held:,} tensors")
 
 
-def _fingerprint(found: Model, weights: dict[str, torch.Tensor]) -> str:
-    folder = found.source.folder
-    return model_fingerprint(weights, found.config, None if folder is None else folder / FOLDER_WEIGHTS)
+def _check_declared_size(model: torch.nn.Module, weights: Path) -> None:
+    """Refuse, before memory is allocated, many more weights than the file holds. Raises ValueError."""
+    with safe_open(weights, framework="pt") as file:
+        held = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118  # not a dict
+    declared = sum(weight.numel() for weight in model.parameters())
+    if declared > 2 * held + SPARE_WEIGHTS:
+        raise ValueError(f"it declares {declared:,} weights, its weights file holds {held:,}")
 
 
-def _adapt(found: Model, visual: Any, image_size: int) -> Tower:
-    try:
-        return found.tower(visual, image_size)
-    except ValueError as error:
-        raise OptionError(f"image size {image_size}: {found.source.name}: {error}") from error
+def _check_image_size(name: str, tower: Tower, size: int) -> None:
+    if size > MAX_IMAGE_SIZE:
+        raise OptionError(f"image size {size}: the largest is {MAX_IMAGE_SIZE}")
+    if tower.only_size not in (None, size):
+        raise OptionError(f"image size {size}: {name} works at {tower.only_size} only")
+    if size < tower.step or size % tower.step:
+        nearest = max(tower.step, round(size / tower.step) * tower.step)
+        raise OptionError(f"image size {size}: {name} needs a multiple of {tower.step}, for example {nearest}")
 
 
-def _tokenizer(found: Model) -> Any:
-    source = found.source
-    repository = found.config["text_cfg"].get("hf_tokenizer_name", "")
-    if repository and source.folder is None:
-        check_tokenizer(f"{source.name}:{source.pretrained}", repository)
-    try:
-        return open_clip.get_tokenizer(f"local-dir:{source.folder}" if source.folder is not None else source.name)
-    except ImportError as error:
+def _default_stages(depth: int) -> tuple[int, ...]:
+    return tuple(sorted({max(1, depth * part // STAGE_COUNT) for part in range(1, STAGE_COUNT + 1)}))
+
+
+def _check_stages(name: str, stages: tuple[int, ...], depth: int) -> tuple[int, ...]:
+    given = ",".join(map(str, stages))
+    if not stages or list(stages) != sorted(set(stages)) or stages[0] < 1:
+        example = ",".join(map(str, _default_stages(depth)))
+        raise OptionError(f"stages {given}: list stages in ascending order, from 1, for example {example}")
+    if stages[-1] > depth:
+        raise OptionError(f"stages {given}: {name} has {depth} stages to choose from, not {stages[-1]}")
+    return tuple(stages)
+
+
+def _load_tokenizer(source: Source, config: Configuration) -> Any:
+    """Load open_clip's own tokenizer, or the one that the configuration names, without running code that is in it."""
+    text = config.model["text_cfg"]
+    repository = text.get("hf_tokenizer_name")
+    if repository and importlib.util.find_spec("transformers") is None:
         raise BackboneError(
-            f"{source.name}: its tokenizer needs the package transformers; install it: pip install "
-            "'aprilcli[transformers]'"
-        ) from error
-    except (OSError, *BROKEN_MODEL) as error:
+            f"{source.label}: its tokenizer needs the package transformers; run: pip install 'aprilcli[transformers]'"
+        )
+    try:
+        if repository:
+            tokenizer = HFTokenizer(
+                str(source.folder or fetch_tokenizer(source.label, repository)),
+                context_length=text.get("context_length", open_clip.tokenizer.DEFAULT_CONTEXT_LENGTH),
+                tokenizer_mode=text.get("tokenizer_mode"),
+                trust_remote_code=False,
+                local_files_only=True,
+                **text.get("tokenizer_kwargs", {}),
+            )
+        else:
+            tokenizer = open_clip.get_tokenizer(f"local-dir:{source.folder}" if source.folder else source.name)
+        tokenizer(["object"])
+    except (OSError, ImportError, *BROKEN_MODEL) as error:
         raise ArtifactError(
-            f"{source.name}: its tokenizer cannot be loaded ({first_line(error)}); put its files into the model "
-            "folder, or choose another model"
+            f"{source.label}: its tokenizer cannot be loaded ({first_line(error)}); choose another model"
         ) from error
+    return tokenizer
+
+
+def _read_weights(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Read a checkpoint's tensors one by one, sorted by name."""
+    if path.suffix == ".safetensors":
+        with safe_open(path, framework="pt") as file:
+            for name in sorted(file.keys()):
+                yield name, file.get_tensor(name)
+    else:
+        yield from sorted(torch.load(path, map_location="cpu", weights_only=True, mmap=True).items())
+
+
+def _check_weights(source: Source, model: torch.nn.Module) -> None:
+    if not all(bool(weights.isfinite().all()) for weights in model.state_dict().values()):
+        raise ArtifactError(f"{source.label}: its weights hold NaN or infinite values; download or copy it again")
+
+
+def _logit_scale(clip: Any) -> float:
+    """Return the model's own scale where it was trained with a sigmoid, as SigLIP was; the paper's otherwise.
+
+    The sigmoid's bias is the same for both texts, so it cancels in the softmax.
+    """
+    return float(clip.logit_scale.detach().exp()) if clip.logit_bias is not None else LOGIT_SCALE

@@ -38,7 +38,7 @@ def new_bank_path(part: str, banks: Path) -> Path:
     Raises OptionError for a name that could leave the folder or confuse a shell.
     """
     if not PART_NAME.fullmatch(part) or ".." in part:
-        raise OptionError(f"--part {part!r}: a part's name becomes a file name; use letters, digits, '_', '-' and '.'")
+        raise OptionError(f"--part {part!r}: the name becomes a file name; use letters, digits, '_', '-' and '.'")
     return banks / f"{part}{SUFFIX}"
 
 
@@ -52,7 +52,7 @@ def load_bank(path: Path) -> MemoryBank:
     """Read a bank and check that its pieces fit each other. Raises InputError or ArtifactError."""
     with suppress(OSError):  # e.g. a name too long or a folder without rights: read_artifact explains it
         if not path.exists():
-            raise InputError(f"{path}: there is no such bank; make one with: aprilcli enroll PHOTOS --part NAME")
+            raise InputError(f"{path}: there is no such bank; create it with: aprilcli enroll IMAGES --part NAME")
     return from_artifact(path, read_artifact(path, KIND, partial(_check_header, path)))
 
 

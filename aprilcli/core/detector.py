@@ -1,4 +1,4 @@
-"""The façade: a backbone, its projector and, where there is one, a part's memory bank, scoring pictures."""
+"""The detector: a model with its projector and, if there is one, a part's memory bank."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ DEFAULT_OBJECT = "object"
 
 
 class Detector:
-    """Scores images: zero-shot, and few-shot where a memory bank is given, in one encoder pass.
+    """Scores images in one encoder pass: zero-shot, with a memory bank also few-shot.
 
-    ``notes`` holds what the user should know.
+    ``notes``: what the user should know.
     """
 
     def __init__(
@@ -42,7 +42,8 @@ class Detector:
     ) -> None:
         """Score with ``text_features`` [2, C], those of ``object_name`` (see ``encode_prompts``).
 
-        No text tower is needed. Raises ArtifactError where ``bank`` was made with another model, projector or name.
+        No text tower is needed. Raises ArtifactError where ``bank`` was made with another model, projector or object
+        name.
         """
         self.encoder = encoder
         self.projector = projector.to(encoder.device) if projector is not None else None
@@ -53,7 +54,9 @@ class Detector:
         self.notes = notes
         if projector is None:
             without = "few-shot maps and text scores" if bank is not None else "text scores, no maps"
-            self.notes += (f"this model has no projector: {without} (--projector FILE adds zero-shot maps)",)
+            self.notes += (f"this model has no projector: {without} (a projector adds zero-shot maps)",)
+        else:
+            self.notes += projector.notes
 
     @classmethod
     def load(
@@ -71,8 +74,8 @@ class Detector:
     ) -> Detector:
         """Load model and projector by name, as the command line does.
 
-        What is None comes from the bank's own settings, without a bank from the defaults: ``tiny``, ``object`` and the
-        model's own. Raises the package's errors.
+        An argument that is None is taken from the bank; without a bank it is ``tiny``, ``object`` or the model's own.
+        Raises the package's errors.
         """
         if bank is not None:
             model = model or bank.recipe.model
@@ -81,15 +84,15 @@ class Detector:
             image_size, stages = image_size or bank.spec.image_size, stages or bank.spec.stages
         model = model or TINY
         if object_name is not None and not object_name.isprintable():
-            raise OptionError(f"--object {printable(object_name)[:80]}: give a name without control characters")
+            raise OptionError(f"object name {printable(object_name)[:80]}: give a name without control characters")
         try:
             backbone = load_backbone(model, image_size=image_size, stages=stages, device=device, precision=precision)
         except OptionError as error:
             if bank is None or (image_size, stages) != (bank.spec.image_size, bank.spec.stages):
                 raise
             raise ArtifactError(
-                f"the bank of {bank.object_name!r} was made with settings that its model does not have ({error}); "
-                "enroll the part anew"
+                f"the bank of {bank.object_name!r} was made with settings that its model no longer has ({error}); "
+                "enroll the part again"
             ) from error
         layers = load_projector(projector, model, backbone.spec, progress=progress)
         object_name = object_name or DEFAULT_OBJECT
@@ -97,7 +100,7 @@ class Detector:
         return cls(backbone.encoder, text_features, layers, bank, object_name, backbone.notes)
 
     def with_bank(self, bank: MemoryBank) -> Detector:
-        """Return this detector with ``bank`` in it; the prompts are not encoded again. Raises ArtifactError."""
+        """Return a copy that uses ``bank``, without encoding the prompts again. Raises ArtifactError."""
         other = copy.copy(self)
         other._use_bank(bank)
         return other
@@ -113,16 +116,16 @@ class Detector:
 
     @property
     def has_maps(self) -> bool:
-        """Whether there is anything to draw a map from."""
+        """Whether it gives maps."""
         return self.projector is not None or self.bank is not None
 
-    def prepare(self, picture: SourceImage) -> NDArray[np.float32]:
-        """Squash and normalise a decoded picture to the model's input, [3, S, S] float32."""
+    def prepare(self, image: SourceImage) -> NDArray[np.float32]:
+        """Resize a decoded image to the model's square input and normalise it, [3, S, S] float32."""
         spec = self.encoder.spec
-        return to_pixels(picture, spec.image_size, spec.mean, spec.std)
+        return to_pixels(image, spec.image_size, spec.mean, spec.std)
 
     def detect(self, pixels: NDArray[np.float32]) -> list[Detection]:
-        """Score prepared pictures [B, 3, S, S] in one encoder pass; a score never depends on its neighbours."""
+        """Score prepared images [B, 3, S, S] in one encoder pass, each independently of the others."""
         return self.method.score(self.encoder.encode(pixels))
 
     def detect_file(self, path: str | os.PathLike[str]) -> Detection:

@@ -1,4 +1,4 @@
-"""The interface of an image encoder, whatever runs it."""
+"""The interface of an image encoder, whichever library runs it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class ImageEncoder(Protocol):
     """A frozen image tower that turns prepared images into features in one pass.
 
     ``spec``: the model. ``grids``: N × (h, w), the patches of each stage. ``device``: where the features are.
-    ``precision``: what the tower computes in; the features are float32 whatever it is.
+    ``precision``: what the tower computes in; the features are always float32.
     """
 
     @property

@@ -1,8 +1,9 @@
-"""One linear layer per stage (eq. 2), from patch tokens to the joint space; read, checked, written."""
+"""The projector: one linear layer per stage (eq. 2), from patch tokens to the joint space."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,68 +14,69 @@ from aprilcli.core.fingerprint import fingerprint
 from aprilcli.errors import ArtifactError
 from aprilcli.io.artifacts import ArtifactHeader, read_artifact, write_artifact
 from aprilcli.io.published import PUBLISHED, fetch_projector, read_authors_projector
-from aprilcli.text import quoted
+from aprilcli.text import printable, quoted
 from aprilcli.types import ModelSpec
 
 KIND = "projector"
-# A trained projector's bytes follow from data and settings alone, so its file bears no time.
+# A trained projector's bytes depend on data and settings alone, so its file has no time of creation.
 UNDATED = "1970-01-01T00:00:00+00:00"
 FOLDER_PROJECTOR = "projector.safetensors"
-# What must agree between the backbone a projector was trained on and the one it is used with. Not the image size:
-# a linear layer maps tokens one by one.
+# What must agree between the model that a projector was trained with and the model it is used with. The image size
+# need not: a linear layer maps tokens one by one.
 MUST_MATCH = ("activation", "stages", "stage_widths", "joint_width")
 
 
 class Projector(torch.nn.Module):
     """F_s' = k F_s + b per stage (eq. 2).
 
-    ``fc.n`` maps stage n's tokens [B, L, Cv_n] to [B, L, C]. ``trained_on`` names the data set, empty if unknown;
-    ``fields`` is what the file says of its making; ``name`` is where it came from.
+    ``fc.n`` maps the tokens of stage n, [B, L, Cv_n], to [B, L, C]. ``trained_on``: the data set, empty if unknown.
+    ``fields``: the metadata of its file. ``name``: its source. ``notes``: what the user should know about it.
     """
 
     def __init__(self, spec: ModelSpec, trained_on: str = "", fields: Mapping[str, Any] | None = None) -> None:
-        """Make layers of the spec's widths, initialised as PyTorch does."""
+        """Make layers of the spec's widths with PyTorch's initial values."""
         super().__init__()
         self.spec = spec
         self.name = ""
+        self.notes: tuple[str, ...] = ()
         self.trained_on = trained_on
         self.fields = dict(fields or {})
         self.fc = torch.nn.ModuleList(torch.nn.Linear(width, spec.joint_width) for width in spec.stage_widths)
 
     def forward(self, patch_tokens: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        """Project every stage's tokens, N × [B, L, Cv] → N × [B, L, C]; not normalised."""
+        """Project the tokens of every stage, N × [B, L, Cv] → N × [B, L, C], not normalised."""
         return tuple(layer(tokens) for layer, tokens in zip(self.fc, patch_tokens, strict=True))
 
     @property
     def identity(self) -> dict[str, str]:
-        """Where it came from, what it was trained on, and the SHA-256 of its weights."""
+        """Its source, its training data, and the SHA-256 of its weights."""
         return {"name": self.name, "trained_on": self.trained_on, "fingerprint": fingerprint(self.state_dict())}
 
 
 def save_projector(projector: Projector, path: Path, created: str | None = None) -> None:
-    """Write a projector with its model's settings; aside first, then renamed. Raises OutputError."""
+    """Write a projector and the settings of its model, atomically. Raises OutputError."""
     tensors = {name: tensor.detach().float().cpu() for name, tensor in projector.state_dict().items()}
     fields = {**projector.fields, "spec": projector.spec.to_json(), "trained_on": projector.trained_on}
     write_artifact(path, KIND, tensors, fields, created=created)
 
 
 def load_projector(source: str | None, model: str, spec: ModelSpec, *, progress: bool = False) -> Projector | None:
-    """Find, read and check the projector for a backbone.
+    """Read the projector for a model and check that it fits.
 
-    ``source``: ``visa`` or ``mvtec`` (published), a safetensors file, an authors' ``.pth``; None means the model's
-    own: ``visa`` for ``paper``, ``projector.safetensors`` in the folder of a model that has one, else no projector.
-    Raises ArtifactError where it was made for another backbone, naming both sides.
+    ``source``: ``visa`` or ``mvtec`` (published for the paper's model), a safetensors file, or a ``.pth`` in the
+    authors' format, which fits any model of its widths. None means the model's own: ``visa`` for ``paper``,
+    ``projector.safetensors`` in a model folder that has it, otherwise no projector. Raises ArtifactError where it was
+    made for another model, naming both.
     """
     if source is None:
         source = _own_projector(model)
         if source is None:
             return None
     if source in PUBLISHED:
-        tensors = fetch_projector(source, progress=progress)
-        return _published(source, tensors, spec, source)
+        return _published(source, fetch_projector(source, progress=progress), spec)
     path = Path(source)
     if path.suffix == ".pth":
-        return _published(str(path), read_authors_projector(path), spec, "")
+        return _in_authors_format(path, read_authors_projector(path), spec)
 
     def check(header: ArtifactHeader) -> None:
         made_for = _made_for(path, header)
@@ -91,7 +93,7 @@ def _made_for(path: Path, header: ArtifactHeader) -> ModelSpec:
         return ModelSpec.from_json(header.fields["spec"])
     except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(
-            f"{path}: its metadata does not say which model it is for; train or fetch it anew"
+            f"{path}: its metadata does not say which model it is for; train or download it again"
         ) from error
 
 
@@ -103,37 +105,59 @@ def _own_projector(model: str) -> str | None:
     return str(path) if path.is_file() else None
 
 
-def _published(name: str, tensors: Mapping[str, torch.Tensor], spec: ModelSpec, trained_on: str) -> Projector:
-    """Check an authors' file, which says nothing of itself: their backbone is known, their widths are in the shapes."""
-    stage_count = len(tensors) // 2
-    widths = tuple(int(tensors[f"fc.{n}.weight"].shape[1]) for n in range(stage_count))
-    joint_width = int(tensors["fc.0.weight"].shape[0])
-    made_for = ModelSpec(
+def _published(name: str, tensors: Mapping[str, torch.Tensor], spec: ModelSpec) -> Projector:
+    """Check a published projector against the authors' model; its file does not describe it."""
+    widths, joint_width = _widths(tensors)
+    made_for = replace(
+        spec,
         backbone=PAPER_BACKBONE,
         pretrained=PAPER_PRETRAINED,
         activation="gelu",
-        image_size=spec.image_size,
-        stages=PAPER_STAGES if stage_count == len(PAPER_STAGES) else tuple(range(1, stage_count + 1)),
+        stages=PAPER_STAGES,
         stage_widths=widths,
         joint_width=joint_width,
-        mean=spec.mean,
-        std=spec.std,
         fingerprint="",
     )
     _check_match(Path(name), made_for, spec)
-    return _fill(Projector(spec, trained_on), tensors, name)
+    return _fill(Projector(spec, trained_on=name), tensors, name)
+
+
+def _in_authors_format(path: Path, tensors: Mapping[str, torch.Tensor], spec: ModelSpec) -> Projector:
+    """Accept a file of any model's projector if its widths fit."""
+    widths, joint_width = _widths(tensors)
+    if (widths, joint_width) != (spec.stage_widths, spec.joint_width):
+        raise ArtifactError(
+            f"{path}: this projector has stage widths {_listed(widths)} and joint width {joint_width}, "
+            f"{spec.label} has {_listed(spec.stage_widths)} and {spec.joint_width}; "
+            "give the model and the stages of this projector"
+        )
+    projector = _fill(Projector(spec), tensors, str(path))
+    projector.notes = (
+        f"{printable(path)}: the file does not state the model it was trained with; it fits {spec.label}",
+    )
+    return projector
+
+
+def _widths(tensors: Mapping[str, torch.Tensor]) -> tuple[tuple[int, ...], int]:
+    """Return the stage widths and the joint width of layers in the authors' format."""
+    widths = tuple(int(tensors[f"fc.{n}.weight"].shape[1]) for n in range(len(tensors) // 2))
+    return widths, int(tensors["fc.0.weight"].shape[0])
+
+
+def _listed(widths: tuple[int, ...]) -> str:
+    return ",".join(map(str, widths))
 
 
 def _check_match(path: Path, made_for: ModelSpec, spec: ModelSpec) -> None:
-    # A folder may move and keep its weights: where a fingerprint is known it speaks, else open_clip's name does. An
-    # authors' file has none, and a folder of the paper's model no name: shapes and activation must do.
+    # A model folder can be renamed, so a fingerprint decides where there is one, otherwise open_clip's name. For a
+    # published projector, which has no fingerprint, and a folder, which has no name, widths and activation decide.
     named = ("backbone", "pretrained") if spec.pretrained else ()
     identity = ("fingerprint",) if made_for.fingerprint else named
     sides = made_for.mismatches(spec, (*identity, *MUST_MATCH))
     if sides:
         raise ArtifactError(
             f"{path}: this projector was made for {made_for.label}, not for {spec.label} ({sides}); "
-            "give the projector of this model, or the model and --stages of this projector"
+            "give this model's own projector, or the model and the stages of this projector"
         )
 
 
@@ -142,7 +166,7 @@ def _check_shapes(projector: Projector, found: Mapping[str, tuple[int, ...]], na
     if expected != found:
         wrong = sorted(set(expected.items()) ^ set(found.items()))[0]
         raise ArtifactError(
-            f"{name}: not a whole projector (tensor {quoted(wrong[0])} {wrong[1]}); train or fetch it anew"
+            f"{name}: not a complete projector (tensor {quoted(wrong[0])} {wrong[1]}); train or download it again"
         )
 
 

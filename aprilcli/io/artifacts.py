@@ -90,9 +90,8 @@ def write_artifact(
     """
     # safetensors' own writer creates files that only their owner can read, leaves its temporary file behind when
     # killed, and hides the OSError. The format is simple: the header's length, a JSON header and the values.
-    names = sorted(
-        tensors, key=lambda name: (-tensors[name].element_size(), name)
-    )  # largest elements first keep all values aligned
+    # Largest elements first keep all values aligned.
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     header: dict[str, Any] = {
         "__metadata__": {
             "format": _FORMAT_PREFIX + kind,

@@ -208,6 +208,8 @@ def read_tiff(file: BinaryIO, max_pixels: int) -> TiffPage:
             has_more = tiff.pages[1] is not None
         except IndexError:
             has_more = False
+        except (tifffile.TiffFileError, ValueError, struct.error):  # a damaged page, which does not matter here
+            has_more = True
     black_white = _integer_range(page.bitspersample, values.dtype.kind)
     if extra and (UNSPECIFIED in page.extrasamples or mode == "CMYK"):
         values = values[..., :-1]

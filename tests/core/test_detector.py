@@ -55,5 +55,5 @@ def test_a_name_longer_than_any_object_has_is_wrong_usage(golden_vit: GoldenCase
 
 
 def test_a_name_with_control_characters_is_wrong_usage(golden_vit: GoldenCase) -> None:
-    with pytest.raises(OptionError, match=r"--object \\x1b\[31m: "):
+    with pytest.raises(OptionError, match=r"object name \\x1b\[31m: "):
         Detector.load(str(golden_vit.folder), object_name="\x1b[31m", device="cpu")

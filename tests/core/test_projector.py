@@ -16,6 +16,7 @@ from aprilcli.core.memory_bank import Source, build
 from aprilcli.core.projector import Projector, load_projector, save_projector
 from aprilcli.errors import ArtifactError
 from aprilcli.io.artifacts import write_artifact
+from aprilcli.io.published import read_authors_projector
 
 
 def authors_file(path: Path, widths: tuple[int, ...], joint_width: int) -> Path:
@@ -62,18 +63,51 @@ def test_another_backbone_is_refused_naming_both_sides(
         load_projector(None, str(golden_vit.folder), spec)
 
 
-def test_an_authors_file_fits_a_folder_of_the_papers_shape_only(golden_vit: GoldenCase, tmp_path: Path) -> None:
-    path = authors_file(tmp_path / "visa.pth", (1024,) * 4, 768)
-    shape = {"stages": (6, 12, 18, 24), "stage_widths": (1024,) * 4, "joint_width": 768}
-    paper = replace(golden_vit.backbone.spec, **shape)  # type: ignore[arg-type]
-    assert load_projector(str(path), "folder", paper) is not None
+PAPER_SHAPE = {"stages": (6, 12, 18, 24), "stage_widths": (1024,) * 4, "joint_width": 768}
+
+
+def test_a_published_projector_fits_the_papers_model_only(
+    golden_vit: GoldenCase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published = read_authors_projector(authors_file(tmp_path / "visa.pth", (1024,) * 4, 768))
+    monkeypatch.setattr("aprilcli.core.projector.fetch_projector", lambda name, progress: published)
+    folder = replace(golden_vit.backbone.spec, **PAPER_SHAPE)  # type: ignore[arg-type]
+    paper = replace(folder, backbone="ViT-L-14-336", pretrained="openai")
+    for spec in (folder, paper):
+        projector = load_projector("visa", "folder", spec)
+        assert projector is not None
+        assert projector.identity["trained_on"] == "visa"
+        assert projector.notes == ()
     with pytest.raises(ArtifactError, match="activation gelu against quickgelu"):
-        load_projector(str(path), "folder", replace(paper, activation="quickgelu"))
+        load_projector("visa", "folder", replace(folder, activation="quickgelu"))
     with pytest.raises(ArtifactError, match="stage_widths"):
-        load_projector(str(path), "folder", golden_vit.backbone.spec)
-    other = replace(paper, backbone="ViT-L-14", pretrained="laion2b_s32b_b82k")
+        load_projector("visa", "folder", golden_vit.backbone.spec)
+    other = replace(folder, backbone="ViT-L-14", pretrained="laion2b_s32b_b82k")
     with pytest.raises(ArtifactError, match="backbone ViT-L-14-336 against ViT-L-14"):
-        load_projector(str(path), "ViT-L-14", other)
+        load_projector("visa", "ViT-L-14", other)
+
+
+def test_a_file_in_the_authors_format_fits_every_model_of_its_widths(golden: GoldenCase, tmp_path: Path) -> None:
+    spec = golden.backbone.spec
+    path = authors_file(tmp_path / "own.pth", spec.stage_widths, spec.joint_width)
+    projector = load_projector(str(path), "any", spec)
+    assert projector is not None
+    assert projector.identity == {**projector.identity, "name": str(path), "trained_on": ""}
+    note = f"{path}: the file does not state the model it was trained with; it fits {spec.label}"
+    assert projector.notes == (note,)
+    assert golden.detector(projector).notes == (note,)
+    assert golden.detector(projector).detect(golden.pixels("query0"))[0].anomaly_map is not None
+
+
+@pytest.mark.parametrize("widths", [(64, 64, 64), (64, 64, 64, 32)])
+def test_a_file_in_the_authors_format_that_does_not_fit_is_refused_naming_both(
+    golden_vit: GoldenCase, tmp_path: Path, widths: tuple[int, ...]
+) -> None:
+    path = authors_file(tmp_path / "own.pth", widths, 48)
+    given = ",".join(map(str, widths))
+    said = f"stage widths {given} and joint width 48, golden-vit has 64,64,64,64 and 48; give the model"
+    with pytest.raises(ArtifactError, match=said):
+        load_projector(str(path), "any", golden_vit.backbone.spec)
 
 
 def test_missing_or_surplus_layers_are_refused(golden_vit: GoldenCase, tmp_path: Path) -> None:
@@ -81,11 +115,11 @@ def test_missing_or_surplus_layers_are_refused(golden_vit: GoldenCase, tmp_path:
     tensors = dict(golden_vit.projector.state_dict())
     path = tmp_path / "p.safetensors"
     write_artifact(path, "projector", {**tensors, "fc.4.bias": torch.zeros(48)}, fields)
-    with pytest.raises(ArtifactError, match="not a whole projector"):
+    with pytest.raises(ArtifactError, match="not a complete projector"):
         load_projector(str(path), "any", golden_vit.backbone.spec)
     del tensors["fc.3.bias"]
     write_artifact(path, "projector", tensors, fields)
-    with pytest.raises(ArtifactError, match="not a whole projector"):
+    with pytest.raises(ArtifactError, match="not a complete projector"):
         load_projector(str(path), "any", golden_vit.backbone.spec)
 
 

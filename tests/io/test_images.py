@@ -523,6 +523,17 @@ def test_the_first_page_of_several_is_used_with_a_note(tmp_path: Path) -> None:
     assert image.notes == (NOTE_PAGES,)
 
 
+def test_damage_to_later_pages_does_not_matter(tmp_path: Path) -> None:
+    pages = np.stack([wide(COLOR), wide(255 - COLOR)])
+    tifffile.imwrite(tmp_path / "a.tif", pages, photometric="rgb", metadata=None)
+    with tifffile.TiffFile(tmp_path / "a.tif") as tiff:
+        second = tiff.pages[1].offset
+    content = (tmp_path / "a.tif").read_bytes()
+    for size in range(second - 100, len(content)):
+        (tmp_path / "a.tif").write_bytes(content[:size])
+        assert np.array_equal(decoded(tmp_path / "a.tif"), COLOR)
+
+
 def test_the_second_view_of_an_mpo_is_not_a_page(tmp_path: Path) -> None:
     Image.fromarray(COLOR).save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[Image.fromarray(COLOR)])
     assert read_image(tmp_path / "a.jpg").notes == ()

@@ -13,8 +13,7 @@ import torch
 from safetensors.torch import save_file
 from train_clip import Model
 
-from aprilcli.core.backbone import load_backbone
-from aprilcli.core.catalogue import STAGE_COUNT
+from aprilcli.core.backbone import STAGE_COUNT, load_backbone
 from aprilcli.core.model_folder import FOLDER_CONFIG, FOLDER_WEIGHTS
 from aprilcli.core.projector import FOLDER_PROJECTOR, Projector, save_projector
 

@@ -36,7 +36,7 @@ from torch import nn
 from torch.multiprocessing.spawn import spawn
 from torch.utils.data import DataLoader
 
-from aprilcli.core.catalogue import STAGE_COUNT
+from aprilcli.core.backbone import STAGE_COUNT
 from aprilcli.core.losses import dice_loss
 from aprilcli.core.maps import upsample
 from aprilcli.types import LOGIT_SCALE

@@ -12,7 +12,7 @@ class Method(Protocol):
     """A way to use reference images. It sees features only, so one encoder pass serves every method."""
 
     def fit(self, references: Iterable[ImageFeatures]) -> None:
-        """Learn from the features of reference images, replacing what was learnt before."""
+        """Learn from the features of reference images, replacing what was learned before."""
         ...
 
     def score(self, features: ImageFeatures) -> list[Detection]:

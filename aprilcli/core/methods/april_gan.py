@@ -40,7 +40,7 @@ class AprilGan:
     def fit(self, references: Iterable[ImageFeatures]) -> None:
         """Make the bank from all patch tokens of the references, float32."""
         stages = zip(*(features.patch_tokens for features in references), strict=True)
-        self.bank_features = tuple(unit_rows(torch.cat([one.flatten(0, 1) for one in tokens])) for tokens in stages)
+        self.bank_features = tuple(unit_rows(torch.cat([stage.flatten(0, 1) for stage in tokens])) for tokens in stages)
 
     def score(self, features: ImageFeatures) -> list[Detection]:
         """Score the B images of ``features``; maps are at the model's size."""

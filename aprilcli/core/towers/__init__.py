@@ -1,20 +1,20 @@
-"""The image towers of open_clip: the only place that tells one kind from another."""
+"""The image towers of CLIP models: what differs between their kinds, and nothing else knows a tower's kind."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
-from typing import Any
 
 from aprilcli.core.towers.base import Tower
 from aprilcli.core.towers.resnet import ResNetTower
 from aprilcli.core.towers.timm import TimmTower
-from aprilcli.core.towers.vit import ViTTower
+from aprilcli.core.towers.vit import VitTower
 
-__all__ = ["Tower", "tower_class"]
+__all__ = ["Tower", "tower_of"]
+
+_KINDS: tuple[type[Tower], ...] = (VitTower, ResNetTower, TimmTower)
 
 
-def tower_class(vision: Mapping[str, Any]) -> type[Tower]:
-    """Return the kind of tower that open_clip builds from a ``vision_cfg``."""
-    if vision.get("timm_model_name"):
-        return TimmTower
-    return ResNetTower if isinstance(vision.get("layers"), list | tuple) else ViTTower
+def tower_of(visual: object) -> Tower:
+    """Wrap the image tower that open_clip built. Raises ValueError for a kind without a grid of patches per stage."""
+    for kind in _KINDS:
+        if isinstance(visual, kind.module):
+            return kind(visual)
+    raise ValueError(f"{type(visual).__name__} is not a supported image tower")

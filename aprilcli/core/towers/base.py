@@ -1,60 +1,64 @@
-"""What every kind of image tower offers."""
+"""What all image towers have in common."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 
 class Tower(ABC):
-    """An image tower of a loaded CLIP, at one image size.
+    """An image tower of one kind. Stages are numbered from 1; sizes are sides of the square input in pixels.
 
-    ``module``: open_clip's module, in evaluation mode. ``depth``: how many stages it has; stages count from 1.
-    ``output_width``: C, of its image features.
+    ``depth``: the number of stages. ``step``: every size is a multiple of it. ``size``: the current size.
     """
 
-    module: Any
-    depth: int
-    output_width: int
+    module: ClassVar[type]  # open_clip's class of this kind
+    built_at_size: ClassVar[bool] = False  # the size is given to the constructor; otherwise `resize` sets it
 
-    @classmethod
+    def __init__(self, visual: Any) -> None:
+        """Wrap ``visual``, an instance of ``module``."""
+        self.visual = visual
+
+    @property
     @abstractmethod
-    def check_config(cls, vision: Mapping[str, Any]) -> None:
-        """Check a ``vision_cfg`` before anything is built or downloaded. Raises ValueError."""
+    def depth(self) -> int: ...  # noqa: D102
 
-    @classmethod
+    @property
     @abstractmethod
-    def size_step(cls, vision: Mapping[str, Any]) -> int:
-        """Return the number of pixels that image sizes must be multiples of."""
+    def step(self) -> int: ...  # noqa: D102
 
-    @classmethod
-    def build_size(cls, image_size: int) -> int | None:
-        """Return the image size that open_clip must build the tower for; None for the model's own."""
-        return image_size
+    @property
+    def size(self) -> int:  # noqa: D102
+        size = self.visual.image_size
+        return int(size[0] if isinstance(size, tuple) else size)
 
-    @abstractmethod
-    def __init__(self, module: Any, image_size: int) -> None:
-        """Adapt ``module`` to square images of ``image_size`` pixels. Raises ValueError where it cannot be."""
+    @property
+    def only_size(self) -> int | None:
+        """The only size that this tower can have; None if any multiple of ``step`` works."""
+        return None
 
     @abstractmethod
     def width(self, stage: int) -> int:
-        """Return Cv of a stage."""
+        """Return the number of channels of a stage."""
 
     @abstractmethod
     def grid(self, stage: int) -> tuple[int, int]:
-        """Return (h, w), the patches of a stage."""
+        """Return the patches (h, w) of a stage at the current size."""
 
-    @abstractmethod
-    def encode(self, pixels: torch.Tensor, stages: Sequence[int]) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Run images [B, 3, S, S] through the tower once.
+    def resize(self, size: int) -> None:  # noqa: B027  # towers that are built at their size need nothing
+        """Prepare for inputs of another size, after the weights are loaded."""
 
-        Returns image features [B, C], not normalised, and the raw output of each stage N × [B, Cv, h, w]: without a
-        final norm, class or register tokens.
+    def place(self, device: torch.device) -> None:
+        """Freeze the weights and move them to ``device``."""
+        self.visual.eval().requires_grad_(False).to(device)
+
+    def encode(self, pixels: torch.Tensor, stages: tuple[int, ...]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Encode images [B, 3, S, S] in one pass; return image features [B, C] and N × [B, Cv, h, w] patch tokens.
+
+        The features are not normalised; the tokens are the raw output of each stage, without class token.
         """
-
-    def to(self, device: torch.device) -> None:
-        """Move the weights, in the memory layout that suits the tower."""
-        self.module.to(device)
+        indices = [stage - 1 for stage in stages]
+        output = self.visual.forward_intermediates(pixels, indices=indices, output_fmt="NCHW")
+        return output["image_features"], output["image_intermediates"]

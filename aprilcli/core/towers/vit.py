@@ -1,52 +1,33 @@
-"""open_clip's own vision transformer: a stage is a block."""
+"""open_clip's own ViT. Stage n is the raw output of block n."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-import torch
+from open_clip.transformer import VisionTransformer
 
 from aprilcli.core.towers.base import Tower
 
 
-class ViTTower(Tower):
-    """A ViT; open_clip resizes its position embeddings while it loads the weights."""
+class VitTower(Tower):
+    """A vision transformer; open_clip resizes its positions while it loads the weights."""
 
-    @classmethod
-    def check_config(cls, vision: Mapping[str, Any]) -> None:
-        """Refuse a width that its heads do not divide."""
-        check_heads(vision.get("width", 768), vision.get("head_width", 64))
+    module = VisionTransformer
+    built_at_size = True
 
-    @classmethod
-    def size_step(cls, vision: Mapping[str, Any]) -> int:
-        """Return the patch size."""
-        return int(vision.get("patch_size") or 16)
+    @property
+    def depth(self) -> int:
+        """The number of blocks."""
+        return len(self.visual.transformer.resblocks)
 
-    def __init__(self, module: Any, image_size: int) -> None:
-        """Take a ViT that was built for ``image_size``."""
-        self.module = module
-        self.depth = len(module.transformer.resblocks)
-        self.output_width = int(module.output_dim)
+    @property
+    def step(self) -> int:
+        """The side of a patch."""
+        return int(self.visual.patch_size[0])
 
     def width(self, stage: int) -> int:
-        """Return the width, the same for every block."""
-        return int(self.module.transformer.width)
+        """Return the width, the same for all blocks."""
+        return int(self.visual.transformer.width)
 
     def grid(self, stage: int) -> tuple[int, int]:
-        """Return the grid, the same for every block."""
-        height, width = self.module.grid_size
+        """Return the grid, the same for all blocks."""
+        height, width = self.visual.grid_size
         return int(height), int(width)
-
-    def encode(self, pixels: torch.Tensor, stages: Sequence[int]) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Return the image features and the outputs of the blocks ``stages``."""
-        indices = [stage - 1 for stage in stages]
-        output = self.module.forward_intermediates(pixels, indices=indices, output_fmt="NCHW")
-        return output["image_features"], output["image_intermediates"]
-
-
-def check_heads(width: int, head_width: int) -> None:
-    """Raise ValueError for a width that attention cannot divide among its heads."""
-    heads = width // head_width
-    if heads < 1 or width % heads:
-        raise ValueError(f"a width of {width} cannot be divided among {heads} heads")
