@@ -1,4 +1,4 @@
-"""`enroll`, `scan --part` and `inspect` through the command line: banks, verdicts, and what is refused."""
+"""`enroll`, `scan --part` and `inspect` through the command line: banks, verdicts and refusals."""
 
 from __future__ import annotations
 
@@ -508,6 +508,6 @@ def test_killed_at_any_moment_a_bank_is_the_old_or_the_new_one(model: list[str],
 
 
 def dated_then(path: Path) -> bytes:
-    """A bank's bytes with one date for all."""
+    """Return the bytes of a bank, with a fixed date."""
     artifact = read_artifact(path, "bank")
     return path.read_bytes().replace(artifact.created.encode(), b"then")
