@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, ConfigDict, Field, Strict, TypeAdapter
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, Strict
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,7 +39,14 @@ def _ascending(stages: tuple[int, ...]) -> tuple[int, ...]:
     return stages
 
 
-Number = Annotated[float, Strict()]
+def _no_integer(value: object) -> object:
+    if isinstance(value, int):
+        raise ValueError("must be a float")
+    return value
+
+
+Number = Annotated[float, Strict()]  # takes integers too
+Float = Annotated[Number, BeforeValidator(_no_integer)]
 Size = Annotated[int, Strict(), Field(ge=1)]
 Name = Annotated[str, Field(max_length=MAX_TEXT), AfterValidator(one_line)]
 
@@ -64,10 +71,10 @@ class ModelSpec:
     stages: Annotated[tuple[Size, ...], AfterValidator(_ascending)]
     stage_widths: tuple[Size, ...]
     joint_width: Size
-    mean: tuple[Number, Number, Number]
-    std: tuple[Number, Number, Number]
+    mean: tuple[Float, Float, Float]
+    std: tuple[Float, Float, Float]
     fingerprint: Name
-    logit_scale: Annotated[Number, Field(gt=0, lt=1e6)] = LOGIT_SCALE
+    logit_scale: Annotated[Float, Field(gt=0, lt=1e6)] = LOGIT_SCALE
 
     def __post_init__(self) -> None:
         """Check that each stage has a width. Raises ValueError."""
@@ -75,13 +82,8 @@ class ModelSpec:
             raise ValueError(f"{len(self.stages)} stages but {len(self.stage_widths)} stage_widths")
 
     def to_json(self) -> dict[str, Any]:
-        """Return a JSON-ready dictionary; ``from_json`` reads it back."""
+        """Return a JSON-ready dictionary."""
         return asdict(self)
-
-    @classmethod
-    def from_json(cls, fields: object) -> ModelSpec:
-        """Rebuild from ``to_json``'s dictionary (lists become tuples). Raises ValueError for any other value."""
-        return TypeAdapter(cls).validate_python(fields)
 
     @property
     def label(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,9 @@ import torch
 from aprilcli.core.catalogue import PAPER, PAPER_BACKBONE, PAPER_PRETRAINED, PAPER_STAGES, TINY, tiny_folder
 from aprilcli.core.fingerprint import fingerprint
 from aprilcli.errors import ArtifactError
-from aprilcli.io.artifacts import ArtifactHeader, read_artifact, write_artifact
+from aprilcli.io.artifacts import Schema, TensorSpec, read_artifact, write_artifact
 from aprilcli.io.published import PUBLISHED, fetch_projector, read_authors_projector
-from aprilcli.text import printable, quoted
+from aprilcli.text import printable
 from aprilcli.types import ModelSpec
 
 KIND = "projector"
@@ -24,6 +24,26 @@ FOLDER_PROJECTOR = "projector.safetensors"
 # What must agree between the model that a projector was trained with and the model it is used with. The image size
 # need not: a linear layer maps tokens one by one.
 MUST_MATCH = ("activation", "stages", "stage_widths", "joint_width")
+
+
+@dataclass(frozen=True)
+class _Fields:
+    """The JSON fields of a projector's file; more are kept as they are."""
+
+    spec: ModelSpec
+    trained_on: str = ""
+
+
+def _tensors(fields: _Fields) -> dict[str, TensorSpec]:
+    joint_width = fields.spec.joint_width
+    specs = {}
+    for stage, width in enumerate(fields.spec.stage_widths):
+        specs[f"fc.{stage}.weight"] = TensorSpec((joint_width, width))
+        specs[f"fc.{stage}.bias"] = TensorSpec((joint_width,))
+    return specs
+
+
+SCHEMA = Schema(KIND, _Fields, _tensors, "train or download the projector again")
 
 
 class Projector(torch.nn.Module):
@@ -78,23 +98,10 @@ def load_projector(source: str | None, model: str, spec: ModelSpec, *, progress:
     if path.suffix == ".pth":
         return _in_authors_format(path, read_authors_projector(path), spec)
 
-    def check(header: ArtifactHeader) -> None:
-        made_for = _made_for(path, header)
-        _check_match(path, made_for, spec)
-        _check_shapes(Projector(made_for), header.shapes, str(path))
-
-    artifact = read_artifact(path, KIND, check)
-    projector = Projector(_made_for(path, artifact), str(artifact.fields.get("trained_on", "")), artifact.fields)
+    artifact = read_artifact(path, SCHEMA)
+    _check_match(path, artifact.content.spec, spec)
+    projector = Projector(artifact.content.spec, artifact.content.trained_on, artifact.fields)
     return _fill(projector, artifact.tensors, str(path))
-
-
-def _made_for(path: Path, header: ArtifactHeader) -> ModelSpec:
-    try:
-        return ModelSpec.from_json(header.fields["spec"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ArtifactError(
-            f"{path}: its metadata does not say which model it is for; train or download it again"
-        ) from error
 
 
 def _own_projector(model: str) -> str | None:
@@ -161,17 +168,7 @@ def _check_match(path: Path, made_for: ModelSpec, spec: ModelSpec) -> None:
         )
 
 
-def _check_shapes(projector: Projector, found: Mapping[str, tuple[int, ...]], name: str) -> None:
-    expected = {key: tuple(tensor.shape) for key, tensor in projector.state_dict().items()}
-    if expected != found:
-        wrong = sorted(set(expected.items()) ^ set(found.items()))[0]
-        raise ArtifactError(
-            f"{name}: not a complete projector (tensor {quoted(wrong[0])} {wrong[1]}); train or download it again"
-        )
-
-
 def _fill(projector: Projector, tensors: Mapping[str, torch.Tensor], name: str) -> Projector:
-    _check_shapes(projector, {key: tuple(tensor.shape) for key, tensor in tensors.items()}, name)
     projector.name = name
     projector.load_state_dict({key: tensor.float() for key, tensor in tensors.items()})
     return projector.eval().requires_grad_(False)

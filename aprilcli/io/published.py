@@ -28,13 +28,12 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from aprilcli import __version__
 from aprilcli.errors import ArtifactError, OutputError
-from aprilcli.io.artifacts import read_artifact, size_of_file, write_artifact
+from aprilcli.io.artifacts import Schema, as_artifact_errors, read_artifact, size_of_file, write_artifact
 from aprilcli.io.atomic import output_errors, remove_leftovers
 from aprilcli.text import first_line
 
 BASE_URL = "https://github.com/ByChelsea/VAND-APRIL-GAN/raw/f13b8a634e04f9fde8fa03db125b25af5695d8e1/exps/pretrained"
 
-_KIND = "published-projector"
 _TIMEOUT_S = 10.0  # to connect, and for each read
 _DEADLINE_S = 600.0  # for the whole download
 _MAX_BYTES = 64 * 1024**2  # the published files have about 12 MB
@@ -53,6 +52,16 @@ PUBLISHED = {
     "visa": PublishedProjector("visa_pretrained.pth", "86d6848c543f8393663d35c0333498ffb5ce9b68"),
     "mvtec": PublishedProjector("mvtec_pretrained.pth", "a057cec6c2ba5996baa0160a51e155908156813f"),
 }
+
+
+@dataclass(frozen=True)
+class _Fields:
+    """The JSON fields of a cached file that are read back."""
+
+    blob_id: str
+
+
+_SCHEMA = Schema("published-projector", _Fields, None, "delete it; it will be downloaded again")
 
 
 def fetch_projector(name: str, *, progress: bool = False) -> dict[str, torch.Tensor]:
@@ -82,14 +91,10 @@ def read_authors_projector(path: Path) -> dict[str, torch.Tensor]:
 
     Returns ``fc.{i}.weight`` [C, Cv] and ``fc.{i}.bias`` [C], float32. Raises ArtifactError.
     """
-    try:
+    with as_artifact_errors(path):
         size = size_of_file(path)
         with path.open("rb") as file:
             return _read_authors_file(file, size, str(path))
-    except OSError as error:
-        raise ArtifactError(
-            f"{path}: cannot be read ({error.strerror or error}); check the path and its permissions"
-        ) from error
 
 
 def cache_folder() -> Path:
@@ -105,10 +110,10 @@ def git_blob_id(content: bytes) -> str:
 def _cached(path: Path, wanted: PublishedProjector) -> dict[str, torch.Tensor] | None:
     """Read the cached file; return None if it is missing, damaged or has another blob id."""
     try:
-        artifact = read_artifact(path, _KIND)
+        artifact = read_artifact(path, _SCHEMA)
     except ArtifactError:
         return None
-    return artifact.tensors if artifact.fields.get("blob_id") == wanted.blob_id else None
+    return artifact.tensors if artifact.content.blob_id == wanted.blob_id else None
 
 
 def _fetch(path: Path, name: str, wanted: PublishedProjector, progress: bool) -> dict[str, torch.Tensor]:
@@ -126,7 +131,7 @@ def _fetch(path: Path, name: str, wanted: PublishedProjector, progress: bool) ->
         cause = getattr(error, "reason", None)  # a URLError wraps the informative exception
         raise _unavailable(url, wanted, first_line(cause if isinstance(cause, Exception) else error)) from error
     tensors = _read_authors_file(io.BytesIO(content), len(content), url)
-    write_artifact(path, _KIND, tensors, {"name": name, "url": url, "blob_id": wanted.blob_id})
+    write_artifact(path, _SCHEMA.kind, tensors, {"name": name, "url": url, "blob_id": wanted.blob_id})
     return tensors
 
 

@@ -4,42 +4,34 @@ import json
 from dataclasses import replace
 from functools import reduce
 from operator import getitem
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from small_banks import draw_zero_shot, make_bank
 
-from aprilcli.core.bank_file import from_artifact, to_artifact
+from aprilcli.core.bank_file import KIND, load_bank, save_bank, to_artifact
 from aprilcli.core.calibration import Calibration
-from aprilcli.core.memory_bank import (
-    Recipe,
-    subsample,
-)
-from aprilcli.errors import ArtifactError
-from aprilcli.io.artifacts import Artifact
+from aprilcli.core.memory_bank import Recipe, subsample
+from aprilcli.errors import ArtifactError, OutputError
+from aprilcli.io.artifacts import write_artifact
 
-PATH = Path("banks/bolt.safetensors")
-
-
-def as_artifact(tensors, fields, created="2024-01-01T00:00:00+00:00"):
-    """Return the artifact that a file with these tensors and fields gives."""
-    return Artifact("bank", "0.0.9", created, json.loads(json.dumps(fields)), {}, {}, tensors)
+INFINITE = 1e308  # as the writer accepts it; in the file it becomes 1e+999
 
 
 @pytest.mark.parametrize("calibrated", [True, False])
-def test_round_trip_through_an_artifact(calibrated):
+def test_round_trip_through_a_file(tmp_path, monkeypatch, calibrated):
+    monkeypatch.setattr("aprilcli.io.artifacts.__version__", "0.0.9")
     bank = subsample(make_bank(4, dtype=torch.float16), 0.5)
     if calibrated:
         bank = replace(
             bank,
             calibration=Calibration(np.array([0.1, 0.2]), np.array([0.3, 0.4]), "held-out"),
-            recipe=Recipe("vit:tag", "visa", "a" * 64),
+            recipe=Recipe("vit:tag", "visa", "a" * 64, (0.0, 4095.0)),
             zero_shot=draw_zero_shot(4),
         )
-    tensors, fields = to_artifact(bank)
-    again = from_artifact(PATH, as_artifact(tensors, fields, created=bank.created))
+    save_bank(bank, tmp_path / "bolt.safetensors")
+    again = load_bank(tmp_path / "bolt.safetensors")
     assert all(torch.equal(a, b) for a, b in zip(again.features, bank.features, strict=True))
     kept = ("rows_per_source", "spec", "object_name", "sources", "coreset_fraction", "created", "recipe")
     assert [getattr(again, name) for name in kept] == [getattr(bank, name) for name in kept]
@@ -52,6 +44,13 @@ def test_round_trip_through_an_artifact(calibrated):
         assert all(torch.equal(a, b) for a, b in zip(again.zero_shot.logits, bank.zero_shot.logits, strict=True))
     else:
         assert again.zero_shot is None
+
+
+@pytest.mark.parametrize("recipe", [Recipe("model\n"), Recipe("m", "x" * 5000), Recipe("m", None, "", (5.0, 5.0))])
+def test_settings_that_could_not_be_read_back_are_not_written(tmp_path, recipe):
+    with pytest.raises(OutputError, match=r"bolt\.safetensors: a bank cannot keep these settings \(recipe\.\w+: "):
+        save_bank(replace(make_bank(2), recipe=recipe), tmp_path / "bolt.safetensors")
+    assert list(tmp_path.iterdir()) == []
 
 
 def damage(tensors, fields, what):
@@ -124,8 +123,8 @@ def damage(tensors, fields, what):
         ("coreset_fraction", 0),
         ("coreset_fraction", -1.0),
         ("coreset_fraction", 10**400),
-        ("coreset_fraction", float("inf")),
-        ("rows_per_source", 0, 0, float("inf")),
+        ("coreset_fraction", INFINITE),
+        ("rows_per_source", 0, 0, INFINITE),
         ("object", "word " * 41),
         ("object", "\ud800"),
         ("object", "a\0b"),
@@ -146,19 +145,27 @@ def damage(tensors, fields, what):
         ("spec", "\x1b[31m", 1),
     ],
 )
-def test_a_damaged_bank_is_refused(what):
+def test_a_damaged_bank_is_refused(tmp_path, what):
+    path = tmp_path / "bolt.safetensors"
     tensors, fields = to_artifact(make_bank(3))
     fields = json.loads(json.dumps(fields))
     damage(tensors, fields, what)
-    with pytest.raises(ArtifactError, match=r"^banks/bolt\.safetensors: .*; enroll") as caught:
-        from_artifact(PATH, as_artifact(tensors, fields))
-    assert str(caught.value).isprintable()
-    assert len(str(caught.value)) < 400
+    write_artifact(path, KIND, tensors, fields)
+    path.write_bytes(path.read_bytes().replace(b"1e+308", b"1e+999"))
+    with pytest.raises(ArtifactError) as caught:
+        load_bank(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ")
+    assert message.endswith("; enroll the part again")
+    assert message.isprintable()
+    assert len(message) < len(str(path)) + 300
+    if isinstance(what, tuple):
+        assert what[0] in message
 
 
-def test_zero_rows_and_file_names_of_any_bytes_are_valid():
+def test_zero_rows_and_file_names_of_any_bytes_are_valid(tmp_path):
     tensors, fields = to_artifact(make_bank(3))
     tensors["features.0"][4] = 0
     fields["sources"][0]["path"] = "new\nline \udcff.png"
-    bank = from_artifact(PATH, as_artifact(tensors, fields))
-    assert bank.sources[0].path == "new\nline \udcff.png"
+    write_artifact(tmp_path / "bolt.safetensors", KIND, tensors, fields)
+    assert load_bank(tmp_path / "bolt.safetensors").sources[0].path == "new\nline \udcff.png"

@@ -115,17 +115,17 @@ def test_missing_or_surplus_layers_are_refused(golden_vit: GoldenCase, tmp_path:
     tensors = dict(golden_vit.projector.state_dict())
     path = tmp_path / "p.safetensors"
     write_artifact(path, "projector", {**tensors, "fc.4.bias": torch.zeros(48)}, fields)
-    with pytest.raises(ArtifactError, match="not a complete projector"):
+    with pytest.raises(ArtifactError, match="not a valid projector"):
         load_projector(str(path), "any", golden_vit.backbone.spec)
     del tensors["fc.3.bias"]
     write_artifact(path, "projector", tensors, fields)
-    with pytest.raises(ArtifactError, match="not a complete projector"):
+    with pytest.raises(ArtifactError, match="not a valid projector"):
         load_projector(str(path), "any", golden_vit.backbone.spec)
 
 
 def test_metadata_without_a_model_is_refused(golden_vit: GoldenCase, tmp_path: Path) -> None:
     write_artifact(tmp_path / "p.safetensors", "projector", dict(golden_vit.projector.state_dict()), {})
-    with pytest.raises(ArtifactError, match="which model"):
+    with pytest.raises(ArtifactError, match=r"not a valid projector \(spec: Field required\); train or download"):
         load_projector(str(tmp_path / "p.safetensors"), "any", golden_vit.backbone.spec)
 
 
@@ -140,7 +140,7 @@ def test_initial_weights_are_pytorchs(golden_vit: GoldenCase) -> None:
 def test_settings_of_another_kind_are_refused(golden_vit: GoldenCase, tmp_path: Path, spec: object) -> None:
     path = tmp_path / "p.safetensors"
     write_artifact(path, "projector", dict(golden_vit.projector.state_dict()), {"spec": spec})
-    with pytest.raises(ArtifactError, match="which model"):
+    with pytest.raises(ArtifactError, match=r"not a valid projector \(spec[.:].*\); train or download"):
         load_projector(str(path), "any", golden_vit.backbone.spec)
 
 

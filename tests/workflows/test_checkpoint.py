@@ -11,7 +11,7 @@ from helpers import GoldenCase, draw_spotted_object, error_line, run_train, stop
 
 from aprilcli.errors import ArtifactError
 from aprilcli.io.artifacts import read_artifact, write_artifact
-from aprilcli.workflows.checkpoint import CHECKPOINT, Checkpoint
+from aprilcli.workflows.checkpoint import SCHEMA, Checkpoint
 
 INFINITE = 1e308  # as the writer takes it; in the file it becomes 1e+999
 STATE = {"step": torch.tensor(3), "weight.a": torch.ones(2, 3)}
@@ -24,7 +24,7 @@ VALIDATED = [
 
 
 def make_checkpoint(history: list[dict[str, Any]], val: object = 0.2, seed: int = 0) -> Checkpoint:
-    return Checkpoint({"settings": {"val": val, "seed": seed}}, history, STATE, KEPT)
+    return Checkpoint({"data": {}, "settings": {"val": val, "seed": seed}, "spec": {}}, history, STATE, KEPT)
 
 
 @pytest.mark.parametrize(("history", "val"), [([], 0), (PLAIN, 0), (VALIDATED, 0.2)])
@@ -41,21 +41,21 @@ def test_read_back_as_written(tmp_path: Path, history: list[dict[str, Any]], val
     ("val", "history", "named"),
     [
         (0, None, "history: "),
-        (0, [{"epoch": 1}], "history: 0.loss: "),
-        (0, VALIDATED, "history: 0.val_loss: "),
-        (0, [{"epoch": "1", "loss": 1.0}], "history: 0.epoch: "),
-        (0, [{"epoch": 1, "loss": "1"}], "history: 0.loss: "),
+        (0, [{"epoch": 1}], "history.0.loss: "),
+        (0, VALIDATED, "history.0.val_loss: "),
+        (0, [{"epoch": "1", "loss": 1.0}], "history.0.epoch: "),
+        (0, [{"epoch": 1, "loss": "1"}], "history.0.loss: "),
         (0, PLAIN[1:], "epochs are not 1, 2, 3"),
-        (0.2, PLAIN, "history: 0.val_loss: "),
-        (0.2, [{**VALIDATED[0], "val_pixel_ap": True}], "history: 0.val_pixel_ap: "),
-        (0.2, [{**VALIDATED[0], "\x1b": 1}], r"history: 0.\x1b: "),
+        (0.2, PLAIN, "history.0.val_loss: "),
+        (0.2, [{**VALIDATED[0], "val_pixel_ap": True}], "history.0.val_pixel_ap: "),
+        (0.2, [{**VALIDATED[0], "\x1b": 1}], r"history.0.\x1b: "),
     ],
 )
 def test_a_damaged_history_is_refused_by_field(tmp_path: Path, val: float, history: object, named: str) -> None:
     mine = make_checkpoint([], val)
     tensors = {**STATE, **{f"kept.{name}": tensor for name, tensor in KEPT.items()}}
-    write_artifact(tmp_path / "c", CHECKPOINT, tensors, {**mine.description, "history": history})
-    with pytest.raises(ArtifactError, match="not a whole checkpoint") as caught:
+    write_artifact(tmp_path / "c", SCHEMA.kind, tensors, {**mine.description, "history": history})
+    with pytest.raises(ArtifactError, match="not a valid training-checkpoint") as caught:
         mine.read(tmp_path / "c")
     assert str(caught.value).startswith(f"{tmp_path / 'c'}: ")
     assert named in str(caught.value)
@@ -106,12 +106,12 @@ def test_a_checkpoint_of_foreign_records_is_refused(
 ) -> None:
     out = tmp_path / "p.safetensors"
     checkpoint = stop_in_second_epoch(parts, out, model, monkeypatch)
-    artifact = read_artifact(checkpoint, CHECKPOINT)
+    artifact = read_artifact(checkpoint, SCHEMA)
     write_artifact(checkpoint, artifact.kind, artifact.tensors, {**artifact.fields, "history": history})
     checkpoint.write_bytes(checkpoint.read_bytes().replace(b"1e+308", b"1e+999"))
     result = run_train(parts, out, model, "--epochs", 2, "--resume")
     assert result.exit_code == 1
-    assert "not a whole checkpoint" in error_line(result)
+    assert "not a valid training-checkpoint" in error_line(result)
 
 
 @pytest.mark.parametrize("change", ["missing", "more", "shape", "dtype", "kept"])
@@ -119,7 +119,7 @@ def test_a_checkpoint_of_other_tensors_is_refused(
     parts: Path, model: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
     checkpoint = stop_in_second_epoch(parts, tmp_path / "p.safetensors", model, monkeypatch)
-    artifact = read_artifact(checkpoint, CHECKPOINT)
+    artifact = read_artifact(checkpoint, SCHEMA)
     tensors = dict(artifact.tensors)
     weight = next(name for name in tensors if name.startswith("kept." if change == "kept" else "weight."))
     changed = {
@@ -133,4 +133,4 @@ def test_a_checkpoint_of_other_tensors_is_refused(
     write_artifact(checkpoint, artifact.kind, tensors, artifact.fields)
     result = run_train(parts, tmp_path / "p.safetensors", model, "--epochs", 2, "--resume")
     assert result.exit_code == 1
-    assert "not a whole checkpoint" in error_line(result)
+    assert "not a valid training-checkpoint" in error_line(result)

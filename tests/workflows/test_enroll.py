@@ -32,7 +32,7 @@ from helpers import (
 )
 from PIL import Image
 
-from aprilcli.core.bank_file import load_bank
+from aprilcli.core.bank_file import SCHEMA, load_bank
 from aprilcli.io.artifacts import read_artifact, write_artifact
 from aprilcli.workflows import enroll
 
@@ -363,7 +363,7 @@ def test_hostile_banks_are_one_line(
 ) -> None:
     good = draw_images(tmp_path / "good", 2)
     run("enroll", good, "--part", "p", "--banks", banks, *model)
-    artifact = read_artifact(banks / file, "bank")
+    artifact = read_artifact(banks / file, SCHEMA)
     place = artifact.fields
     for name in field[:-1]:
         place = place[name]
@@ -378,7 +378,7 @@ def test_a_bank_whose_rows_are_not_those_of_its_image_size_is_refused(
 ) -> None:
     good = draw_images(tmp_path / "good", 2)
     run("enroll", good, "--part", "p", "--banks", banks, *model)
-    artifact = read_artifact(banks / "p.safetensors", "bank")
+    artifact = read_artifact(banks / "p.safetensors", SCHEMA)
     artifact.fields["spec"]["image_size"] = 56
     draw_image(good / "new.png", 9)
     write_artifact(banks / "p.safetensors", "bank", artifact.tensors, artifact.fields)
@@ -405,7 +405,7 @@ def test_stages_that_the_banks_model_does_not_have_are_an_error_of_the_bank(
 ) -> None:
     good = draw_images(tmp_path / "good", 2)
     run("enroll", good, "--part", "p", "--banks", banks, *model)
-    artifact = read_artifact(banks / "p.safetensors", "bank")
+    artifact = read_artifact(banks / "p.safetensors", SCHEMA)
     artifact.fields["spec"]["stages"] = [2, 4, 6, 10**30]
     write_artifact(banks / "p.safetensors", "bank", artifact.tensors, artifact.fields)
     result = run("scan", good, "--part", "p", "--banks", banks, "--out", tmp_path / "out")
@@ -509,5 +509,5 @@ def test_killed_at_any_moment_a_bank_is_the_old_or_the_new_one(model: list[str],
 
 def dated_then(path: Path) -> bytes:
     """Return the bytes of a bank, with a fixed date."""
-    artifact = read_artifact(path, "bank")
+    artifact = read_artifact(path, SCHEMA)
     return path.read_bytes().replace(artifact.created.encode(), b"then")

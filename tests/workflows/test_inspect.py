@@ -10,6 +10,7 @@ import pytest
 import tifffile
 from helpers import GoldenCase, draw_images, error_line, run
 
+from aprilcli.core.bank_file import SCHEMA
 from aprilcli.io.artifacts import read_artifact, write_artifact
 
 
@@ -58,7 +59,7 @@ def test_inspect_shows_texts_literally(
     shown = "x" * 40 if len(odd) > 1000 else odd.replace("\x1b", "\\x1b")
     path = banks / "p.safetensors"
     run("enroll", draw_images(tmp_path / "good", 2), "--part", "p", "--banks", banks, *model)
-    artifact = read_artifact(path, "bank")
+    artifact = read_artifact(path, SCHEMA)
     artifact.fields["sources"][0]["path"] = odd
     write_artifact(path, "bank", artifact.tensors, artifact.fields)
     projector = tmp_path / f"{odd[:20].replace('/', '')}.safetensors"

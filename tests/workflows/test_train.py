@@ -45,7 +45,7 @@ from aprilcli.core.metrics import auroc
 from aprilcli.core.projector import load_projector, save_projector
 from aprilcli.core.prompts import encode_prompts
 from aprilcli.core.training_set import prepare_input, split_validation, training_images
-from aprilcli.io.artifacts import read_header
+from aprilcli.io.artifacts import parse, read_header
 from aprilcli.io.datasets import read_dataset
 from aprilcli.types import ModelSpec
 from aprilcli.workflows import train_run
@@ -90,7 +90,7 @@ def test_training_learns_the_anomalies_and_scan_uses_the_projector(
 
     trained = pixel_auroc("--object", "steel_part", "--projector", out, results=tmp_path / "trained")
     first, spec = tmp_path / "first.safetensors", read_header(out).fields["spec"]
-    save_projector(training.new_projector(ModelSpec.from_json(spec), seed=0), first)
+    save_projector(training.new_projector(parse(ModelSpec, spec), seed=0), first)
     untrained = pixel_auroc("--object", "steel_part", "--projector", first, results=tmp_path / "untrained")
     assert trained > 0.9
     assert trained > untrained + 0.05
