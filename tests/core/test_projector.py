@@ -155,9 +155,7 @@ def with_surplus(path: Path, name: str) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["projector", "bank"])
-def test_surplus_tensors_are_refused_before_memory_is_allocated(
-    golden_vit: GoldenCase, tmp_path: Path, kind: str
-) -> None:
+def test_surplus_tensors_are_refused_before_allocation(golden_vit: GoldenCase, tmp_path: Path, kind: str) -> None:
     spec, path = golden_vit.backbone.spec, tmp_path / "p.safetensors"
     if kind == "projector":
         save_projector(golden_vit.projector, path)
