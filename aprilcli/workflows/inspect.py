@@ -29,10 +29,7 @@ def describe(path: Path) -> Table:
     table = Table(title=_shown(path), box=box.SIMPLE, show_header=False, title_justify="left")
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    try:
-        rows = _describe_map(path) if path.suffix.lower() in TIFF_SUFFIXES else _describe_artifact(path)
-    except RecursionError as error:
-        raise ArtifactError(f"{printable(path)}: its fields are nested too deeply; make the file again") from error
+    rows = _describe_map(path) if path.suffix.lower() in TIFF_SUFFIXES else _describe_artifact(path)
     for name, value in rows.items():
         table.add_row(_shown(name), _shown(value))
     return table

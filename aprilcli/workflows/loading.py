@@ -52,6 +52,6 @@ def range_of(bank: MemoryBank | None, value_range: tuple[float, float] | None) -
     if bank is None:
         return value_range
     if value_range not in (None, bank.recipe.value_range):
-        enrolled = "none" if bank.recipe.value_range is None else "{:g},{:g}".format(*bank.recipe.value_range)
-        raise OptionError(f"--range: this part was enrolled with {enrolled}; omit the option")
+        enrolled = "no range" if bank.recipe.value_range is None else "{:g},{:g}".format(*bank.recipe.value_range)
+        raise OptionError(f"--range: the references of this part were read with {enrolled}; omit the option")
     return bank.recipe.value_range

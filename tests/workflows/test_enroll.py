@@ -1,4 +1,4 @@
-"""`enroll`, `scan --part` and `inspect` through the command line: banks, verdicts, and what is refused."""
+"""`enroll`, `scan --part` and `inspect` through the command line: banks, verdicts and refusals."""
 
 from __future__ import annotations
 
@@ -481,30 +481,33 @@ def test_killed_at_any_moment_a_bank_is_the_old_or_the_new_one(model: list[str],
         return process
 
     process, began = start_enrolling(), time.monotonic()
+    assert happens(lambda: path.read_bytes() != old, process)
+    duration = time.monotonic() - began  # until the new bank is in place
     process.communicate()
     assert process.returncode == 0
-    duration, new = time.monotonic() - began, dated_then(path)
-    rng, found = random.Random(0), {"old": 0, "new": 0}
-    while sum(found.values()) < 15:
+    new, rng, found = dated_then(path), random.Random(0), {"old": 0, "new": 0}
+    for kill in range(15):
         path.write_bytes(old)
         process = start_enrolling()
-        # A third of the kills near the end, where the bank is written.
-        time.sleep(duration * (rng.uniform(0.85, 1.05) if sum(found.values()) % 3 == 0 else rng.uniform(0, 1.05)))
+        # A third of the kills come close to the end, where the bank is written.
+        time.sleep(duration * (rng.uniform(0.85, 1.05) if kill % 3 == 0 else rng.uniform(0, 1.05)))
         process.kill()
         process.communicate()
         is_old = path.read_bytes() == old
         assert is_old or dated_then(path) == new
-        if process.returncode == -signal.SIGKILL:
-            found["old" if is_old else "new"] += 1
-    assert found["old"] > 5  # a kill after the rename, before the process ends, is rare
+        assert process.returncode == -signal.SIGKILL or not is_old
+        found["old" if is_old else "new"] += 1
+        if not is_old:
+            duration *= 0.9  # enrolling is faster than when it was measured
+    assert found["old"] >= 3
     path.write_bytes(old)
     assert run(*command).exit_code == 0
     assert dated_then(path) == new
     assert not list(banks.glob(".aprilcli-*"))
-    print(f"15 kills within {duration:.1f} s: {found}")
+    print(f"15 kills: {found}")
 
 
 def dated_then(path: Path) -> bytes:
-    """A bank's bytes with one date for all."""
+    """Return the bytes of a bank, with a fixed date."""
     artifact = read_artifact(path, "bank")
     return path.read_bytes().replace(artifact.created.encode(), b"then")

@@ -1,4 +1,4 @@
-"""`eval` through the command line, on a real (tiny) open_clip folder: numbers checked by hand, files, words."""
+"""`eval` through the command line, on a real (tiny) open_clip folder: numbers recomputed, files, messages."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from aprilcli.workflows import evaluate, loading
 
 
 def renamed_projector(golden_vit: GoldenCase, path: Path, trained_on: str, **fields: object) -> Path:
-    """The golden projector, saying that it was trained on something."""
+    """Save the golden projector with another record of its training data."""
     kept = golden_vit.projector.trained_on, golden_vit.projector.fields
     golden_vit.projector.trained_on, golden_vit.projector.fields = trained_on, fields
     save_projector(golden_vit.projector, path)
@@ -46,7 +46,7 @@ def renamed_projector(golden_vit: GoldenCase, path: Path, trained_on: str, **fie
 
 
 def measure_directly(golden: GoldenCase, root: Path, name: str, references: list[str], fusion: str) -> dict[str, float]:
-    """Measure one setting with a detector and a bank of its own, as someone would by hand."""
+    """Measure one setting with a detector and its own bank."""
     one = next(one for one in read_dataset(root).objects if one.name == name)
     bank = None
     if references:
@@ -299,7 +299,7 @@ def test_results_are_never_overwritten_without_the_option(parts: Path, model: li
 
 
 def line_of(result: Result) -> str:
-    """The one line an error is: no traceback, nothing else but notes before it."""
+    """Return the only error line; there is no traceback, only notes may precede it."""
     lines = [line for line in result.stderr.strip().splitlines() if line.startswith("aprilcli: error: ")]
     assert len(lines) == 1, result.stderr
     assert result.stderr.strip().endswith(lines[0])

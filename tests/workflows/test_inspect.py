@@ -76,7 +76,7 @@ def test_inspect_of_deeply_nested_fields_is_one_line(golden_vit: GoldenCase, tmp
     for _ in range(900):
         fields = {"a": fields}
     write_artifact(path, "projector", dict(golden_vit.projector.state_dict()), fields)
-    assert "nested too deeply" in error_line(run("inspect", path))
+    assert "nested too deep" in error_line(run("inspect", path))
 
 
 def test_inspect_neither_hangs_on_a_pipe_nor_reads_a_device(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Nothing is lost: kills, interruptions, changed images, full disks and second writers, on real runs."""
+"""The output of scans that are killed, interrupted, resumed or out of disk, and of competing scans."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def start_scan(arguments: list[str], out: Path, *more: str) -> subprocess.Popen[
 
 
 def contents(out: Path) -> dict[str, bytes]:
-    """Everything a scan promises to reproduce: scores.csv and every map, byte by byte."""
+    """Return the bytes that a resumed scan must reproduce: scores.csv and every map."""
     maps = {path.relative_to(out).as_posix(): path.read_bytes() for path in (out / "maps").rglob("*") if path.is_file()}
     return maps | {"scores.csv": (out / "scores.csv").read_bytes()}
 
@@ -81,7 +81,7 @@ def kill_loop(arguments: list[str], out: Path, expected: dict[str, bytes], kills
     compared, and its output removed. Returns the number of all kills and of comparisons.
     """
     rng, killed, interrupted, compared = random.Random(seed), 0, 0, 0
-    lines_of_whole = expected["scores.csv"].count(b"\r\n")
+    all_lines = expected["scores.csv"].count(b"\r\n")
     while interrupted < kills:
         assert killed + compared < 10 * kills, "kills hardly ever meet a scan at work"
         before, late, ahead = count_lines(out), rng.random() < 0.7, 1 + rng.randrange(4)
@@ -92,7 +92,7 @@ def kill_loop(arguments: list[str], out: Path, expected: dict[str, bytes], kills
         process.kill()
         process.communicate()
         killed += process.returncode == -signal.SIGKILL
-        interrupted += process.returncode == -signal.SIGKILL and max(before, 1) < count_lines(out) < lines_of_whole
+        interrupted += process.returncode == -signal.SIGKILL and max(before, 1) < count_lines(out) < all_lines
         if process.returncode == 3:
             assert contents(out) == expected
             shutil.rmtree(out)
@@ -114,13 +114,15 @@ def test_killed_and_resumed_ends_with_the_same_bytes(
 @pytest.mark.parametrize("batch_size", ["1", "4"])
 def test_fifty_kills(arguments: list[str], tmp_path: Path, batch_size: str) -> None:
     arguments += ["--batch-size", batch_size]
-    scan_into(arguments, tmp_path / "whole")
-    expected = contents(tmp_path / "whole")
+    scan_into(arguments, tmp_path / "complete")
+    expected = contents(tmp_path / "complete")
     killed, compared = kill_loop(arguments, tmp_path / "out", expected, 25, seed=int(batch_size))
     assert scan_into(arguments, tmp_path / "out", "--resume").exit_code == 3
     assert contents(tmp_path / "out") == expected
     size = sum(map(len, expected.values()))
-    print(f"\nscan, batch size {batch_size}: {killed} kills, {compared + 1} whole runs of {size} bytes compared, equal")
+    print(
+        f"\nscan, batch size {batch_size}: {killed} kills, {compared + 1} complete runs of {size} bytes compared, equal"
+    )
 
 
 @pytest.mark.parametrize("batch_size", ["1", "4"])
@@ -210,7 +212,7 @@ def test_damaged_rows_and_maps_are_scanned_again(
 
 
 def damage(content: bytes, rng: random.Random) -> bytes:
-    """What a power cut or a failing disk leaves: a cut end, a stretch of zeros, a flipped bit, old bytes behind."""
+    """Damage bytes as a power cut or a failing disk does: cut the end, blank some, flip a bit, append old bytes."""
     place = rng.randrange(len(content))
     match rng.randrange(4):
         case 0:
@@ -244,8 +246,8 @@ def test_changed_added_and_removed_images_are_noticed(arguments: list[str], imag
     draw_image(images / "01b.png", 78)
     (images / "08.png").unlink()
     assert scan_into(arguments, out, "--resume").exit_code == 3
-    assert scan_into(arguments, tmp_path / "anew").exit_code == 3
-    assert contents(out) == contents(tmp_path / "anew")
+    assert scan_into(arguments, tmp_path / "again").exit_code == 3
+    assert contents(out) == contents(tmp_path / "again")
 
 
 @pytest.mark.usefixtures("undisturbed")
@@ -370,8 +372,8 @@ def test_a_second_scan_is_refused_while_the_first_runs(arguments: list[str], ima
 
 
 def contents_of_new_run(arguments: list[str], tmp_path: Path) -> dict[str, bytes]:
-    assert scan_into(arguments, tmp_path / "whole").exit_code == 3
-    return contents(tmp_path / "whole")
+    assert scan_into(arguments, tmp_path / "complete").exit_code == 3
+    return contents(tmp_path / "complete")
 
 
 def test_a_full_disk_is_one_line_and_resume_continues(arguments: list[str], images: Path, tmp_path: Path) -> None:
@@ -449,13 +451,13 @@ def test_a_file_that_vanishes_after_it_was_listed_gets_its_row(
     process = start_scan(arguments, out)
     wait_for_rows(out, 0, process)
     process.send_signal(signal.SIGSTOP)
-    (images / "59.png").unlink()  # one folder is listed whole, so it is awaited
+    (images / "59.png").unlink()  # the names of one folder are listed at once, before the first row
     process.send_signal(signal.SIGCONT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 3, errors
     rows = read_rows_by_path(out)
     assert len(rows) == 61
-    assert "59.png: cannot be read as a picture (No such file or directory)" in rows["59.png"]["error"]
+    assert "59.png: cannot be read as an image (No such file or directory)" in rows["59.png"]["error"]
     assert scan_into(arguments, out, "--resume").exit_code == 3
     assert contents(out) == contents_of_new_run(arguments, tmp_path)
 

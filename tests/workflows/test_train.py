@@ -1,4 +1,4 @@
-"""`train` through the command line, on tiny CLIPs: what it learns, writes, repeats, resumes and refuses."""
+"""`train` through the command line, on tiny CLIPs: learning, files, reproducibility, resuming and refusals."""
 
 from __future__ import annotations
 
@@ -208,6 +208,8 @@ def test_the_file_records_how_it_was_made_and_the_json_also_when(
         "mosaic": 0.2,
         "val": 0.0,
         "seed": 0,
+        "range": None,
+        "max_pixels": 100_000_000,
         "device": "cpu",
         "precision": "fp32",
     }
