@@ -40,6 +40,7 @@ from aprilcli.types import LOGIT_SCALE, MAX_IMAGE_SIZE, ImageFeatures, ModelSpec
 STAGE_COUNT = 4  # stages by default
 SENTENCES_PER_PASS = 128
 SPARE_WEIGHTS = 10_000_000  # a configuration may declare this many more than its file holds, for positions
+MAX_LOGIT_SCALE = 1e6
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -112,11 +113,11 @@ class TextEncoder:
             raise ArtifactError(
                 f"{self._label}: its tokenizer has more words than its text tower; copy this model's own tokenizer"
             )
-        # Tokenizers cut without a word: what is cut differs from the beginning of what a longer context holds.
+        # Tokenizers truncate silently: compare with a context twice as long, where the rest must be padding.
         whole = self._tokenizer(sentences, context_length=2 * context)
-        if cut := [sentence for sentence, same in zip(sentences, _same(tokens, whole), strict=True) if not same]:
+        if truncated := [sentence for sentence, same in zip(sentences, _same(tokens, whole), strict=True) if not same]:
             raise OptionError(
-                f"{printable(cut[0])[:80]!r}: more than the {context} tokens that {self._label} reads; "
+                f"{printable(truncated[0])[:80]!r}: more than the {context} tokens that {self._label} reads; "
                 "use a shorter object name"
             )
         return tokens
@@ -213,7 +214,7 @@ def load_backbone(
         mean=config.mean,
         std=config.std,
         fingerprint=model_fingerprint(clip, config.model, path if source.folder else None),
-        logit_scale=_logit_scale(clip),
+        logit_scale=_logit_scale(clip, source.label),
     )
     text = TextEncoder(clip, tokenizer, spec.label, resolved_device, resolved_precision)
     encoder = TorchImageEncoder(tower, spec, resolved_device, resolved_precision)
@@ -424,9 +425,14 @@ def _check_weights(source: Source, model: torch.nn.Module) -> None:
         raise ArtifactError(f"{source.label}: its weights hold NaN or infinite values; download or copy it again")
 
 
-def _logit_scale(clip: Any) -> float:
+def _logit_scale(clip: Any, label: str) -> float:
     """Return the model's own scale where it was trained with a sigmoid, as SigLIP was; the paper's otherwise.
 
     The sigmoid's bias is the same for both texts, so it cancels in the softmax.
     """
-    return float(clip.logit_scale.detach().exp()) if clip.logit_bias is not None else LOGIT_SCALE
+    if clip.logit_bias is None:
+        return LOGIT_SCALE
+    scale = float(clip.logit_scale.detach().exp())
+    if not 0 < scale < MAX_LOGIT_SCALE:
+        raise ArtifactError(f"{label}: its logit scale is {scale:g}; download or copy the model again")
+    return scale

@@ -70,7 +70,7 @@ def encode_prompts(encoder: TextEncoder, object_name: str) -> torch.Tensor:
     """Return the text features F_t [2, C]: row 0 normal, row 1 anomalous, unit rows, float32.
 
     The unit features of all sentences of a group are averaged, and the mean is normalized. Raises OptionError for a
-    name longer than ``MAX_OBJECT_NAME``, or whose sentences the text tower would cut.
+    name longer than ``MAX_OBJECT_NAME``, or whose sentences the text tower would truncate.
     """
     if len(object_name) > MAX_OBJECT_NAME:
         raise OptionError(f"an object name of {len(object_name):,} characters; use at most {MAX_OBJECT_NAME}")

@@ -1,1 +1,1 @@
-"""What comes in and goes out: pictures, data sets, artefacts, reports."""
+"""Input and output: images, data sets, artifacts, reports."""

@@ -1,4 +1,4 @@
-"""The encoder pass against the authors' numbers, and every way a model can be wrong."""
+"""The encoder against the authors' numbers, and models and options that are refused."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ def test_activation_and_widths_are_recorded(golden: GoldenCase) -> None:
     assert spec.joint_width == 48
 
 
-def test_a_batch_gives_what_each_picture_gives_alone(golden: GoldenCase) -> None:
-    pictures = [golden.pixels(query) for query in QUERIES]
-    together = golden.encoder.encode(torch.cat(pictures))
-    for index, picture in enumerate(pictures):
-        alone = golden.encoder.encode(picture)
+def test_a_batch_gives_the_features_of_each_image_alone(golden: GoldenCase) -> None:
+    images = [golden.pixels(query) for query in QUERIES]
+    together = golden.encoder.encode(torch.cat(images))
+    for index, image in enumerate(images):
+        alone = golden.encoder.encode(image)
         torch.testing.assert_close(together.image[index], alone.image[0], atol=1e-6, rtol=0)
         for mine, theirs in zip(together.patch_tokens, alone.patch_tokens, strict=True):
             torch.testing.assert_close(mine[index], theirs[0], atol=1e-5, rtol=1e-5)
@@ -82,14 +82,14 @@ def test_options_that_do_not_fit_are_refused(golden_vit: GoldenCase, options: di
         load_backbone(str(golden_vit.folder), **{"device": "cpu", **options})  # type: ignore[arg-type]
 
 
-def test_an_unknown_model_is_named_with_what_there_is() -> None:
+def test_an_unknown_model_is_named_with_the_available_ones() -> None:
     with pytest.raises(BackboneError, match="unknown model ViT-Z-99"):
         load_backbone("ViT-Z-99")
     with pytest.raises(BackboneError, match=r"no pretrained weights nosuchtag; there are: openai"):
         load_backbone("ViT-L-14-336:nosuchtag")
 
 
-def test_missing_weights_name_the_model_the_reason_and_three_ways_on() -> None:
+def test_missing_weights_name_the_model_the_reason_and_three_remedies() -> None:
     with pytest.raises(BackboneError) as caught:
         load_backbone("paper", device="cpu")
     message = str(caught.value)
@@ -120,7 +120,7 @@ def test_broken_folders_are_refused_in_one_line(golden_vit: GoldenCase, tmp_path
         assert "\n" not in str(caught.value)
 
 
-def test_weights_that_are_not_numbers_are_refused(golden_vit: GoldenCase, tmp_path: Path) -> None:
+def test_nan_weights_are_refused(golden_vit: GoldenCase, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(golden_vit.folder, tmp_path / "nan"))
     weights = load_file(folder / "open_clip_model.safetensors")
     weights["visual.conv1.weight"][0] = torch.nan
@@ -143,9 +143,7 @@ def test_a_pickle_under_a_safetensors_name_runs_nothing(golden_vit: GoldenCase, 
     assert not witness.exists()
 
 
-def test_a_folder_that_happens_to_be_called_tiny_is_not_the_embedded_model(
-    golden_vit: GoldenCase, tmp_path: Path
-) -> None:
+def test_a_folder_named_tiny_is_not_the_embedded_model(golden_vit: GoldenCase, tmp_path: Path) -> None:
     assert load_backbone("tiny", device="cpu").notes
     folder = Path(shutil.copytree(golden_vit.folder, tmp_path / "tiny"))
     assert load_backbone(str(folder), device="cpu").notes == ()
@@ -156,7 +154,7 @@ def test_a_name_longer_than_any_path_is_unknown() -> None:
         load_backbone("y" * 300)
 
 
-def test_an_input_beyond_all_measure_is_wrong_usage(golden_vit: GoldenCase) -> None:
+def test_a_huge_image_size_is_wrong_usage(golden_vit: GoldenCase) -> None:
     with pytest.raises(OptionError, match="the largest is 4096"):
         load_backbone(str(golden_vit.folder), image_size=7 * 10**6, device="cpu")
 
@@ -177,7 +175,7 @@ def test_a_custom_text_tower_larger_than_its_file_is_refused_before_it_is_built(
 
 
 @pytest.mark.parametrize("harmed", ["visual.conv1.weight", "token_embedding.weight"])
-def test_finite_weights_that_overflow_never_make_a_score(golden_vit: GoldenCase, tmp_path: Path, harmed: str) -> None:
+def test_finite_weights_that_overflow_give_an_error(golden_vit: GoldenCase, tmp_path: Path, harmed: str) -> None:
     folder = Path(shutil.copytree(golden_vit.folder, tmp_path / "overflow"))
     weights = load_file(folder / "open_clip_model.safetensors")
     weights[harmed] = weights[harmed].sign() * 3e38
@@ -188,7 +186,7 @@ def test_finite_weights_that_overflow_never_make_a_score(golden_vit: GoldenCase,
         backbone.encoder.encode(pixels) if harmed.startswith("visual") else encode_prompts(backbone.text, "bolt")
 
 
-def test_a_model_folder_that_no_bank_could_name_is_refused(golden_vit: GoldenCase, tmp_path: Path) -> None:
+def test_a_folder_name_with_control_characters_is_refused(golden_vit: GoldenCase, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(golden_vit.folder, tmp_path / "\x1b[31mred"))
     with pytest.raises(BackboneError, match=r"x1b\[31mred: a model folder's path needs printable UTF-8"):
         load_backbone(str(folder), device="cpu")

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import open_clip
 import pytest
+import torch
+from helpers import GoldenCase
+from safetensors.torch import load_file, save_file
 
 from aprilcli.core import backbone, catalogue
-from aprilcli.core.backbone import load_backbone
+from aprilcli.core.backbone import load_backbone, load_image_encoder
 from aprilcli.errors import AprilError, BackboneError, OptionError
+from aprilcli.io.hub import WEIGHT_FILES
 
 
 @pytest.fixture
@@ -61,7 +66,7 @@ def test_a_tokenizer_that_is_not_here_says_what_to_do() -> None:
         load_backbone("ViT-B-16-SigLIP", device="cpu")
     message = str(caught.value)
     assert message.startswith("the tokenizer of ViT-B-16-SigLIP:webli (timm/ViT-B-16-SigLIP): not on this machine")
-    assert "run this once on a connected machine and copy" in message
+    assert "run this once on a machine with internet access and copy" in message
     assert "\n" not in message
 
 
@@ -83,9 +88,7 @@ def test_without_transformers_the_package_to_install_is_named(monkeypatch: pytes
         ("paper", 518, (6, 12, 18, 24), 0.48145466),
     ],
 )
-def test_defaults_are_the_models_own(
-    monkeypatch: pytest.MonkeyPatch, model: str, size: int, stages: tuple[int, ...], mean: float
-) -> None:
+def test_defaults_are_the_models_own(model: str, size: int, stages: tuple[int, ...], mean: float) -> None:
     source = catalogue.find_source(model)
     config = catalogue.read_source(source)
     assert config.mean[0] == mean
@@ -105,3 +108,39 @@ def test_every_model_of_open_clip_is_supported_or_refused_in_one_line(name: str)
 def test_few_blocks_are_all_stages() -> None:
     assert backbone._default_stages(2) == (1, 2)
     assert backbone._default_stages(5) == (1, 2, 3, 5)
+
+
+@pytest.mark.parametrize("file", ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"])
+def test_a_name_with_its_tag_is_the_same_model_as_the_folder(
+    golden_vit: GoldenCase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    config = json.loads((golden_vit.folder / "open_clip_config.json").read_text())["model_cfg"]
+    tag = {"hf_hub": "owner/small/", "mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "quick_gelu": True}
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "small", config)
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "small", {"tag": tag})
+    weights = load_file(golden_vit.folder / "open_clip_model.safetensors")
+    save_file(weights, tmp_path / file) if file.endswith("safetensors") else torch.save(weights, tmp_path / file)
+    asked = []
+
+    def fetch(*arguments: object) -> Path:
+        asked.append(arguments)
+        return tmp_path / file
+
+    monkeypatch.setattr(catalogue, "fetch_clip_weights", fetch)
+    named = load_backbone("small", image_size=golden_vit.image_size, device="cpu")
+    assert asked == [("small:tag", "owner/small", WEIGHT_FILES)]
+    assert (named.spec.label, named.spec.mean, named.spec.std) == ("small:tag", tag["mean"], tag["std"])
+    assert named.notes == ("small:tag was trained with quickgelu but runs with gelu here",)
+    pixels = golden_vit.pixels("query0").numpy()
+    alone = load_image_encoder("small:tag", named.spec, device="cpu")
+    for features in (named.encoder.encode(pixels), alone.encode(pixels)):
+        expected = golden_vit.encoder.encode(pixels)
+        assert torch.equal(features.image, expected.image)
+        assert all(map(torch.equal, features.patch_tokens, expected.patch_tokens))
+
+
+def test_a_tag_may_name_a_file_of_its_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalogue, "fetch_clip_weights", lambda *arguments: arguments)
+    source = catalogue.find_source("ViTamin-S")
+    expected = ("ViTamin-S:datacomp1b", "jienengchen/ViTamin-S", ("pytorch_model.bin",))
+    assert catalogue.weights_file(source) == expected

@@ -1,4 +1,4 @@
-"""The detector and the banks it is given; its scores are checked against the golden numbers through the workflows."""
+"""The detector and its banks; its scores are compared with the golden numbers in the tests of the workflows."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from aprilcli.errors import ArtifactError, OptionError
 
 
 def bank_of(golden: GoldenCase, patches: int | None = None) -> MemoryBank:
-    """A bank of one random picture, with so many patches per stage where told."""
-    picture = torch.randn(1, 3, golden.image_size, golden.image_size, generator=torch.Generator().manual_seed(0))
-    tokens = [stage[:, :patches] for stage in golden.encoder.encode(picture).patch_tokens]
+    """Make a bank of one random image, with the first ``patches`` of each stage."""
+    image = torch.randn(1, 3, golden.image_size, golden.image_size, generator=torch.Generator().manual_seed(0))
+    tokens = [stage[:, :patches] for stage in golden.encoder.encode(image).patch_tokens]
     return build([tokens], [Source("a.png", "a")], golden.backbone.spec, "object", dtype=torch.float32)
 
 
-def test_a_bank_given_later_scores_as_one_given_at_once(golden: GoldenCase) -> None:
+def test_a_bank_added_later_gives_the_same_scores(golden: GoldenCase) -> None:
     pixels = golden.pixels("query0")
     bank = bank_of(golden)
     plain = golden.detector()
@@ -33,7 +33,7 @@ def test_a_bank_given_later_scores_as_one_given_at_once(golden: GoldenCase) -> N
 
 
 @pytest.mark.parametrize("flaw", ["patches", "object"])
-def test_a_bank_of_something_else_is_refused_early_or_late(golden: GoldenCase, flaw: str) -> None:
+def test_a_bank_that_does_not_fit_is_refused(golden: GoldenCase, flaw: str) -> None:
     bank = bank_of(golden, 3) if flaw == "patches" else replace(bank_of(golden), object_name="bolt")
     with pytest.raises(ArtifactError, match="enroll the part"):
         golden.detector(None, bank)
@@ -41,7 +41,7 @@ def test_a_bank_of_something_else_is_refused_early_or_late(golden: GoldenCase, f
         golden.detector().with_bank(bank)
 
 
-def test_a_projector_whose_weights_overflow_never_makes_a_score(golden_vit: GoldenCase) -> None:
+def test_a_projector_whose_weights_overflow_gives_an_error(golden_vit: GoldenCase) -> None:
     projector = copy.deepcopy(golden_vit.projector)
     projector.fc[0].weight.sign_().mul_(3e38)
     projector.name = "made/by.safetensors"
@@ -49,11 +49,11 @@ def test_a_projector_whose_weights_overflow_never_makes_a_score(golden_vit: Gold
         golden_vit.detector(projector).detect(golden_vit.pixels("query0"))
 
 
-def test_a_name_longer_than_any_object_has_is_wrong_usage(golden_vit: GoldenCase) -> None:
+def test_a_huge_object_name_is_wrong_usage(golden_vit: GoldenCase) -> None:
     with pytest.raises(OptionError, match="an object name of 1,000,000 characters; use at most 200"):
         golden_vit.detector(object_name="word " * 200_000)
 
 
-def test_a_name_with_control_characters_is_wrong_usage(golden_vit: GoldenCase) -> None:
+def test_an_object_name_with_control_characters_is_wrong_usage(golden_vit: GoldenCase) -> None:
     with pytest.raises(OptionError, match=r"object name \\x1b\[31m: "):
         Detector.load(str(golden_vit.folder), object_name="\x1b[31m", device="cpu")

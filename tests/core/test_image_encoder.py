@@ -41,7 +41,7 @@ def test_its_features_are_those_of_the_whole_model_with_timms_towers(
     assert_same_features(str(write_model(tmp_path / name, name)), size, None)
 
 
-def test_only_the_layers_of_the_image_tower_are_kept(golden_vit: GoldenCase, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_text_tower_takes_no_memory(golden_vit: GoldenCase, monkeypatch: pytest.MonkeyPatch) -> None:
     built = []
     real = TextTransformer.__init__
 

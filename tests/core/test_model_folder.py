@@ -57,14 +57,14 @@ def test_hostile_configurations_are_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_a_resnet_without_heads_is_refused(tmp_path: Path) -> None:
+def test_a_resnet_with_huge_heads_is_refused(tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny_folder(), tmp_path / "rn"))
     change_config(folder, lambda config: config["vision_cfg"].update(head_width=10**9))
     with pytest.raises(ArtifactError, match="head_width: Input should be less than or equal to 1024"):
         load_backbone(str(folder), device="cpu")
 
 
-def test_foreign_code_is_not_asked_for_in_escapes(golden_vit: GoldenCase, tmp_path: Path) -> None:
+def test_a_request_for_foreign_code_is_found_in_escapes(golden_vit: GoldenCase, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(golden_vit.folder, tmp_path / "escaped"))
     path = change_config(folder, lambda config: config.update(extra=[{"trust_remote_code": True}]))
     path.write_text(path.read_text().replace("trust_remote_code", "trust_remote\\u005fcode"))

@@ -145,7 +145,7 @@ def test_leave_one_out_of_a_stage_without_other_rows_gives_the_largest_distance(
 
 def test_one_reference_cannot_be_left_out():
     bank = make_bank(1)
-    with pytest.raises(InputError, match=r"good/0\.png: one reference alone"):
+    with pytest.raises(InputError, match=r"good/0\.png: a single reference cannot be left out"):
         next(leave_one_out(bank, bank))
 
 

@@ -1,4 +1,4 @@
-"""Projectors: found, read, checked against the backbone, written."""
+"""Projectors: finding, reading, checking against a model, writing."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def test_a_saved_projector_projects_the_same(golden: GoldenCase, tmp_path: Path)
         assert torch.equal(mine, theirs)
 
 
-def test_a_folder_has_its_own_or_none(golden_vit: GoldenCase, tmp_path: Path) -> None:
+def test_a_folder_has_its_own_projector_or_none(golden_vit: GoldenCase, tmp_path: Path) -> None:
     assert load_projector(None, str(golden_vit.folder), golden_vit.backbone.spec) is not None
     assert load_projector(None, str(tmp_path), golden_vit.backbone.spec) is None
 
 
-def test_another_image_size_is_no_obstacle(golden_vit: GoldenCase) -> None:
+def test_a_projector_fits_any_image_size(golden_vit: GoldenCase) -> None:
     spec = replace(golden_vit.backbone.spec, image_size=112)
     assert load_projector(None, str(golden_vit.folder), spec) is not None
 
@@ -55,9 +55,7 @@ def test_another_image_size_is_no_obstacle(golden_vit: GoldenCase) -> None:
         ({"joint_width": 64}, "joint_width 48 against 64"),
     ],
 )
-def test_another_backbone_is_refused_naming_both_sides(
-    golden_vit: GoldenCase, change: dict[str, object], said: str
-) -> None:
+def test_another_model_is_refused_naming_both(golden_vit: GoldenCase, change: dict[str, object], said: str) -> None:
     spec = replace(golden_vit.backbone.spec, **change)  # type: ignore[arg-type]
     with pytest.raises(ArtifactError, match=said):
         load_projector(None, str(golden_vit.folder), spec)
@@ -137,7 +135,7 @@ def test_initial_weights_are_pytorchs(golden_vit: GoldenCase) -> None:
 
 
 @pytest.mark.parametrize("spec", [[], None, "x", {}])
-def test_settings_of_another_kind_are_refused(golden_vit: GoldenCase, tmp_path: Path, spec: object) -> None:
+def test_invalid_settings_of_the_model_are_refused(golden_vit: GoldenCase, tmp_path: Path, spec: object) -> None:
     path = tmp_path / "p.safetensors"
     write_artifact(path, "projector", dict(golden_vit.projector.state_dict()), {"spec": spec})
     with pytest.raises(ArtifactError, match=r"not a valid projector \(spec[.:].*\); train or download"):
@@ -145,7 +143,7 @@ def test_settings_of_another_kind_are_refused(golden_vit: GoldenCase, tmp_path: 
 
 
 def with_surplus(path: Path, name: str) -> Path:
-    """Add a tensor of 16 GB to an artefact, sparse: it takes no room on disk."""
+    """Add a sparse tensor of 16 GB, which takes no space on disk, to an artifact."""
     content = path.read_bytes()
     size = int.from_bytes(content[:8], "little")
     header, values = json.loads(content[8 : 8 + size]), content[8 + size :]
@@ -157,7 +155,7 @@ def with_surplus(path: Path, name: str) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["projector", "bank"])
-def test_surplus_tensors_are_refused_before_room_is_made(golden_vit: GoldenCase, tmp_path: Path, kind: str) -> None:
+def test_surplus_tensors_are_refused_before_allocation(golden_vit: GoldenCase, tmp_path: Path, kind: str) -> None:
     spec, path = golden_vit.backbone.spec, tmp_path / "p.safetensors"
     if kind == "projector":
         save_projector(golden_vit.projector, path)
@@ -171,6 +169,6 @@ def test_surplus_tensors_are_refused_before_room_is_made(golden_vit: GoldenCase,
     assert len(str(caught.value)) < len(str(path)) + 300
 
 
-def test_a_name_too_long_for_a_bank_is_one_line() -> None:
+def test_a_bank_path_that_is_too_long_gives_one_line() -> None:
     with pytest.raises(ArtifactError, match="cannot be read"):
         load_bank(Path("a" * 300 + ".safetensors"))

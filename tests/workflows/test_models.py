@@ -20,6 +20,7 @@ from helpers import (
     run_train,
 )
 from helpers import run as run_command
+from safetensors.torch import load_file, save_file
 from timm_models import MODELS, SIGLIP_SCALE, build, write_model
 
 from aprilcli.core.backbone import load_backbone
@@ -75,7 +76,7 @@ def test_another_size_is_the_same_model(folder: Path) -> None:
     assert features.image.shape == (2, MODELS[folder.name]["embed_dim"])
 
 
-def test_prompts_that_a_text_tower_would_cut_are_refused(folder: Path) -> None:
+def test_prompts_that_a_text_tower_would_truncate_are_refused(folder: Path) -> None:
     text = load_backbone(str(folder), device="cpu").text
     assert encode_prompts(text, "bolt").isfinite().all()
     with pytest.raises(OptionError, match=r"more than the \d\d tokens that .* reads; use a shorter object name"):
@@ -156,3 +157,11 @@ def test_a_checkpoint_of_another_trunk_is_refused(tmp_path: Path) -> None:
     shutil.copy(other / "open_clip_model.safetensors", folder)
     with warnings.catch_warnings(), pytest.raises(ArtifactError, match="pe-core"):
         load_backbone(str(folder), device="cpu")
+
+
+def test_a_logit_scale_that_overflows_is_refused(siglip: Path) -> None:
+    weights = load_file(siglip / "open_clip_model.safetensors")
+    weights["logit_scale"].fill_(100.0)
+    save_file(weights, siglip / "open_clip_model.safetensors")
+    with pytest.raises(ArtifactError, match="its logit scale is inf; download or copy the model again"):
+        load_backbone(str(siglip), device="cpu")

@@ -1,4 +1,4 @@
-"""The method by itself: fitted to references, it scores as a detector with a bank of them."""
+"""The method alone: fitted to references, it gives the scores of a detector with their bank."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def references_of(golden: GoldenCase) -> list[ImageFeatures]:
     return [golden.encoder.encode(golden.pixels(name)) for name in REFERENCES]
 
 
-def test_fitting_is_enrolling(golden: GoldenCase) -> None:
+def test_fitting_gives_the_scores_of_an_enrolled_bank(golden: GoldenCase) -> None:
     references = references_of(golden)
     sources = [Source(name, name) for name in REFERENCES]
     spec, recipe = golden.backbone.spec, Recipe(projector_fingerprint=golden.projector.identity["fingerprint"])
