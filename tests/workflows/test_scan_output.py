@@ -433,7 +433,7 @@ def test_a_file_that_vanishes_after_it_was_listed_gets_its_row(
     assert process.returncode == 3, errors
     rows = rows_of(out)
     assert len(rows) == 61
-    assert "59.png: cannot be read as a picture (No such file or directory)" in rows["59.png"]["error"]
+    assert "59.png: cannot be read as an image (No such file or directory)" in rows["59.png"]["error"]
     assert run(arguments, out, "--resume").exit_code == 3
     assert contents(out) == contents_of_new_run(arguments, tmp_path)
 
