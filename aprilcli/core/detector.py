@@ -91,7 +91,7 @@ class Detector:
             if bank is None or (image_size, stages) != (bank.spec.image_size, bank.spec.stages):
                 raise
             raise ArtifactError(
-                f"the bank of {bank.object_name!r} was made with settings that its model no longer has ({error}); "
+                f"the bank of {bank.object_name!r} was made with settings that its model does not have ({error}); "
                 "enroll the part again"
             ) from error
         layers = load_projector(projector, model, backbone.spec, progress=progress)
