@@ -15,7 +15,7 @@ from helpers import GOLDEN, GoldenCase, draw_object
 from safetensors.torch import load_file, save_file
 from weights_from_names import tensor as tensor_from_name  # in tests/golden, beside the golden numbers
 
-from aprilcli.core.backbone import load_backbone
+from aprilcli.core.model_loading import load_backbone
 from aprilcli.core.projector import Projector, save_projector
 
 CASES = {

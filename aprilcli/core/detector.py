@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from aprilcli.core.backbone import load_backbone
 from aprilcli.core.catalogue import TINY
 from aprilcli.core.encoder import ImageEncoder
 from aprilcli.core.memory_bank import MemoryBank
 from aprilcli.core.methods.april_gan import AprilGan
+from aprilcli.core.model_loading import load_backbone
 from aprilcli.core.projector import Projector, load_projector
 from aprilcli.core.prompts import encode_prompts
 from aprilcli.errors import ArtifactError, OptionError

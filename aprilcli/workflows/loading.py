@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from aprilcli.core.backbone import Backbone, load_backbone
+from aprilcli.core.backbone import Backbone
 from aprilcli.core.detector import Detector
 from aprilcli.core.memory_bank import MemoryBank
+from aprilcli.core.model_loading import load_backbone
 from aprilcli.errors import ArtifactError, BackboneError, OptionError
 from aprilcli.options import DatasetOptions, EnrollOptions, ScanOptions
 from aprilcli.workflows.console import Console

@@ -29,7 +29,7 @@ def write_model(folder):
     import torch
     from safetensors.torch import save_file
 
-    from aprilcli.core.backbone import load_backbone
+    from aprilcli.core.model_loading import load_backbone
     from aprilcli.core.projector import Projector, save_projector
 
     torch.manual_seed(0)
@@ -75,7 +75,7 @@ def measure(root, settings):
     from typer.testing import CliRunner
 
     from aprilcli.cli import app
-    from aprilcli.core.backbone import load_backbone
+    from aprilcli.core.model_loading import load_backbone
 
     def clocks():
         return np.array([time.perf_counter(), time.process_time()])

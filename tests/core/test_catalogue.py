@@ -11,8 +11,8 @@ import torch
 from helpers import GoldenCase
 from safetensors.torch import load_file, save_file
 
-from aprilcli.core import backbone, catalogue
-from aprilcli.core.backbone import load_backbone, load_image_encoder
+from aprilcli.core import catalogue, model_loading
+from aprilcli.core.model_loading import load_backbone, load_image_encoder
 from aprilcli.errors import AprilError, BackboneError, OptionError
 from aprilcli.io.hub import WEIGHT_FILES
 
@@ -23,7 +23,7 @@ def no_download(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("a download")
 
     monkeypatch.setattr(catalogue, "fetch_clip_weights", refuse)
-    monkeypatch.setattr(backbone, "fetch_tokenizer", refuse)
+    monkeypatch.setattr(model_loading, "fetch_tokenizer", refuse)
 
 
 @pytest.mark.usefixtures("no_download")
@@ -92,9 +92,9 @@ def test_defaults_are_the_models_own(model: str, size: int, stages: tuple[int, .
     source = catalogue.find_source(model)
     config = catalogue.read_source(source)
     assert config.mean[0] == mean
-    tower, chosen = backbone._blueprint(source, config, source.image_size)
+    tower, chosen = model_loading._blueprint(source, config, source.image_size)
     assert chosen == size
-    assert (source.stages or backbone._default_stages(tower.depth)) == stages
+    assert (source.stages or model_loading._default_stages(tower.depth)) == stages
 
 
 @pytest.mark.slow
@@ -106,8 +106,8 @@ def test_every_model_of_open_clip_is_supported_or_refused_in_one_line(name: str)
 
 
 def test_few_blocks_are_all_stages() -> None:
-    assert backbone._default_stages(2) == (1, 2)
-    assert backbone._default_stages(5) == (1, 2, 3, 5)
+    assert model_loading._default_stages(2) == (1, 2)
+    assert model_loading._default_stages(5) == (1, 2, 3, 5)
 
 
 @pytest.mark.parametrize("file", ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"])

@@ -12,7 +12,7 @@ import torch
 from helpers import GoldenCase
 from safetensors.torch import load_file, save_file
 
-from aprilcli.core.backbone import load_backbone
+from aprilcli.core.model_loading import load_backbone
 
 
 def test_fingerprint_depends_on_positions_and_heads_but_not_image_size(golden_vit: GoldenCase, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from open_clip.transformer import TextTransformer
 from safetensors.torch import load_file, save_file
 from timm_models import write_model
 
-from aprilcli.core.backbone import load_backbone, load_image_encoder
+from aprilcli.core.model_loading import load_backbone, load_image_encoder
 from aprilcli.errors import ArtifactError
 
 

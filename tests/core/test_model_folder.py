@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from helpers import GoldenCase, change_config
 
-from aprilcli.core.backbone import load_backbone
 from aprilcli.core.catalogue import tiny_folder
+from aprilcli.core.model_loading import load_backbone
 from aprilcli.errors import ArtifactError
 
 

@@ -23,7 +23,7 @@ from helpers import run as run_command
 from safetensors.torch import load_file, save_file
 from timm_models import MODELS, SIGLIP_SCALE, build, write_model
 
-from aprilcli.core.backbone import load_backbone
+from aprilcli.core.model_loading import load_backbone
 from aprilcli.core.prompts import encode_prompts
 from aprilcli.errors import ArtifactError, OptionError
 

@@ -40,8 +40,8 @@ from safetensors.torch import load_file
 from sklearn.metrics import average_precision_score
 
 from aprilcli.core import training
-from aprilcli.core.backbone import load_backbone
 from aprilcli.core.metrics import auroc
+from aprilcli.core.model_loading import load_backbone
 from aprilcli.core.projector import load_projector, save_projector
 from aprilcli.core.prompts import encode_prompts
 from aprilcli.core.training_set import prepare_input, split_validation, training_images

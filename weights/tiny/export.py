@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 from train_clip import Model
 
-from aprilcli.core.backbone import STAGE_COUNT, load_backbone
 from aprilcli.core.model_folder import FOLDER_CONFIG, FOLDER_WEIGHTS
+from aprilcli.core.model_loading import STAGE_COUNT, load_backbone
 from aprilcli.core.projector import FOLDER_PROJECTOR, Projector, save_projector
 
 PREPROCESSING = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "interpolation": "bicubic", "resize_mode": "squash"}

@@ -36,9 +36,9 @@ from torch import nn
 from torch.multiprocessing.spawn import spawn
 from torch.utils.data import DataLoader
 
-from aprilcli.core.backbone import STAGE_COUNT
 from aprilcli.core.losses import dice_loss
 from aprilcli.core.maps import upsample
+from aprilcli.core.model_loading import STAGE_COUNT
 from aprilcli.types import LOGIT_SCALE
 
 AVERAGING_INTERVAL = 16  # steps after which the processes average their weights

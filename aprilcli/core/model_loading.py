@@ -1,0 +1,304 @@
+"""Load a frozen CLIP: both encoders, or the image encoder alone."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+from open_clip.model import CLIP, CustomTextCLIP, _build_vision_tower, resize_pos_embed
+from open_clip.tokenizer import HFTokenizer
+from open_clip.transformer import QuickGELU
+from safetensors import safe_open
+
+from aprilcli.core.backbone import Backbone, TextEncoder, TorchImageEncoder
+from aprilcli.core.catalogue import (
+    TINY,
+    Configuration,
+    Source,
+    activation_notes,
+    find_source,
+    read_source,
+    weights_file,
+)
+from aprilcli.core.fingerprint import architecture, digest, is_position, model_fingerprint
+from aprilcli.core.model_folder import BROKEN_MODEL, as_artifact_errors, native_size
+from aprilcli.core.towers import Tower, tower_of
+from aprilcli.errors import ArtifactError, BackboneError, OptionError
+from aprilcli.io.hub import fetch_tokenizer
+from aprilcli.text import first_line
+from aprilcli.types import LOGIT_SCALE, MAX_IMAGE_SIZE, ModelSpec
+
+STAGE_COUNT = 4  # stages by default
+SPARE_WEIGHTS = 10_000_000  # a configuration may declare this many more than its file holds, for positions
+MAX_LOGIT_SCALE = 1e6
+
+
+def load_backbone(
+    model: str = TINY,
+    *,
+    image_size: int | None = None,
+    stages: tuple[int, ...] | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+) -> Backbone:
+    """Load a frozen CLIP.
+
+    ``model``: ``tiny``, ``paper``, an open_clip name with an optional ``:TAG``, or a folder in open_clip's local-dir
+    form. ``image_size`` in pixels and ``stages`` (1-based) default to the model's own: four equal parts of a
+    transformer's blocks, or the stages of a convolutional tower. Raises OptionError, ArtifactError or BackboneError;
+    an unsupported model or option is found before anything is downloaded.
+    """
+    source = find_source(model)
+    config = read_source(source)
+    blueprint, size = _blueprint(source, config, image_size or source.image_size)
+    chosen = _check_stages(source.name, stages or source.stages or _default_stages(blueprint.depth), blueprint.depth)
+    resolved_device = resolve_device(device)
+    resolved_precision = _resolve_precision(precision, resolved_device)
+    tokenizer = _load_tokenizer(source, config)
+    path = weights_file(source)
+    with _loading(source):
+        clip = _build(_at_size(config, size) if blueprint.built_at_size else config.model)
+        open_clip.load_checkpoint(clip, str(path))
+    _check_weights(source, clip)
+    tower = tower_of(clip.visual)
+    tower.resize(size)
+    spec = ModelSpec(
+        backbone=source.name,
+        pretrained=source.pretrained,
+        activation="quickgelu" if any(isinstance(module, QuickGELU) for module in clip.modules()) else "gelu",
+        image_size=size,
+        stages=chosen,
+        stage_widths=tuple(map(tower.width, chosen)),
+        joint_width=int(config.model["embed_dim"]),
+        mean=config.mean,
+        std=config.std,
+        fingerprint=model_fingerprint(clip, config.model, path if source.folder else None),
+        logit_scale=_logit_scale(clip, source.label),
+    )
+    text = TextEncoder(clip, tokenizer, spec.label, resolved_device, resolved_precision)
+    encoder = TorchImageEncoder(tower, spec, resolved_device, resolved_precision)
+    return Backbone(encoder, text, activation_notes(source, spec.activation))
+
+
+def load_image_encoder(
+    model: str, spec: ModelSpec, *, device: str = "auto", precision: str = "auto"
+) -> TorchImageEncoder:
+    """Load the image tower alone, with the features that ``load_backbone`` would give; the text tower is not built.
+
+    ``spec``: the model as ``load_backbone`` describes it, in another process for instance; size, stages, mean, std and
+    logit scale are taken from it. Its fingerprint is computed again from the weights file, which is read tensor by
+    tensor. Raises ArtifactError where it differs, also for a file that is not in open_clip's own form.
+    """
+    source = find_source(model)
+    config = read_source(source)
+    blueprint, size = _blueprint(source, config, spec.image_size)
+    resolved_device = resolve_device(device)
+    path = weights_file(source)
+    weights: dict[str, torch.Tensor] = {}
+
+    def fingerprinted() -> Iterator[tuple[str, torch.Tensor]]:
+        for name, tensor in _read_weights(path):
+            if name.startswith("visual."):
+                weights[name] = tensor
+            if source.folder or not is_position(name):
+                yield name, tensor
+
+    with _loading(source):
+        found = digest(fingerprinted(), architecture(config.model))
+        if found != spec.fingerprint:
+            raise ArtifactError(
+                f"{path}: fingerprint {found[:12]}, not {spec.label}'s {spec.fingerprint[:12]}; copy that model here"
+            )
+        built = _at_size(config, size) if blueprint.built_at_size else config.model
+        tower = tower_of(_build_vision_tower(built["embed_dim"], built["vision_cfg"], built.get("quick_gelu", False)))
+        holder = torch.nn.Module()
+        holder.visual = tower.visual
+        resize_pos_embed(weights, holder)
+        holder.load_state_dict(weights)
+    _check_weights(source, holder)
+    tower.resize(size)
+    return TorchImageEncoder(tower, spec, resolved_device, _resolve_precision(precision, resolved_device))
+
+
+def resolve_device(device: str) -> torch.device:
+    """Turn ``auto``, ``cpu``, ``cuda`` or ``mps`` into an available device. Raises OptionError."""
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if device == "auto":
+        device = next(name for name in ("cuda", "mps", "cpu") if available[name])
+    if not available.get(device, False):
+        present = ", ".join(name for name, is_available in available.items() if is_available)
+        raise OptionError(f"device {device}: this machine has no such device; it has {present}")
+    return torch.device(device)
+
+
+def _resolve_precision(precision: str, device: torch.device) -> str:
+    return ("fp16" if device.type == "cuda" else "fp32") if precision == "auto" else precision
+
+
+def _blueprint(source: Source, config: Configuration, wanted: int | None) -> tuple[Tower, int]:
+    """Build the model without memory for weights and check what that shows; return its image tower and the size.
+
+    The size is ``wanted``, or by default the native one without the pixels that make no whole patch. Raises
+    OptionError for a size that does not fit, ArtifactError for a broken folder, BackboneError if unsupported.
+    """
+    with _configuring(source), torch.device("meta"):
+        if source.folder is not None:
+            _check_layers(config.model, weights_file(source))
+        model = _build(config.model).eval()
+        try:
+            tower = tower_of(model.visual)
+        except ValueError as error:
+            raise BackboneError(f"{source.label}: {error}; choose another model") from error
+        if source.folder is not None:
+            _check_declared_size(model, weights_file(source))
+        native = native_size(config.model)
+        size = wanted or max(tower.step, native - native % tower.step)
+        _check_image_size(source.name, tower, size)
+        tower.resize(size)
+        stages = tuple(range(1, tower.depth + 1))
+        features, outputs = tower.encode(torch.zeros(1, 3, tower.size, tower.size), stages)
+        declared = [(1, tower.width(stage), *tower.grid(stage)) for stage in stages]
+        if features.shape[-1] != config.model["embed_dim"] or [tuple(tokens.shape) for tokens in outputs] != declared:
+            raise ValueError("its image tower has other widths or grids than it declares")
+    return tower, size
+
+
+@contextlib.contextmanager
+def _configuring(source: Source) -> Iterator[None]:
+    """Turn what libraries raise for a configuration into an ArtifactError or BackboneError of one line."""
+    if source.folder is not None:
+        with as_artifact_errors(source.folder):
+            yield
+        return
+    try:
+        yield
+    except BROKEN_MODEL as error:
+        raise BackboneError(
+            f"{source.label}: open_clip cannot build it ({first_line(error)}); choose another model"
+        ) from error
+
+
+@contextlib.contextmanager
+def _loading(source: Source) -> Iterator[None]:
+    """Turn what libraries raise for weights that are damaged or do not fit into an ArtifactError of one line."""
+    try:
+        yield
+    except (OSError, *BROKEN_MODEL) as error:
+        raise ArtifactError(
+            f"{source.label}: the model cannot be loaded ({first_line(error)}); download or copy it again"
+        ) from error
+
+
+def _build(config: dict[str, Any]) -> Any:
+    """Build open_clip's model from its configuration, with random weights."""
+    settings = {name: value for name, value in config.items() if name != "custom_text"}
+    return (CustomTextCLIP if config.get("custom_text") else CLIP)(**settings)
+
+
+def _at_size(config: Configuration, size: int) -> dict[str, Any]:
+    return {**config.model, "vision_cfg": {**config.model["vision_cfg"], "image_size": size}}
+
+
+def _check_layers(config: dict[str, Any], weights: Path) -> None:
+    """Refuse more layers than the file holds tensors: each costs time, even without memory. Raises ValueError."""
+    with safe_open(weights, framework="pt") as file:
+        held = len(file.keys())
+    layers = [config["text_cfg"].get("layers", 0), *np.atleast_1d(config["vision_cfg"].get("layers", 0)).tolist()]
+    if sum(layers) > held:
+        raise ValueError(f"it declares {sum(layers):,} layers, its weights file holds {held:,} tensors")
+
+
+def _check_declared_size(model: torch.nn.Module, weights: Path) -> None:
+    """Refuse, before memory is allocated, many more weights than the file holds. Raises ValueError."""
+    with safe_open(weights, framework="pt") as file:
+        held = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118  # not a dict
+    declared = sum(weight.numel() for weight in model.parameters())
+    if declared > 2 * held + SPARE_WEIGHTS:
+        raise ValueError(f"it declares {declared:,} weights, its weights file holds {held:,}")
+
+
+def _check_image_size(name: str, tower: Tower, size: int) -> None:
+    if size > MAX_IMAGE_SIZE:
+        raise OptionError(f"image size {size}: the largest is {MAX_IMAGE_SIZE}")
+    if tower.only_size not in (None, size):
+        raise OptionError(f"image size {size}: {name} works at {tower.only_size} only")
+    if size < tower.step or size % tower.step:
+        nearest = max(tower.step, round(size / tower.step) * tower.step)
+        raise OptionError(f"image size {size}: {name} needs a multiple of {tower.step}, for example {nearest}")
+
+
+def _default_stages(depth: int) -> tuple[int, ...]:
+    return tuple(sorted({max(1, depth * part // STAGE_COUNT) for part in range(1, STAGE_COUNT + 1)}))
+
+
+def _check_stages(name: str, stages: tuple[int, ...], depth: int) -> tuple[int, ...]:
+    given = ",".join(map(str, stages))
+    if not stages or list(stages) != sorted(set(stages)) or stages[0] < 1:
+        example = ",".join(map(str, _default_stages(depth)))
+        raise OptionError(f"stages {given}: list stages in ascending order, from 1, for example {example}")
+    if stages[-1] > depth:
+        raise OptionError(f"stages {given}: {name} has {depth} stages to choose from, not {stages[-1]}")
+    return tuple(stages)
+
+
+def _load_tokenizer(source: Source, config: Configuration) -> Any:
+    """Load open_clip's own tokenizer, or the one that the configuration names, without running code that is in it."""
+    text = config.model["text_cfg"]
+    repository = text.get("hf_tokenizer_name")
+    if repository and importlib.util.find_spec("transformers") is None:
+        raise BackboneError(
+            f"{source.label}: its tokenizer needs the package transformers; run: pip install 'aprilcli[transformers]'"
+        )
+    try:
+        if repository:
+            tokenizer = HFTokenizer(
+                str(source.folder or fetch_tokenizer(source.label, repository)),
+                context_length=text.get("context_length", open_clip.tokenizer.DEFAULT_CONTEXT_LENGTH),
+                tokenizer_mode=text.get("tokenizer_mode"),
+                trust_remote_code=False,
+                local_files_only=True,
+                **text.get("tokenizer_kwargs", {}),
+            )
+        else:
+            tokenizer = open_clip.get_tokenizer(f"local-dir:{source.folder}" if source.folder else source.name)
+        tokenizer(["object"])
+    except (OSError, ImportError, *BROKEN_MODEL) as error:
+        raise ArtifactError(
+            f"{source.label}: its tokenizer cannot be loaded ({first_line(error)}); choose another model"
+        ) from error
+    return tokenizer
+
+
+def _read_weights(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Read a checkpoint's tensors one by one, sorted by name."""
+    if path.suffix == ".safetensors":
+        with safe_open(path, framework="pt") as file:
+            for name in sorted(file.keys()):
+                yield name, file.get_tensor(name)
+    else:
+        yield from sorted(torch.load(path, map_location="cpu", weights_only=True, mmap=True).items())
+
+
+def _check_weights(source: Source, model: torch.nn.Module) -> None:
+    if not all(bool(weights.isfinite().all()) for weights in model.state_dict().values()):
+        raise ArtifactError(f"{source.label}: its weights hold NaN or infinite values; download or copy it again")
+
+
+def _logit_scale(clip: Any, label: str) -> float:
+    """Return the model's own scale where it was trained with a sigmoid, as SigLIP was; the paper's otherwise.
+
+    The sigmoid's bias is the same for both texts, so it cancels in the softmax.
+    """
+    if clip.logit_bias is None:
+        return LOGIT_SCALE
+    scale = float(clip.logit_scale.detach().exp())
+    if not 0 < scale < MAX_LOGIT_SCALE:
+        raise ArtifactError(f"{label}: its logit scale is {scale:g}; download or copy the model again")
+    return scale
