@@ -10,8 +10,8 @@ import typer.main
 from helpers import run
 
 from aprilcli.cli import app
-from aprilcli.core.backbone import TINY
 from aprilcli.core.calibration import DEFAULT_RATE
+from aprilcli.core.catalogue import TINY
 from aprilcli.core.training import LEARNING_RATE
 from aprilcli.errors import OptionError
 from aprilcli.io.images import MAX_PIXELS
