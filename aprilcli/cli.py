@@ -53,7 +53,7 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
             typer.echo(f"aprilcli: error: not enough memory; {advice}", err=True)
             raise typer.Exit(1) from error
         except KeyboardInterrupt:
-            advice = "Output so far is complete; continue with --resume (scan, train)."
+            advice = "Output so far is complete; continue scan or train with --resume."
             typer.echo(f"aprilcli: interrupted. {advice}", err=True)
             raise typer.Exit(EXIT_INTERRUPTED) from None
 
@@ -106,11 +106,11 @@ def _main(
 def scan(options: ScanOptions, printing: ConsoleOptions) -> None:
     """Score every image in FOLDER: how anomalous it is, and where."""
     from aprilcli.workflows.console import Console
-    from aprilcli.workflows.scan import run_scan, summarise
+    from aprilcli.workflows.scan import run_scan, summarize
 
     console = Console(printing.quiet, printing.verbose)
     summary = run_scan(options, console)
-    console.result(summarise(summary))
+    console.result(summarize(summary))
     if options.fail_on_anomaly and summary.anomalous:
         raise typer.Exit(EXIT_ANOMALOUS)
     if summary.unreadable:
@@ -121,10 +121,10 @@ def scan(options: ScanOptions, printing: ConsoleOptions) -> None:
 def enroll(options: EnrollOptions, printing: ConsoleOptions) -> None:
     """Make a bank of a part from good images, and a threshold from their scores."""
     from aprilcli.workflows.console import Console
-    from aprilcli.workflows.enroll import run_enroll, summarise
+    from aprilcli.workflows.enroll import run_enroll, summarize
 
     console = Console(printing.quiet, printing.verbose)
-    console.result(summarise(run_enroll(options, console)))
+    console.result(summarize(run_enroll(options, console)))
 
 
 @_command
@@ -140,15 +140,15 @@ def inspect_(options: InspectOptions) -> None:
 def train(options: TrainOptions, printing: ConsoleOptions) -> None:
     """Train a projector on images with known anomalies; the model itself stays frozen."""
     from aprilcli.workflows.console import Console
-    from aprilcli.workflows.train import run_train, summarise
+    from aprilcli.workflows.train import run_train, summarize
 
     console = Console(printing.quiet, printing.verbose)
-    console.result(summarise(run_train(options, console)))
+    console.result(summarize(run_train(options, console)))
 
 
 @_command
 def eval_(options: EvalOptions, printing: ConsoleOptions) -> None:
-    """Measure a model on a labelled folder, as in the paper."""
+    """Measure a model on a labeled folder with the paper's metrics."""
     from aprilcli.workflows.console import Console
     from aprilcli.workflows.evaluate import run_eval
 

@@ -101,9 +101,7 @@ Projector = Annotated[
 ]
 BatchSize = Annotated[int, _option("--batch-size", "Images per encoder pass.", min=1)]
 Overwrite = Annotated[bool, _option("--overwrite", "Replace existing results.")]
-Rate = Annotated[
-    float, _option("--false-alarm-rate", "Accepted share of good images called anomalous (needs a calibration).")
-]
+Rate = Annotated[float, _option("--false-alarm-rate", "Accepted share of good images called anomalous.")]
 Seed = Annotated[int, _option("--seed", "Random seed.", min=0, max=2**63 - 1)]
 DEFAULT_RATE = 0.01
 
@@ -126,7 +124,7 @@ class ModelOptions:
     ] = None
     stages: Annotated[
         tuple[int, ...] | None,
-        _option("--stages", "Encoder stages to use, from 1, such as 6,12,18,24; tiny: 1 to 4."),
+        _option("--stages", "Encoder stages to use, counted from 1, such as 6,12,18,24; tiny: 1 to 4."),
         parse_stages,
     ] = None
     device: Annotated[Device, _option("--device", "Device of the model.")] = Device.auto
@@ -141,10 +139,14 @@ class ReadOptions:
     workers: Annotated[int, _option("--workers", "Threads that read images and write maps.", min=1)] = 2
     value_range: Annotated[
         tuple[float, float] | None,
-        _option("--range", "Black and white of images with more than 8 bits, such as 0,4095.", metavar="LO,HI"),
+        _option(
+            "--range",
+            "Values that mean black and white, for images of more than 8 bits, such as 0,4095.",
+            metavar="LO,HI",
+        ),
         parse_range,
     ] = None
-    max_pixels: Annotated[int, _option("--max-pixels", "Largest accepted image, in pixels.", min=1)] = 100_000_000
+    max_pixels: Annotated[int, _option("--max-pixels", "Largest accepted image, width x height.", min=1)] = 100_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +158,7 @@ class PartOptions(ModelOptions, ReadOptions):
         str | None,
         _option("--object", "Name of the object in the prompts.", show_default="object, or the bank's"),
     ] = None
-    banks: Annotated[Path, _option("--banks", "Folder of the banks.")] = Path("banks")
+    banks: Annotated[Path, _option("--banks", "Folder of the parts' bank files.")] = Path("banks")
     follow: Annotated[bool, _option("--follow", "Enter linked folders.")] = False
 
 
@@ -201,8 +203,10 @@ class EnrollOptions(PartOptions):
 class DatasetOptions(ModelOptions, ReadOptions):
     """What `train` and `eval` share."""
 
-    dataset: Annotated[Path, _argument("Labelled folder: MVTec AD, LOCO, AD 2, VisA, BTAD, or your own.")]
-    layout: Annotated[str, _option("--layout", "auto, mvtec, loco, btad, ad2, visa or folder.")] = "auto"
+    dataset: Annotated[Path, _argument("Labeled folder: MVTec AD, LOCO, AD 2, MPDD, BTAD, VisA, or your own.")]
+    layout: Annotated[
+        str, _option("--layout", "auto, mvtec (also MPDD), loco, btad, ad2, visa, or folder (your own).")
+    ] = "auto"
     model: FixedModel = "tiny"
     seed: Seed = 0
 
@@ -216,7 +220,10 @@ class TrainOptions(DatasetOptions):
     batch_size: BatchSize = 16
     learning_rate: Annotated[float, _option("--lr", "Learning rate of Adam.")] = 1e-3
     mosaic: Annotated[
-        float | None, _option("--mosaic", "Share of 2x2 composites. Default, as in the paper: 0.2; 0 on VisA.")
+        float | None,
+        _option(
+            "--mosaic", "Share of images composed of four in a 2x2 grid. Default, as in the paper: 0.2; 0 on VisA."
+        ),
     ] = None
     validation: Annotated[float, _option("--val", "Share of images for validation, to keep the best epoch.")] = 0.0
     resume: Annotated[bool, _option("--resume", "Continue after the last complete epoch.")] = False
@@ -236,9 +243,7 @@ class TrainOptions(DatasetOptions):
 class EvalOptions(DatasetOptions):
     """Options of `eval`; without ``shots``: the paper's, as far as every object has good training images."""
 
-    out: Annotated[Path, _option("--out", "Output folder for metrics.csv, metrics.json and scores.csv.")] = Path(
-        "april-eval"
-    )
+    out: Annotated[Path, _option("--out", "Output folder for metrics, scores, maps and plots.")] = Path("april-eval")
     shots: Annotated[
         tuple[int, ...] | None,
         _option("--shots", "Numbers of references. Default: 0,1,2,4, as far as there are enough images."),
@@ -246,14 +251,18 @@ class EvalOptions(DatasetOptions):
     ] = None
     seeds: Annotated[int, _option("--seeds", "Number of random draws of references.", min=1)] = 5
     fusion: Annotated[
-        Fusion, _option("--fusion", "Few-shot image score: as in the paper, or as in the authors' program.")
+        Fusion,
+        _option(
+            "--fusion",
+            "Few-shot image score: text score + map maximum, or scaled over all test images as in the paper's tables.",
+        ),
     ] = Fusion.sum
     calibrate: Annotated[
         bool, _option("--calibrate", "Also measure verdicts, at a threshold from good images that are not tested.")
     ] = False
     false_alarm_rate: Rate = DEFAULT_RATE
     maps: Annotated[
-        bool, _option("--maps", "Write the maps of the most shots and the first seed, for other evaluators.")
+        bool, _option("--maps", "Write maps for MVTec's evaluators, of the most shots and the first seed.")
     ] = False
     plots: Annotated[bool, _option("--plots", "Draw ROC and PRO curves and score histograms.")] = False
     objects: Annotated[

@@ -95,7 +95,7 @@ def banks(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def parts(tmp_path: Path) -> Path:
-    """A labelled data set of two objects in MVTec AD's layout."""
+    """A labeled data set of two objects in MVTec AD's layout."""
     draw_object(tmp_path / "parts" / "bolt", 100)
     draw_object(tmp_path / "parts" / "metal_nut", 200)
     return tmp_path / "parts"

@@ -22,7 +22,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("samples") / "out"
     result = run_scan(SAMPLES, "--out", folder)
     assert result.exit_code == 0, result.output
-    assert result.stderr.splitlines() == ["model: tiny, the small embedded model; paper is the accurate model"]
+    assert result.stderr.splitlines() == ["model: tiny (small, included); the model paper is more accurate"]
     return folder
 
 

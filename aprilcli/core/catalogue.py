@@ -117,7 +117,7 @@ def weights_file(source: Source) -> Path:
 def activation_notes(source: Source, activation: str) -> tuple[str, ...]:
     """Return what the user should know about the model: it is the small one, or runs with another activation."""
     if source.folder == tiny_folder():
-        return (f"model: {TINY}, the small embedded model; {PAPER} is the accurate model",)
+        return (f"model: {TINY} (small, included); the model {PAPER} is more accurate",)
     is_paper = (source.name, source.pretrained) == (PAPER_BACKBONE, PAPER_PRETRAINED)
     if is_paper or not source.pretrained:
         return ()

@@ -120,7 +120,7 @@ class Detector:
         return self.projector is not None or self.bank is not None
 
     def prepare(self, image: SourceImage) -> NDArray[np.float32]:
-        """Resize a decoded image to the model's square input and normalise it, [3, S, S] float32."""
+        """Resize a decoded image to the model's square input and normalize it, [3, S, S] float32."""
         spec = self.encoder.spec
         return to_pixels(image, spec.image_size, spec.mean, spec.std)
 

@@ -31,7 +31,7 @@ class ImageEncoder(Protocol):
     def precision(self) -> str: ...  # noqa: D102
 
     def encode(self, pixels: NDArray[np.float32]) -> ImageFeatures:
-        """Encode prepared images [B, 3, S, S], normalised with the model's mean and std.
+        """Encode prepared images [B, 3, S, S], normalized with the model's mean and std.
 
         An image's features do not depend on the other images of the batch. Raises ArtifactError where a feature is
         not a finite number.

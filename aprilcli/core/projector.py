@@ -64,7 +64,7 @@ class Projector(torch.nn.Module):
         self.fc = torch.nn.ModuleList(torch.nn.Linear(width, spec.joint_width) for width in spec.stage_widths)
 
     def forward(self, patch_tokens: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        """Project the tokens of every stage, N × [B, L, Cv] → N × [B, L, C], not normalised."""
+        """Project the tokens of every stage, N × [B, L, Cv] → N × [B, L, C], not normalized."""
         return tuple(layer(tokens) for layer, tokens in zip(self.fc, patch_tokens, strict=True))
 
     @property

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from aprilcli.core.maps import resize_mask
 from aprilcli.errors import InputError
 from aprilcli.io.artifacts import sha256_of_file
-from aprilcli.io.datasets import LabelledDataset, LabelledImage, read_mask
+from aprilcli.io.datasets import LabeledDataset, LabeledImage, read_mask
 from aprilcli.io.images import SourceImage, read_image, to_pixels
 from aprilcli.types import ModelSpec
 
@@ -30,25 +30,25 @@ NAMED_AT_MOST = 5  # files in a message
 
 @dataclass(frozen=True)
 class TrainingImage:
-    """A labelled image of an object. ``object_name``: unique in the data set. ``category``: the name in the prompts."""
+    """A labeled image of an object. ``object_name``: unique in the data set. ``category``: the name in the prompts."""
 
-    labelled: LabelledImage
+    labeled: LabeledImage
     object_name: str
     category: str
 
 
-def training_images(dataset: LabelledDataset) -> list[TrainingImage]:
+def training_images(dataset: LabeledDataset) -> list[TrainingImage]:
     """Return the images of the test split, without anomalous images that have no mask.
 
     Raises InputError if training on them is impossible: without masks, or without anomalous or normal images.
     """
-    labelled = [TrainingImage(image, item.name, item.category) for item in dataset.objects for image in item.test]
-    usable = [image for image in labelled if image.labelled.has_mask]
-    labels = {image.labelled.label for image in usable}
+    labeled = [TrainingImage(image, item.name, item.category) for item in dataset.objects for image in item.test]
+    usable = [image for image in labeled if image.labeled.has_mask]
+    labels = {image.labeled.label for image in usable}
     root = dataset.root
-    if not labelled:
-        raise InputError(f"{root}: no labelled images in its test split ({dataset.layout}); check the path")
-    if not any(image.labelled.label for image in labelled):
+    if not labeled:
+        raise InputError(f"{root}: no labeled images in its test split ({dataset.layout}); check the path")
+    if not any(image.labeled.label for image in labeled):
         raise InputError(f"{root}: no anomalous images, only normal ones; training needs both")
     if 1 not in labels:
         raise InputError(f"{root}: none of its anomalous images has a mask; training needs masks of the anomalies")
@@ -58,7 +58,7 @@ def training_images(dataset: LabelledDataset) -> list[TrainingImage]:
 
 
 def data_fingerprint(
-    dataset: LabelledDataset,
+    dataset: LabeledDataset,
     images: Sequence[TrainingImage],
     pool: Executor,
     advance: Callable[[], None],
@@ -71,9 +71,9 @@ def data_fingerprint(
     """
 
     def examine(image: TrainingImage) -> tuple[list[str], str]:
-        paths = (image.labelled.path, *image.labelled.mask_paths)
+        paths = (image.labeled.path, *image.labeled.mask_paths)
         try:
-            read_mask(image.labelled, read(image.labelled.path).size_hw)
+            read_mask(image.labeled, read(image.labeled.path).size_hw)
             return [f"{path.relative_to(dataset.root).as_posix()}\0{sha256_of_file(path)}" for path in paths], ""
         except InputError as error:
             return [], str(error)
@@ -83,7 +83,7 @@ def data_fingerprint(
     for image, (found, error) in zip(images, pool.map(examine, images), strict=True):
         lines += found
         if error:
-            wrong.append((image.labelled.path.relative_to(dataset.root).as_posix(), error))
+            wrong.append((image.labeled.path.relative_to(dataset.root).as_posix(), error))
         advance()
     if len(wrong) == 1:
         raise InputError(wrong[0][1])
@@ -104,7 +104,7 @@ def plan_epoch(
     """
     by_defect: dict[str, dict[str, list[TrainingImage]]] = defaultdict(lambda: defaultdict(list))
     for image in images:
-        by_defect[image.object_name][image.labelled.defect].append(image)
+        by_defect[image.object_name][image.labeled.defect].append(image)
     plan: list[tuple[TrainingImage, ...]] = []
     for index in rng.permutation(len(images)).tolist():
         if rng.random() >= mosaic:
@@ -126,7 +126,7 @@ def split_validation(
     """
     by_label: dict[int, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for index, image in enumerate(images):
-        by_label[image.labelled.label][image.object_name].append(index)
+        by_label[image.labeled.label][image.object_name].append(index)
     chosen: set[int] = set()
     for _, objects in sorted(by_label.items()):
         shuffled = [index for indices in objects.values() for index in rng.permutation(indices).tolist()]
@@ -152,9 +152,9 @@ def prepare_input(
     size = spec.image_size if len(images) == 1 else (spec.image_size + 1) // 2
     pixels, masks = [], []
     for image in images:
-        source = read(image.labelled.path)
+        source = read(image.labeled.path)
         pixels.append(to_pixels(source, size, spec.mean, spec.std))
-        masks.append(resize_mask(read_mask(image.labelled, source.size_hw), size))
+        masks.append(resize_mask(read_mask(image.labeled, source.size_hw), size))
     if len(images) == 1:
         return torch.from_numpy(pixels[0]), torch.from_numpy(masks[0])
     return torch.from_numpy(mosaic_of(pixels, spec.image_size)), torch.from_numpy(mosaic_of(masks, spec.image_size))

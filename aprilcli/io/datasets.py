@@ -1,4 +1,4 @@
-"""Labelled folders: which images are good, which show which defect, and which masks belong to them.
+"""Labeled folders: which images are good, which show which defect, and which masks belong to them.
 
 ========  ==========================================================================================================
 mvtec     ``<object>/train/good``, ``test/{good,<defect>}``, ``ground_truth/<defect>/<stem>_mask.png``: MVTec AD, MPDD;
@@ -46,7 +46,7 @@ _LOOKED_FOR = (
 
 
 @dataclass(frozen=True)
-class LabelledImage:
+class LabeledImage:
     """A test image. ``label``: 1 is anomalous; ``defect``: its kind, or ``good``; ``mask_paths``: to be combined."""
 
     path: Path
@@ -61,7 +61,7 @@ class LabelledImage:
 
 
 @dataclass(frozen=True)
-class LabelledObject:
+class LabeledObject:
     """An object; its images are sorted. ``name``: its folder below the root.
 
     ``train_good``: good training images; ``validation_good``: further good images, for calibration.
@@ -69,7 +69,7 @@ class LabelledObject:
 
     name: str
     train_good: tuple[Path, ...]
-    test: tuple[LabelledImage, ...]
+    test: tuple[LabeledImage, ...]
     validation_good: tuple[Path, ...] = ()
 
     @property
@@ -79,19 +79,19 @@ class LabelledObject:
 
 
 @dataclass(frozen=True)
-class LabelledDataset:
-    """What was recognised below ``root``; ``problems``: a line for each file that is missing or not used."""
+class LabeledDataset:
+    """What was recognized below ``root``; ``problems``: a line for each file that is missing or not used."""
 
     layout: str
     root: Path
-    objects: tuple[LabelledObject, ...]
+    objects: tuple[LabeledObject, ...]
     problems: tuple[str, ...]
 
 
-def read_dataset(root: Path, layout: str = "auto") -> LabelledDataset:
-    """Find the objects, images and masks of a labelled folder, without opening an image.
+def read_dataset(root: Path, layout: str = "auto") -> LabeledDataset:
+    """Find the objects, images and masks of a labeled folder, without opening an image.
 
-    ``layout``: one of ``LAYOUTS``, or ``auto`` to recognise it. Dotfiles are skipped. Raises OptionError for an unknown
+    ``layout``: one of ``LAYOUTS``, or ``auto`` to recognize it. Dotfiles are skipped. Raises OptionError for an unknown
     layout; InputError if the folder does not exist, does not fit the layout, or has objects of different layouts.
     """
     if layout not in ("auto", *LAYOUTS):
@@ -101,15 +101,15 @@ def read_dataset(root: Path, layout: str = "auto") -> LabelledDataset:
     except OSError as error:  # the name is too long, or a folder above is not accessible
         raise InputError(f"{root}: cannot be accessed ({error.strerror}); check the path") from error
     if not is_folder:
-        raise InputError(f"{root}: no such folder; give a folder of labelled images")
+        raise InputError(f"{root}: no such folder; give a folder of labeled images")
     table = _visa_table(root) if layout in ("auto", "visa") else None
     if table is not None:
         notes = _Notes(table.parents[1], [])
-        return LabelledDataset("visa", root, tuple(_read_visa(table, root, notes)), tuple(notes.problems))
+        return LabeledDataset("visa", root, tuple(_read_visa(table, root, notes)), tuple(notes.problems))
     found, others = _find_objects(root, layout)
     layouts = sorted(set(found.values()))
     if not layouts:
-        raise InputError(f"{root}: no labelled folder ({layout}); looked for {_LOOKED_FOR}; found {_listing(root)}")
+        raise InputError(f"{root}: no labeled folder ({layout}); looked for {_LOOKED_FOR}; found {_listing(root)}")
     if len(layouts) > 1:
         examples = ", ".join(f"{next(f for f in found if found[f] == name)} is {name}" for name in layouts)
         raise InputError(f"{root}: objects of different layouts ({examples}); choose one layout, or give one object")
@@ -117,10 +117,10 @@ def read_dataset(root: Path, layout: str = "auto") -> LabelledDataset:
     for folder in others:
         notes.add(folder, f"not an object of layout {layouts[0]}; left out")
     objects = tuple(_read_object(folder, layouts[0], notes) for folder in found)
-    return LabelledDataset(layouts[0], root, objects, tuple(notes.problems))
+    return LabeledDataset(layouts[0], root, objects, tuple(notes.problems))
 
 
-def read_mask(image: LabelledImage, size_hw: tuple[int, int]) -> NDArray[np.bool_]:
+def read_mask(image: LabeledImage, size_hw: tuple[int, int]) -> NDArray[np.bool_]:
     """Return the anomalous pixels of an image of size ``size_hw`` (H, W in pixels) as bool [H, W].
 
     A pixel is anomalous if any color channel (except alpha) or the class number of any mask is above 0. A good image
@@ -132,11 +132,11 @@ def read_mask(image: LabelledImage, size_hw: tuple[int, int]) -> NDArray[np.bool
         anomalous |= _read_mask_file(path, image.path, size_hw)
     masks = ", ".join(str(path) for path in image.mask_paths)
     if image.label and not image.mask_paths:
-        raise InputError(f"{image.path}: labelled {image.defect} but without a mask; add a mask")
+        raise InputError(f"{image.path}: labeled {image.defect} but without a mask; add a mask")
     if image.label and not anomalous.any():
-        raise InputError(f"{masks}: empty mask, but {image.path} is labelled {image.defect}; correct one of them")
+        raise InputError(f"{masks}: empty mask, but {image.path} is labeled {image.defect}; correct one of them")
     if not image.label and anomalous.any():
-        raise InputError(f"{masks}: marks a defect, but {image.path} is labelled good; correct one of them")
+        raise InputError(f"{masks}: marks a defect, but {image.path} is labeled good; correct one of them")
     return anomalous
 
 
@@ -197,7 +197,7 @@ def _layout_of(folder: Path, layout: str) -> str | None:
     return next((name for name, does in fits.items() if does and layout in ("auto", name)), None)
 
 
-def _read_object(folder: Path, layout: str, notes: _Notes) -> LabelledObject:
+def _read_object(folder: Path, layout: str, notes: _Notes) -> LabeledObject:
     test = folder / ("test_public" if layout == "ad2" else "test")
     if layout == "folder" and not _good_folders(test):
         test = folder
@@ -216,11 +216,11 @@ def _read_object(folder: Path, layout: str, notes: _Notes) -> LabelledObject:
             notes.add(stray, "an image outside the label folders; left out")
     images = {path: label for label in labels for path in _images(label, notes)}
     masks = _pair(images, mask_folders[0], notes) if mask_folders else {}
-    return LabelledObject(
+    return LabeledObject(
         notes.name(folder) if folder != notes.root else folder.resolve().name,
         tuple(path for good in train for path in _images(good, notes)),
         tuple(
-            LabelledImage(path, GOOD if _is_good(label) else label.name, int(not _is_good(label)), masks.get(path, ()))
+            LabeledImage(path, GOOD if _is_good(label) else label.name, int(not _is_good(label)), masks.get(path, ()))
             for path, label in images.items()
         ),
         tuple(path for good in _good_folders(folder / "validation") for path in _images(good, notes)),
@@ -259,7 +259,7 @@ def _pair(images: dict[Path, Path], mask_folder: Path, notes: _Notes) -> dict[Pa
         elif files[path] or parts[path]:
             paired[path] = tuple(files[path] + parts[path])
         elif path not in unclear and not _is_good(label_folder):
-            notes.add(path, f"labelled {label_folder.name} but without a mask; its pixels are left out")
+            notes.add(path, f"labeled {label_folder.name} but without a mask; its pixels are left out")
     return paired
 
 
@@ -271,7 +271,7 @@ def _visa_table(root: Path) -> Path | None:
     return table if (root / "Data").is_dir() and table.is_file() else None
 
 
-def _read_visa(table: Path, root: Path, notes: _Notes) -> list[LabelledObject]:
+def _read_visa(table: Path, root: Path, notes: _Notes) -> list[LabeledObject]:
     """Read the objects in VisA's table, or only ``root``; note what is only in the table or only on disk."""
     only = None if table.parents[1] == root else root.resolve().name
     rows: dict[str, dict[Path, dict[str, str]]] = defaultdict(dict)
@@ -301,9 +301,9 @@ def _visa_rows(table: Path) -> list[dict[str, str]]:
     return rows
 
 
-def _read_visa_object(name: str, rows: dict[Path, dict[str, str]], notes: _Notes) -> LabelledObject:
+def _read_visa_object(name: str, rows: dict[Path, dict[str, str]], notes: _Notes) -> LabeledObject:
     train: list[Path] = []
-    test: list[LabelledImage] = []
+    test: list[LabeledImage] = []
     listed = {notes.root / row["mask"] for row in rows.values() if row["mask"]} | set(rows)
     for image, row in rows.items():
         label = int(row["label"] == "anomaly")
@@ -315,8 +315,8 @@ def _read_visa_object(name: str, rows: dict[Path, dict[str, str]], notes: _Notes
                 notes.add(mask, f"listed as mask of {notes.name(image)} but missing; its pixels are left out")
                 mask = None
             elif label and not mask:
-                notes.add(image, "labelled anomaly but without a mask; its pixels are left out")
-            test.append(LabelledImage(image, "bad" if label else GOOD, label, (mask,) if mask else ()))
+                notes.add(image, "labeled anomaly but without a mask; its pixels are left out")
+            test.append(LabeledImage(image, "bad" if label else GOOD, label, (mask,) if mask else ()))
         elif row["split"] == "train" and not label:
             train.append(image)
         else:
@@ -325,7 +325,7 @@ def _read_visa_object(name: str, rows: dict[Path, dict[str, str]], notes: _Notes
         for path in _images(notes.root / name / "Data" / kind, notes):
             if path not in listed:
                 notes.add(path, "not listed in 1cls.csv; left out")
-    return LabelledObject(name, tuple(train), tuple(test))
+    return LabeledObject(name, tuple(train), tuple(test))
 
 
 def _is_good(folder: Path) -> bool:

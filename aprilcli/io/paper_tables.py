@@ -31,7 +31,7 @@ def paper_objects(dataset: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def recognise(object_names: Iterable[str]) -> str | None:
+def recognize(object_names: Iterable[str]) -> str | None:
     """Return ``mvtec`` or ``visa`` if all objects (at least one) belong to it, else None.
 
     The paper's means cover all objects of a data set: compare them only with a mean over all ``paper_objects``.

@@ -22,7 +22,7 @@ class Console:
     """Prints notes and progress on stderr, results on stdout; ``quiet`` leaves only results and errors."""
 
     def __init__(self, quiet: bool = False, verbose: bool = False) -> None:
-        """Use colours and bars only on a terminal; ``verbose`` adds details."""
+        """Use colors and bars only on a terminal; ``verbose`` adds details."""
         self.quiet = quiet
         self.verbose = verbose
         self._out = rich.console.Console(highlight=False, soft_wrap=True)

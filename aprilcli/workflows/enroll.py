@@ -236,7 +236,7 @@ def _portable(name: str) -> str:
     return str(Path(name).resolve()) if is_path else name
 
 
-def summarise(summary: EnrollSummary) -> str:
+def summarize(summary: EnrollSummary) -> str:
     """Return a few lines on the bank and its calibration."""
     bank, scored = summary.bank, summary.bank.calibration
     lines = [f"{summary.path}: {len(bank.sources)} reference images of {bank.object_name!r}, {summary.added} new"]

@@ -27,7 +27,7 @@ from aprilcli.core.memory_bank import unit_rows
 from aprilcli.core.nearest import nearest_distance
 from aprilcli.errors import InputError
 from aprilcli.io.artifacts import sha256_of_file
-from aprilcli.io.datasets import GOOD, LabelledImage, LabelledObject, read_mask
+from aprilcli.io.datasets import GOOD, LabeledImage, LabeledObject, read_mask
 from aprilcli.io.walk import FoundImage
 from aprilcli.options import EvalOptions
 from aprilcli.types import Detection, Evidence, ImageFeatures
@@ -48,7 +48,7 @@ class EncodedImage:
     whether the mask is known. ``error`` gives the reason if an image has none of this.
     """
 
-    image: LabelledImage
+    image: LabeledImage
     path: str
     size_hw: tuple[int, int] = (0, 0)
     error: str | None = None
@@ -99,7 +99,7 @@ class ObjectEncoder:
         self._pool = pool
         self._options = options
 
-    def encode(self, item: LabelledObject, detector: Detector, advance: Callable[[], None]) -> EncodedObject:
+    def encode(self, item: LabeledObject, detector: Detector, advance: Callable[[], None]) -> EncodedObject:
         """Encode references, test and calibration images; ``advance`` is called after each.
 
         Raises InputError if there are too few references. Memory: the references' tokens (22 MB each for the paper's
@@ -112,7 +112,7 @@ class ObjectEncoder:
         with torch.inference_mode():
             references = self._encode_references(drawn, detector, advance)
 
-            def encode(images: Sequence[LabelledImage]) -> list[tuple[EncodedImage, _Read]]:
+            def encode(images: Sequence[LabeledImage]) -> list[tuple[EncodedImage, _Read]]:
                 return list(self._encode_images(images, reader, detector, references, banks, advance))
 
             tested, calibration = encode(item.test), encode(chosen)
@@ -134,13 +134,13 @@ class ObjectEncoder:
             digests=tuple(line for _, read in tested for line in read.digests),
         )
 
-    def _calibration_images(self, item: LabelledObject, drawn: References) -> list[LabelledImage]:
+    def _calibration_images(self, item: LabeledObject, drawn: References) -> list[LabeledImage]:
         """Return the images of validation/good; without any, a random part of the unused training images."""
         paths = item.validation_good
         if not paths:
             order = draw_order(item.category, len(drawn.unused), self._options.seed)
             paths = tuple(drawn.unused[index] for index in order[:MOST_TO_CALIBRATE])
-        return [LabelledImage(path, GOOD, 0) for path in paths]
+        return [LabeledImage(path, GOOD, 0) for path in paths]
 
     def _encode_references(
         self, drawn: References, detector: Detector, advance: Callable[[], None]
@@ -156,7 +156,7 @@ class ObjectEncoder:
 
     def _encode_images(
         self,
-        images: Sequence[LabelledImage],
+        images: Sequence[LabeledImage],
         reader: Reader,
         detector: Detector,
         references: list[tuple[torch.Tensor, ...]],
@@ -165,7 +165,7 @@ class ObjectEncoder:
     ) -> Iterator[tuple[EncodedImage, _Read]]:
         size, batch_size = detector.encoder.spec.image_size, self._options.batch_size
 
-        def read(image: LabelledImage) -> _Read:
+        def read(image: LabeledImage) -> _Read:
             return _read_image(image, self._root, reader, size)
 
         ahead = 2 * (self._options.workers + batch_size)
@@ -175,11 +175,11 @@ class ObjectEncoder:
             for found in batch:
                 path, error = found.image.found.relative, found.image.error
                 if error is not None:
-                    yield EncodedImage(found.labelled, path, error=error), found
+                    yield EncodedImage(found.labeled, path, error=error), found
                 else:
                     zero_shot, distances = next(rows)
                     encoded = EncodedImage(
-                        image=found.labelled,
+                        image=found.labeled,
                         path=path,
                         size_hw=found.image.size_hw,
                         zero_shot=zero_shot,
@@ -191,7 +191,7 @@ class ObjectEncoder:
                 advance()
 
 
-def _source_of(item: LabelledObject, drawn: References, count: int) -> str:
+def _source_of(item: LabeledObject, drawn: References, count: int) -> str:
     """Describe where ``count`` calibration images come from; empty for none."""
     if not count:
         return ""
@@ -204,7 +204,7 @@ def _source_of(item: LabelledObject, drawn: References, count: int) -> str:
 class _Read:
     """An image and its mask, read on a thread."""
 
-    labelled: LabelledImage
+    labeled: LabeledImage
     image: PreparedImage
     mask: NDArray[np.bool_] | None = None
     has_pixels: bool = False
@@ -212,25 +212,25 @@ class _Read:
     digests: tuple[str, ...] = ()
 
 
-def _read_image(labelled: LabelledImage, root: Path, reader: Reader, size: int) -> _Read:
-    name = relative_path(labelled.path, root)
-    image = reader(FoundImage(labelled.path, name))
+def _read_image(labeled: LabeledImage, root: Path, reader: Reader, size: int) -> _Read:
+    name = relative_path(labeled.path, root)
+    image = reader(FoundImage(labeled.path, name))
     if image.pixels is None:
-        return _Read(labelled, image)
-    digests = [f"{name}\0{sha256_of_file(labelled.path)}"]
-    if not labelled.has_mask:
-        return _Read(labelled, image, digests=tuple(digests))  # already among the problems of the data set
+        return _Read(labeled, image)
+    digests = [f"{name}\0{sha256_of_file(labeled.path)}"]
+    if not labeled.has_mask:
+        return _Read(labeled, image, digests=tuple(digests))  # already among the problems of the data set
     try:
-        mask = read_mask(labelled, image.size_hw)
-        digests += [f"{relative_path(path, root)}\0{sha256_of_file(path)}" for path in labelled.mask_paths]
+        mask = read_mask(labeled, image.size_hw)
+        digests += [f"{relative_path(path, root)}\0{sha256_of_file(path)}" for path in labeled.mask_paths]
     except InputError as error:
-        return _Read(labelled, image, problems=(f"{error}; its pixels are left out",), digests=tuple(digests))
+        return _Read(labeled, image, problems=(f"{error}; its pixels are left out",), digests=tuple(digests))
     if not mask.any():
-        return _Read(labelled, image, has_pixels=True, digests=tuple(digests))
+        return _Read(labeled, image, has_pixels=True, digests=tuple(digests))
     resized = resize_mask(mask, size) > 0
     vanished = f"{name}: its defect is too small for a mask of {size} x {size} pixels; all pixels count as normal"
     problems = () if resized.any() else (vanished,)
-    return _Read(labelled, image, resized, True, problems, tuple(digests))
+    return _Read(labeled, image, resized, True, problems, tuple(digests))
 
 
 def _evidence(

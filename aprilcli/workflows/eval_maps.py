@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from aprilcli.errors import InputError
 from aprilcli.io import reports
-from aprilcli.io.datasets import LabelledImage
+from aprilcli.io.datasets import LabeledImage
 
 
 def inside(folder: Path, relative: str) -> Path:
@@ -36,7 +36,7 @@ class MapFiles:
         out: Path,
         object_name: str,
         layout: str,
-        images: Sequence[LabelledImage],
+        images: Sequence[LabeledImage],
         description: Mapping[str, Any],
     ) -> None:
         """Name the files of ``images``; each gets the ``description``. Raises InputError if a name leads outside."""
@@ -53,7 +53,7 @@ class MapFiles:
         reports.write_map(self._paths[position], values, {**self._description, "range": value_range})
 
 
-def _map_names(images: Sequence[LabelledImage]) -> list[str]:
+def _map_names(images: Sequence[LabeledImage]) -> list[str]:
     """Return ``<defect>/<id>`` of each image, all different."""
     parents: dict[str, list[str]] = {}
     for image in images:

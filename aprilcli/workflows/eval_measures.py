@@ -14,7 +14,7 @@ from aprilcli.core import maps
 from aprilcli.core.calibration import Threshold, threshold_at
 from aprilcli.core.fusion import authors_scores
 from aprilcli.core.metrics import PixelScores, image_metrics, roc_curve, vand
-from aprilcli.io.datasets import LabelledObject
+from aprilcli.io.datasets import LabeledObject
 from aprilcli.options import EvalOptions, Fusion
 from aprilcli.types import Detection, ModelSpec
 from aprilcli.workflows.eval_encoding import EncodedImage, EncodedObject
@@ -29,7 +29,7 @@ WriteMap = Callable[[int, NDArray[np.float32]], None]
 def measure_object(
     options: EvalOptions,
     layout: str,
-    item: LabelledObject,
+    item: LabeledObject,
     encoded: EncodedObject,
     spec: ModelSpec,
     pool: ThreadPoolExecutor,
@@ -56,7 +56,7 @@ def measure_object(
 
 def _measure(
     options: EvalOptions,
-    item: LabelledObject,
+    item: LabeledObject,
     encoded: EncodedObject,
     setting: Setting,
     image_size: int,

@@ -53,7 +53,7 @@ def plot_object(path: Path, object_name: str, settings: Sequence[Curves]) -> Non
     image_roc.set(title="ROC of the images", ylabel="true positive rate")
     pixel_roc.set(title="ROC of the pixels", ylabel="true positive rate")
     pro.set(title="PRO of the pixels", ylabel="mean overlap with the regions")
-    pro.axvline(FPR_LIMIT, color="grey", linestyle=":")
+    pro.axvline(FPR_LIMIT, color="gray", linestyle=":")
     for axes, has_curves in ((axes, len(axes.get_legend_handles_labels()[0])) for axes in (image_roc, pixel_roc, pro)):
         axes.set(xlabel="false positive rate", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
         if has_curves:

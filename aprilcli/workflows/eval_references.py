@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aprilcli.errors import InputError
-from aprilcli.io.datasets import LabelledObject
+from aprilcli.io.datasets import LabeledObject
 from aprilcli.io.walk import FoundImage
 from aprilcli.workflows.pipeline import Reader
 
@@ -52,7 +52,7 @@ class References:
     training images that no setting draws. Raises InputError if too few can be read.
     """
 
-    def __init__(self, item: LabelledObject, root: Path, reader: Reader, settings: Sequence[Setting]) -> None:
+    def __init__(self, item: LabeledObject, root: Path, reader: Reader, settings: Sequence[Setting]) -> None:
         """Draw and read."""
         self.names: list[str] = []
         self.pixels: list[NDArray[np.float32]] = []

@@ -29,7 +29,7 @@ from aprilcli.core.metrics import METRICS
 from aprilcli.core.projector import Projector
 from aprilcli.io import paper_tables
 from aprilcli.io.atomic import written_aside
-from aprilcli.io.datasets import LabelledDataset
+from aprilcli.io.datasets import LabeledDataset
 from aprilcli.options import EvalOptions, Fusion
 from aprilcli.text import printable
 from aprilcli.types import ModelSpec
@@ -79,7 +79,7 @@ def _write_csv(path: Path, columns: Sequence[str], lines: Iterable[list[str]]) -
 
 
 def captions(
-    options: EvalOptions, dataset: LabelledDataset, spec: ModelSpec, sources: Mapping[str, str]
+    options: EvalOptions, dataset: LabeledDataset, spec: ModelSpec, sources: Mapping[str, str]
 ) -> tuple[str, ...]:
     """Return the lines under the table; ``sources``: where the calibration images of each object come from."""
     size = spec.image_size
@@ -105,14 +105,14 @@ def captions(
     return tuple(lines)
 
 
-def leakage(dataset: LabelledDataset, projector: Projector | None, fingerprint: str) -> str | None:
+def leakage(dataset: LabeledDataset, projector: Projector | None, fingerprint: str) -> str | None:
     """Return a warning if the projector was trained on the data it is measured on."""
     if projector is None:
         return None
     names = {dataset.root.resolve().name.casefold()}
     if [item.name for item in dataset.objects] == [dataset.root.resolve().name]:  # one object of a set
         names.add(dataset.root.resolve().parent.name.casefold())
-    public_set = paper_tables.recognise(item.category for item in dataset.objects)
+    public_set = paper_tables.recognize(item.category for item in dataset.objects)
     data = projector.fields.get("data")
     same_content = isinstance(data, dict) and data.get("fingerprint") == fingerprint
     trained_on = projector.trained_on
@@ -124,8 +124,8 @@ def leakage(dataset: LabelledDataset, projector: Projector | None, fingerprint: 
     return None
 
 
-def describe_dataset(dataset: LabelledDataset, fingerprint: str) -> dict[str, Any]:
-    """Return what was recognised; ``fingerprint``: SHA-256 over test images and masks, as ``train`` records it."""
+def describe_dataset(dataset: LabeledDataset, fingerprint: str) -> dict[str, Any]:
+    """Return what was recognized; ``fingerprint``: SHA-256 over test images and masks, as ``train`` records it."""
     return {
         "root": str(dataset.root),
         "layout": dataset.layout,

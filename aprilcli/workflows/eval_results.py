@@ -13,7 +13,7 @@ import numpy as np
 from aprilcli.core.calibration import Threshold
 from aprilcli.core.metrics import METRICS, mean_metrics
 from aprilcli.io import paper_tables
-from aprilcli.io.datasets import LabelledObject
+from aprilcli.io.datasets import LabeledObject
 from aprilcli.types import Detection
 from aprilcli.workflows.eval_encoding import EncodedImage
 from aprilcli.workflows.eval_plots import Curves
@@ -112,10 +112,10 @@ class Report:
     def summaries(self, shots: int) -> list[Summary]:
         """Return the summary of each object, and last that of the mean over objects."""
         found = [
-            _summarise(name, category, shots, [r.metrics for r in self._of(name, shots)])
+            _summarize(name, category, shots, [r.metrics for r in self._of(name, shots)])
             for name, category in self.objects.items()
         ]
-        return [*found, _summarise(MEAN, MEAN, shots, list(self.seed_means(shots).values()))]
+        return [*found, _summarize(MEAN, MEAN, shots, list(self.seed_means(shots).values()))]
 
     def _of(self, name: str, shots: int) -> list[Result]:
         return [r for r in self.results if r.object_name == name and r.setting.shots == shots]
@@ -130,7 +130,7 @@ class Report:
         return paper_tables.paper_value(self.paper, summary.shots, summary.category, metric)
 
 
-def _summarise(name: str, category: str, shots: int, metrics: Sequence[Mapping[str, float]]) -> Summary:
+def _summarize(name: str, category: str, shots: int, metrics: Sequence[Mapping[str, float]]) -> Summary:
     mean, deviation = mean_metrics(metrics), {}
     for metric in mean:
         values = [by_seed[metric] for by_seed in metrics if not math.isnan(by_seed[metric])]
@@ -138,7 +138,7 @@ def _summarise(name: str, category: str, shots: int, metrics: Sequence[Mapping[s
     return Summary(name, category, shots, mean, deviation)
 
 
-def count_defects(item: LabelledObject) -> dict[str, int]:
+def count_defects(item: LabeledObject) -> dict[str, int]:
     """Return the number of test images of each kind of defect."""
     return dict(sorted(Counter(image.defect for image in item.test if image.label).items()))
 

@@ -1,4 +1,4 @@
-"""`eval`: measures a model on a labelled folder as the paper does, for all shots and seeds from one encoding.
+"""`eval`: measures a model on a labeled folder as the paper does, for all shots and seeds from one encoding.
 
 read the folder → per object: draw references → encode each image once → per setting: maps → measures → files, table
 """
@@ -22,7 +22,7 @@ from aprilcli.core.prompts import encode_prompts
 from aprilcli.errors import InputError, OptionError, OutputError
 from aprilcli.io import paper_tables, reports
 from aprilcli.io.atomic import claimed, output_errors, remove_leftovers
-from aprilcli.io.datasets import LabelledDataset, read_dataset
+from aprilcli.io.datasets import LabeledDataset, read_dataset
 from aprilcli.options import EvalOptions, Fusion, describe
 from aprilcli.workflows import eval_report
 from aprilcli.workflows.console import Console
@@ -66,7 +66,7 @@ def run_eval(options: EvalOptions, console: Console) -> EvalSummary:
 
 
 def _evaluate(
-    options: EvalOptions, dataset: LabelledDataset, settings: tuple[Setting, ...], started: str, console: Console
+    options: EvalOptions, dataset: LabeledDataset, settings: tuple[Setting, ...], started: str, console: Console
 ) -> EvalSummary:
     """Measure and write, while the output folder is locked."""
     _check_output(options.out, options.overwrite)
@@ -103,7 +103,7 @@ def _evaluate(
         results=tuple(results),
         captions=eval_report.captions(options, dataset, backbone.spec, sources),
         leakage=eval_report.leakage(dataset, projector, fingerprint),
-        paper=paper_tables.recognise(item.category for item in dataset.objects) if options.model == PAPER else None,
+        paper=paper_tables.recognize(item.category for item in dataset.objects) if options.model == PAPER else None,
         is_calibrated=options.calibrate,
     )
     eval_report.write_metrics_csv(options.out / "metrics.csv", report)
@@ -138,7 +138,7 @@ def _check_options(options: EvalOptions) -> None:
         require_matplotlib()
 
 
-def _choose_objects(dataset: LabelledDataset, names: tuple[str, ...] | None) -> LabelledDataset:
+def _choose_objects(dataset: LabeledDataset, names: tuple[str, ...] | None) -> LabeledDataset:
     """Keep the objects with the given names or categories."""
     if names is not None:
         known = {name for item in dataset.objects for name in (item.name, item.category)}
@@ -152,7 +152,7 @@ def _choose_objects(dataset: LabelledDataset, names: tuple[str, ...] | None) -> 
     return dataset
 
 
-def _settings(options: EvalOptions, dataset: LabelledDataset, console: Console) -> tuple[Setting, ...]:
+def _settings(options: EvalOptions, dataset: LabeledDataset, console: Console) -> tuple[Setting, ...]:
     """Return zero shots once, and every other number of shots with every seed."""
     fewest = min(dataset.objects, key=lambda item: len(item.train_good))
     available = len(fewest.train_good)
@@ -175,7 +175,7 @@ def _detector_of(category: str, backbone: Backbone, projector: Projector | None)
     return Detector(backbone.encoder, text_features, projector, object_name=category, notes=backbone.notes)
 
 
-def _print_dataset(dataset: LabelledDataset, console: Console) -> None:
+def _print_dataset(dataset: LabeledDataset, console: Console) -> None:
     console.note(f"{dataset.root}: layout {dataset.layout}, {len(dataset.objects)} objects")
     for item in dataset.objects:
         defects = ", ".join(f"{kind} {count}" for kind, count in count_defects(item).items())

@@ -219,7 +219,7 @@ def _detect(
             yield image, next(detections) if image.pixels is not None else None
 
 
-def summarise(summary: ScanSummary) -> str:
+def summarize(summary: ScanSummary) -> str:
     """Return a few lines on how a scan ended."""
     rate = (summary.scored + summary.unreadable) / summary.seconds
     lines = [f"{summary.scored} images scored in {summary.seconds:.1f} s ({rate:.1f} images/s)"]

@@ -28,8 +28,8 @@ from aprilcli.core.training_set import (
 from aprilcli.errors import OptionError, OutputError
 from aprilcli.io import reports
 from aprilcli.io.atomic import claimed_file, output_errors
-from aprilcli.io.datasets import LabelledDataset, read_dataset
-from aprilcli.io.paper_tables import recognise
+from aprilcli.io.datasets import LabeledDataset, read_dataset
+from aprilcli.io.paper_tables import recognize
 from aprilcli.options import TrainOptions
 from aprilcli.workflows.checkpoint import Record
 from aprilcli.workflows.console import Console
@@ -74,7 +74,7 @@ def run_train(options: TrainOptions, console: Console) -> TrainSummary:
         ThreadPoolExecutor(max_workers=options.workers) as pool,
     ):
         _check_outputs(options)
-        public_set = recognise(item.category for item in dataset.objects)
+        public_set = recognize(item.category for item in dataset.objects)
         trained_on = public_set or dataset.root.name
         if public_set == "visa" and options.mosaic is None:
             console.note(
@@ -133,7 +133,7 @@ def _check_outputs(options: TrainOptions) -> None:
             )
 
 
-def _print_problems(dataset: LabelledDataset, console: Console) -> None:
+def _print_problems(dataset: LabeledDataset, console: Console) -> None:
     for problem in dataset.problems:
         console.detail(problem)
     if dataset.problems and not console.verbose:
@@ -148,7 +148,7 @@ def _print_problems(dataset: LabelledDataset, console: Console) -> None:
 
 def _describe_data(
     options: TrainOptions,
-    dataset: LabelledDataset,
+    dataset: LabeledDataset,
     images: Sequence[TrainingImage],
     validated: int,
     pool: ThreadPoolExecutor,
@@ -160,7 +160,7 @@ def _describe_data(
         "name": dataset.root.name,
         "layout": dataset.layout,
         "objects": [item.name for item in dataset.objects],
-        "pictures": len(images),
+        "images": len(images),
         "anomalous": _count_anomalous(images),
         "validation": validated,
         "fingerprint": fingerprint,
@@ -168,7 +168,7 @@ def _describe_data(
 
 
 def _count_anomalous(images: Sequence[TrainingImage]) -> int:
-    return sum(image.labelled.label for image in images)
+    return sum(image.labeled.label for image in images)
 
 
 def _settings(options: TrainOptions, public_set: str | None, backbone: Backbone) -> dict[str, Any]:
@@ -188,7 +188,7 @@ def _settings(options: TrainOptions, public_set: str | None, backbone: Backbone)
     }
 
 
-def summarise(summary: TrainSummary) -> str:
+def summarize(summary: TrainSummary) -> str:
     """Return a few lines on how a training ended."""
     kept, last = summary.kept, len(summary.history)
     reason = "lowest validation loss" if "val_loss" in kept else "the last"

@@ -50,7 +50,7 @@ def images(draw):
 
 
 @st.composite
-def labelled_scores(draw):
+def labeled_scores(draw):
     scores = draw(st.lists(st.one_of(few_values, any_values), min_size=2, max_size=40))
     labels = draw(st.lists(st.integers(0, 1), min_size=len(scores), max_size=len(scores)))
     return labels, scores
@@ -82,7 +82,7 @@ def test_golden_values(case):
 
 
 @settings(deadline=None, max_examples=120, derandomize=True)
-@given(labelled_scores())
+@given(labeled_scores())
 def test_rank_metrics_agree_with_scikit_learn_and_slow_loops(drawn):
     labels, scores = drawn
     if not any(labels):

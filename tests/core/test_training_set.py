@@ -22,13 +22,13 @@ from aprilcli.core.training_set import (
     split_validation,
     training_images,
 )
-from aprilcli.io.datasets import LabelledImage, read_dataset
+from aprilcli.io.datasets import LabeledImage, read_dataset
 
 
 def images_of(object_name: str, **kinds: int) -> list[TrainingImage]:
     return [
         TrainingImage(
-            LabelledImage(Path(f"{object_name}/{kind}/{n}.png"), kind, int(kind != "good")), object_name, object_name
+            LabeledImage(Path(f"{object_name}/{kind}/{n}.png"), kind, int(kind != "good")), object_name, object_name
         )
         for kind, count in kinds.items()
         for n in range(count)
@@ -75,7 +75,7 @@ def test_the_requested_share_of_an_epoch_is_mosaics_of_four_images_of_one_object
 def test_the_images_of_a_mosaic_are_drawn_by_defect_first() -> None:
     images = images_of("nut", good=90, bent=9, scratch=1)
     plan = plan_epoch(images * 20, 0.99, np.random.default_rng(0))
-    drawn = Counter(image.labelled.defect for item in plan if len(item) > 1 for image in item)
+    drawn = Counter(image.labeled.defect for item in plan if len(item) > 1 for image in item)
     for kind in ("good", "bent", "scratch"):
         assert drawn[kind] / drawn.total() == pytest.approx(1 / 3, abs=0.03)
 
@@ -84,7 +84,7 @@ def test_validation_images_have_both_labels_and_are_spread_over_the_objects() ->
     images = [image for name in "abcde" for image in images_of(name, good=10, bent=20)]
     training, validation = split_validation(images, 0.1, np.random.default_rng(0))
     assert sorted([*training, *validation], key=str) == sorted(images, key=str)
-    assert Counter((s.object_name, s.labelled.label) for s in validation) == Counter(
+    assert Counter((s.object_name, s.labeled.label) for s in validation) == Counter(
         {(name, label): count for name in "abcde" for label, count in ((0, 1), (1, 2))}
     )
     again = split_validation(images, 0.1, np.random.default_rng(0))[1]
@@ -96,7 +96,7 @@ def test_validation_images_have_both_labels_and_are_spread_over_the_objects() ->
 def test_the_validation_share_counts_all_objects_together() -> None:
     images = [image for name in "abcdefghij" for image in images_of(name, good=1, bent=1)]
     _, validation = split_validation(images, 0.1, np.random.default_rng(0))
-    assert [image.labelled.label for image in sorted(validation, key=lambda s: s.labelled.label)] == [0, 1]
+    assert [image.labeled.label for image in sorted(validation, key=lambda s: s.labeled.label)] == [0, 1]
 
 
 @pytest.mark.parametrize("size", [6, 5])
@@ -119,7 +119,7 @@ def test_an_input_is_an_image_at_full_size_or_a_mosaic_of_four_at_half_size(
     spec = golden_vit.backbone.spec  # 70 pixels
     images = training_images(read_dataset(write_set(tmp_path)))
     bent, good = images[0], images[-1]
-    assert (bent.labelled.defect, good.labelled.defect) == ("bent", "good")
+    assert (bent.labeled.defect, good.labeled.defect) == ("bent", "good")
     pixels, mask = prepare_input([bent], spec)
     assert pixels.shape == (3, 70, 70)
     assert mask.shape == (70, 70)

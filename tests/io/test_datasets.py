@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from aprilcli.errors import InputError, OptionError
-from aprilcli.io.datasets import LAYOUTS, LabelledImage, read_dataset, read_mask
+from aprilcli.io.datasets import LAYOUTS, LabeledImage, read_dataset, read_mask
 
 BLANK = np.zeros((4, 6), np.uint8)
 
@@ -332,14 +332,14 @@ def test_pairing_is_by_name_never_by_order(tmp_path):
     assert pairs == {"0.png": [], "1.png": [], "2.png": ["2.png"], "10.png": ["10.png"]}
     assert list(dataset.problems) == [
         "mask/bad/11.png: mask without an image; left out",
-        "bad/1.png: labelled bad but without a mask; its pixels are left out",
+        "bad/1.png: labeled bad but without a mask; its pixels are left out",
     ]
 
 
 def test_images_that_end_in_mask_are_not_guessed_at(tmp_path):
     grow(tmp_path, "good/0.png", "bad/a.png", "bad/a_mask.png", "mask/bad/a_mask.png", "mask/bad/a_mask_mask.png")
     assert problems(tmp_path) == [
-        "bad/a.png: labelled bad but without a mask; its pixels are left out",
+        "bad/a.png: labeled bad but without a mask; its pixels are left out",
         "bad/a_mask.png: has several masks (mask/bad/a_mask.png, mask/bad/a_mask_mask.png); "
         "none is used, keep one or put all in one folder",
     ]
@@ -392,7 +392,7 @@ def test_layouts_can_be_forced(tmp_path):
     assert read(tmp_path, "loco")[0] == "loco"
     assert read(tmp_path, "folder") == ("folder", read(tmp_path, "mvtec")[1])
     for layout in ("btad", "ad2", "visa"):
-        with pytest.raises(InputError, match=rf"no labelled folder \({layout}\)"):
+        with pytest.raises(InputError, match=rf"no labeled folder \({layout}\)"):
             read_dataset(tmp_path, layout)
     with pytest.raises(OptionError, match=f"unknown layout coco; choose auto, {', '.join(LAYOUTS)}"):
         read_dataset(tmp_path, "coco")
@@ -422,7 +422,7 @@ def test_masks_of_every_kind(tmp_path, mode):
     pixels = BLANK.copy()
     pixels[1, 2:4] = 255
     path = tmp_path / "mask.png"
-    if mode == "P":  # class numbers, as in VisA; the palette's colours do not matter
+    if mode == "P":  # class numbers, as in VisA; the palette's color do not matter
         image = Image.fromarray(pixels // 255 * 3).convert("P")
         image.putpalette([255, 255, 255, 9, 9, 9, 0, 0, 0, 0, 0, 0])
         image.save(path)
@@ -430,14 +430,14 @@ def test_masks_of_every_kind(tmp_path, mode):
         Image.fromarray(pixels.astype(np.uint16) * 100).save(path)
     else:
         save(path, pixels, mode)
-    mask = read_mask(LabelledImage(tmp_path / "image.png", "bent", 1, (path,)), (4, 6))
+    mask = read_mask(LabeledImage(tmp_path / "image.png", "bent", 1, (path,)), (4, 6))
     assert mask.dtype == bool
     assert np.array_equal(mask, pixels > 0)
 
 
 def test_every_class_number_counts(tmp_path):
     path = save(tmp_path / "mask.png", [[0, 1, 2], [7, 0, 255]])
-    mask = read_mask(LabelledImage(tmp_path / "image.png", "bad", 1, (path,)), (2, 3))
+    mask = read_mask(LabeledImage(tmp_path / "image.png", "bad", 1, (path,)), (2, 3))
     assert mask.tolist() == [[False, True, True], [True, False, True]]
 
 
@@ -447,24 +447,24 @@ def test_masks_that_do_not_fit_are_refused(tmp_path):
     (tmp_path / "torn.png").write_bytes(some.read_bytes()[:50])
     cases = [
         ((1, (some,)), (6, 4), r"some\.png: mask of 6 by 4 pixels for .*image\.png of 4 by 6"),
-        ((1, (none,)), (4, 6), r"none\.png: empty mask, but .*image\.png is labelled bent"),
-        ((0, (some,)), (4, 6), r"some\.png: marks a defect, but .*image\.png is labelled good"),
-        ((1, ()), (4, 6), r"image\.png: labelled bent but without a mask"),
+        ((1, (none,)), (4, 6), r"none\.png: empty mask, but .*image\.png is labeled bent"),
+        ((0, (some,)), (4, 6), r"some\.png: marks a defect, but .*image\.png is labeled good"),
+        ((1, ()), (4, 6), r"image\.png: labeled bent but without a mask"),
         ((1, (tmp_path / "torn.png",)), (4, 6), r"torn\.png: cannot read the mask of .*image\.png"),
         ((1, (tmp_path / "gone.png",)), (4, 6), r"gone\.png: cannot read the mask of .*image\.png"),
     ]
     for (label, masks), size_hw, message in cases:
         with pytest.raises(InputError, match=message) as raised:
-            read_mask(LabelledImage(image, "bent" if label else "good", label, masks), size_hw)
+            read_mask(LabeledImage(image, "bent" if label else "good", label, masks), size_hw)
         assert "\n" not in str(raised.value)
 
 
 def test_good_images_have_an_empty_mask(tmp_path):
-    image = LabelledImage(tmp_path / "image.png", "good", 0)
+    image = LabeledImage(tmp_path / "image.png", "good", 0)
     assert image.has_mask
-    assert not LabelledImage(tmp_path / "image.png", "bent", 1).has_mask
+    assert not LabeledImage(tmp_path / "image.png", "bent", 1).has_mask
     mask = read_mask(image, (3, 5))
     assert mask.shape == (3, 5)
     assert not mask.any()
     empty = save(tmp_path / "empty.png", BLANK)
-    assert not read_mask(LabelledImage(tmp_path / "image.png", "good", 0, (empty,)), (4, 6)).any()
+    assert not read_mask(LabeledImage(tmp_path / "image.png", "good", 0, (empty,)), (4, 6)).any()

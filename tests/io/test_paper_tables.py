@@ -8,7 +8,7 @@ from statistics import fmean
 import pytest
 
 import aprilcli.io
-from aprilcli.io.paper_tables import paper_objects, paper_value, recognise
+from aprilcli.io.paper_tables import paper_objects, paper_value, recognize
 
 METRICS = ["auroc_segm", "f1max_segm", "ap_segm", "pro_segm", "auroc_cls", "f1max_cls", "ap_cls"]
 SETTINGS = [(dataset, shots) for dataset in ("mvtec", "visa") for shots in (0, 1, 2, 4)]
@@ -63,12 +63,12 @@ def test_values_by_name(dataset, shots, name, metric, value):
     assert paper_value(dataset, shots, name, metric) == value
 
 
-def test_data_sets_are_recognised_by_their_objects():
-    assert recognise(paper_objects("mvtec")) == "mvtec"
-    assert recognise(["pcb1", "candle"]) == "visa"
-    assert recognise(["capsule"]) == "mvtec"
-    assert recognise(["capsules"]) == "visa"
-    assert recognise(["capsule", "capsules"]) is None
-    assert recognise(["tile", "board"]) is None
-    assert recognise([]) is None
+def test_data_sets_are_recognized_by_their_objects():
+    assert recognize(paper_objects("mvtec")) == "mvtec"
+    assert recognize(["pcb1", "candle"]) == "visa"
+    assert recognize(["capsule"]) == "mvtec"
+    assert recognize(["capsules"]) == "visa"
+    assert recognize(["capsule", "capsules"]) is None
+    assert recognize(["tile", "board"]) is None
+    assert recognize([]) is None
     assert paper_objects("other") == ()

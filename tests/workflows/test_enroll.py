@@ -163,7 +163,7 @@ def test_append_equals_enrolling_all_at_once(model: list[str], banks: Path, tmp_
     np.testing.assert_array_equal(one.calibration.scores, other.calibration.scores)
 
 
-def test_the_same_image_twice_is_recognised_by_content(model: list[str], banks: Path, tmp_path: Path) -> None:
+def test_the_same_image_twice_is_recognized_by_content(model: list[str], banks: Path, tmp_path: Path) -> None:
     good = draw_images(tmp_path / "good", 2)
     shutil.copy(good / "000.png", good / "copy.png")
     result = run("enroll", good, "--part", "p", "--banks", banks, *model)

@@ -140,7 +140,7 @@ def test_leakage_is_reported(
         assert bool(read_record(out)["leakage"]) == leaks
 
 
-def test_leakage_is_recognised_by_name_of_the_benchmark_and_by_content(
+def test_leakage_is_recognized_by_name_of_the_benchmark_and_by_content(
     parts: Path, model: list[str], golden_vit: GoldenCase, tmp_path: Path
 ) -> None:
     run_eval(parts, tmp_path / "first", *model, "--shots", 0)
@@ -311,8 +311,8 @@ def line_of(result: Result) -> str:
     ("arguments", "code", "expected"),
     [
         (["missing"], 1, "no such folder"),
-        (["empty"], 1, "no labelled folder"),
-        (["parts", "--layout", "btad"], 1, "no labelled folder (btad)"),
+        (["empty"], 1, "no labeled folder"),
+        (["parts", "--layout", "btad"], 1, "no labeled folder (btad)"),
         (["parts", "--layout", "mvtek"], 2, "unknown layout mvtek"),
         (["parts", "--objects", "bolt,cog"], 2, "--objects cog"),
         (["parts", "--shots=-1"], 2, "--shots"),

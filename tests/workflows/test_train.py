@@ -215,7 +215,7 @@ def test_the_file_records_how_it_was_made_and_the_json_also_when(
     }
     data = header.fields["data"]
     assert (data["layout"], data["objects"]) == ("mvtec", ["steel_part"])
-    assert (data["pictures"], data["anomalous"]) == (10, 6)
+    assert (data["images"], data["anomalous"]) == (10, 6)
     files = sorted(path.relative_to(parts).as_posix() for path in parts.rglob("*.png"))
     lines = [f"{name}\0{hashlib.sha256((parts / name).read_bytes()).hexdigest()}" for name in files]
     assert data["fingerprint"] == hashlib.sha256("\n".join(lines).encode()).hexdigest()
@@ -232,7 +232,7 @@ def test_the_file_records_how_it_was_made_and_the_json_also_when(
 @pytest.mark.parametrize(
     ("name", "trained_on", "mosaic"), [("metal_nut", "mvtec", 0.2), ("pcb1", "visa", 0.0), ("own", "set", 0.2)]
 )
-def test_public_sets_are_recognised_and_visa_is_not_composed(
+def test_public_sets_are_recognized_and_visa_is_not_composed(
     model: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, trained_on: str, mosaic: float
 ) -> None:
     for seed, kind in enumerate(("good", "spot")):
@@ -301,7 +301,7 @@ def test_masks_may_also_come_from_visa_and_from_a_plain_folder(model: list[str],
         result = run_train(root, out, model, "--epochs", 1)
         assert result.exit_code == 0, result.output
         data = read_header(out).fields["data"]
-        assert (data["layout"], data["pictures"], data["anomalous"]) == (layout, 4, 2)
+        assert (data["layout"], data["images"], data["anomalous"]) == (layout, 4, 2)
 
 
 def test_results_go_to_stdout_epochs_to_stderr_and_quiet_says_less(
@@ -328,7 +328,7 @@ def test_a_resume_with_other_settings_names_them(
     assert result.exit_code == 1
     line = error_line(result)
     assert "settings lr 0.001 against 0.01" in line
-    assert "data pictures 10 against 11" in line
+    assert "data images 10 against 11" in line
     assert "data fingerprint" in line
     assert "seed" not in line
     assert checkpoint.read_bytes() == before
@@ -558,10 +558,10 @@ def intact(_: Path) -> None:
         (other_size, [], 1, ["005_mask.png: mask of 3 by 3 pixels", "spot/005.png of 40 by 30"]),
         (empty_mask, [], 1, ["005_mask.png: empty mask"]),
         (unreadable, [], 1, ["spot/006.png", "spot/007.png", "good/001.png", "2 more"]),
-        (empty, [], 1, ["no labelled images"]),
+        (empty, [], 1, ["no labeled images"]),
         (missing, [], 1, ["no such folder"]),
         (intact, ["--layout", "imagenet"], 2, ["unknown layout imagenet", "mvtec"]),
-        (intact, ["--layout", "visa"], 1, ["no labelled folder (visa)"]),
+        (intact, ["--layout", "visa"], 1, ["no labeled folder (visa)"]),
         (intact, ["--out", "p.pth"], 2, [".safetensors"]),
         (intact, ["--val", "1.0"], 2, ["--val 1.0"]),
         (intact, ["--val", "0.1"], 2, ["too small to hold out any of 6 anomalous images"]),

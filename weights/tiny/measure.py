@@ -26,7 +26,7 @@ from aprilcli import Detector
 from aprilcli.core.fusion import fuse
 from aprilcli.core.maps import resize_mask
 from aprilcli.core.metrics import PixelScores, auroc, mean_metrics
-from aprilcli.io.datasets import LabelledObject, read_dataset, read_mask
+from aprilcli.io.datasets import LabeledObject, read_dataset, read_mask
 from aprilcli.io.images import SourceImage, read_image
 from aprilcli.types import Detection, Evidence, ImageFeatures
 
@@ -122,7 +122,7 @@ def add_wear(images: Array, seed: int) -> Array:
     return np.clip(images + added, 0, 255).astype(np.uint8)
 
 
-def measure_labeled(model: Path, labeled: LabelledObject, image_size: int | None) -> Table:
+def measure_labeled(model: Path, labeled: LabeledObject, image_size: int | None) -> Table:
     """Score an object's test images; `K_SHOT` references are drawn from its good training images with seed 0."""
     detector = load(model, labeled.category, image_size)
     picked = np.random.default_rng(0).choice(len(labeled.train_good), K_SHOT, replace=False)

@@ -57,7 +57,7 @@ class Tower(ABC):
     def encode(self, pixels: torch.Tensor, stages: tuple[int, ...]) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Encode images [B, 3, S, S] in one pass; return image features [B, C] and N × [B, Cv, h, w] patch tokens.
 
-        The features are not normalised; the tokens are the raw output of each stage, without class token.
+        The features are not normalized; the tokens are the raw output of each stage, without class token.
         """
         indices = [stage - 1 for stage in stages]
         output = self.visual.forward_intermediates(pixels, indices=indices, output_fmt="NCHW")
