@@ -422,7 +422,7 @@ def test_masks_of_every_kind(tmp_path, mode):
     pixels = BLANK.copy()
     pixels[1, 2:4] = 255
     path = tmp_path / "mask.png"
-    if mode == "P":  # class numbers, as in VisA; the palette's color do not matter
+    if mode == "P":  # class numbers, as in VisA; the palette's colors do not matter
         image = Image.fromarray(pixels // 255 * 3).convert("P")
         image.putpalette([255, 255, 255, 9, 9, 9, 0, 0, 0, 0, 0, 0])
         image.save(path)
