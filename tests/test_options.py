@@ -1,4 +1,4 @@
-"""The options: their defaults against the library's, and the command line that is made of them."""
+"""The options, and the command line that is made of them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,7 @@ import typer.main
 from helpers import run
 
 from aprilcli.cli import app
-from aprilcli.core.calibration import DEFAULT_RATE
-from aprilcli.core.catalogue import TINY
-from aprilcli.core.training import LEARNING_RATE
 from aprilcli.errors import OptionError
-from aprilcli.io.images import MAX_PIXELS
 from aprilcli.options import (
     EnrollOptions,
     EvalOptions,
@@ -39,13 +35,6 @@ PRINTING = {"--quiet", "--verbose"}
 
 def parameters_of(command: str) -> dict:
     return {parameter.name: parameter for parameter in typer.main.get_command(app).commands[command].params}
-
-
-def test_defaults_are_those_of_the_library() -> None:
-    assert ScanOptions.false_alarm_rate == EvalOptions.false_alarm_rate == DEFAULT_RATE
-    assert ScanOptions.max_pixels == TrainOptions.max_pixels == MAX_PIXELS
-    assert TrainOptions.learning_rate == LEARNING_RATE
-    assert TrainOptions.model == EvalOptions.model == TINY
 
 
 @pytest.mark.parametrize("command", CLASSES)

@@ -19,7 +19,6 @@ from safetensors import safe_open
 
 from aprilcli.core.backbone import Backbone, TextEncoder, TorchImageEncoder
 from aprilcli.core.catalogue import (
-    TINY,
     Configuration,
     Source,
     activation_notes,
@@ -30,6 +29,7 @@ from aprilcli.core.catalogue import (
 from aprilcli.core.fingerprint import architecture, digest, is_position, model_fingerprint
 from aprilcli.core.model_folder import BROKEN_MODEL, as_artifact_errors, native_size
 from aprilcli.core.towers import Tower, tower_of
+from aprilcli.defaults import TINY
 from aprilcli.errors import ArtifactError, BackboneError, OptionError
 from aprilcli.io.hub import fetch_tokenizer
 from aprilcli.text import first_line

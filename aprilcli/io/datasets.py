@@ -28,10 +28,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from aprilcli.defaults import LAYOUTS
 from aprilcli.errors import InputError, OptionError
 from aprilcli.io.walk import is_image_name
 
-LAYOUTS = ("mvtec", "loco", "btad", "ad2", "visa", "folder")
 GOOD = "good"  # the ``defect`` of normal images
 
 _GOOD_NAMES = frozenset({"good", "normal", "ok"})
