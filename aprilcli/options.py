@@ -66,8 +66,8 @@ def _option(name: str, text: str, **settings: Any) -> Any:
     return typer.Option(name, help=text, envvar=variable, show_envvar=False, readable=False, **settings)
 
 
-def _argument(text: str) -> Any:
-    return typer.Argument(help=text, readable=False)  # see _option
+def _argument(name: str, text: str) -> Any:
+    return typer.Argument(metavar=name, help=text, readable=False)  # see _option
 
 
 def parse_range(text: str) -> tuple[float, float]:
@@ -177,7 +177,7 @@ class PartOptions(ModelOptions, ReadOptions):
 class ScanOptions(PartOptions):
     """Options of `scan`."""
 
-    folder: Annotated[Path, _argument("Folder of images; subfolders are included.")]
+    folder: Annotated[Path, _argument("FOLDER", "Folder of images; subfolders are included.")]
     out: Annotated[Path, _option("--out", "Output folder for scores.csv, maps/ and run.json.")] = Path("april-scan")
     part: Annotated[str | None, _option("--part", "Compare with this enrolled part (a name or a bank file).")] = None
     maps: Annotated[bool, _option("--maps/--no-maps", "Write a map of each image.")] = True
@@ -197,7 +197,7 @@ class ScanOptions(PartOptions):
 class EnrollOptions(PartOptions):
     """Options of `enroll`."""
 
-    folder: Annotated[Path, _argument("Folder of good images of one part: five to fifty, without defects.")]
+    folder: Annotated[Path, _argument("FOLDER", "Folder of good images of one part: five to fifty, without defects.")]
     part: Annotated[str, _option("--part", "Name of the part.")]
     append: Annotated[bool, _option("--append", "Add references to an enrolled part.")] = False
     calibrate: Annotated[
@@ -214,7 +214,9 @@ class EnrollOptions(PartOptions):
 class DatasetOptions(ModelOptions, ReadOptions):
     """What `train` and `eval` share."""
 
-    dataset: Annotated[Path, _argument("Labeled folder: MVTec AD, LOCO, AD 2, MPDD, BTAD, VisA, or your own.")]
+    dataset: Annotated[
+        Path, _argument("DATASET", "Labeled folder: MVTec AD, LOCO, AD 2, MPDD, BTAD, VisA, or your own.")
+    ]
     layout: Annotated[
         str, _option("--layout", f"auto, {', '.join(LAYOUTS)}. Use mvtec for MPDD, folder for your own data.")
     ] = "auto"
@@ -291,7 +293,7 @@ class EvalOptions(DatasetOptions):
 class InspectOptions:
     """Options of `inspect`."""
 
-    file: Annotated[Path, _argument("A bank, a projector or a map of this tool.")]
+    file: Annotated[Path, _argument("FILE", "A bank, a projector or a map of this tool.")]
 
 
 def describe(options: ModelOptions) -> dict[str, Any]:

@@ -52,6 +52,15 @@ def test_every_field_is_an_option_with_its_default_help_and_environment_variable
     assert {parameter.opts[0] for parameter in parameters.values()} == (PRINTING if command != "inspect" else set())
 
 
+@pytest.mark.parametrize(
+    ("command", "argument"),
+    [("scan", "FOLDER"), ("enroll", "FOLDER"), ("train", "DATASET"), ("eval", "DATASET"), ("inspect", "FILE")],
+)
+def test_usage_names_the_argument_in_capitals(command: str, argument: str) -> None:
+    usage = run(command, "--help").stdout.strip().splitlines()[0]
+    assert usage.split()[-1].strip("{}") == argument  # newer versions of typer put a required argument in braces
+
+
 def test_one_name_per_option_in_all_commands() -> None:
     names: dict[str, set[str]] = {}
     for command in CLASSES:
