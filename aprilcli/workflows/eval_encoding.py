@@ -99,8 +99,20 @@ class ObjectEncoder:
         self._pool = pool
         self._options = options
 
-    def encode(self, item: LabeledObject, detector: Detector, advance: Callable[[], None]) -> EncodedObject:
-        """Encode references, test and calibration images; ``advance`` is called after each.
+    def count_images(self, item: LabeledObject) -> int:
+        """Return by how much ``encode`` advances: the number of images to encode if all of them are readable."""
+        references = {
+            index
+            for setting in self._settings
+            if setting.seed is not None
+            for index in draw_order(item.category, len(item.train_good), setting.seed)[: setting.shots]
+        }
+        unused = min(len(item.train_good) - len(references), MOST_TO_CALIBRATE)
+        calibration = len(item.validation_good) or unused if self._options.calibrate else 0
+        return len(references) + len(item.test) + calibration
+
+    def encode(self, item: LabeledObject, detector: Detector, advance: Callable[..., None]) -> EncodedObject:
+        """Encode references, test and calibration images; ``advance(count=1)`` is called after each.
 
         Raises InputError if there are too few references. Memory: the references' tokens (22 MB each for the paper's
         model) and the evidence of each image.
@@ -108,6 +120,8 @@ class ObjectEncoder:
         reader = Reader(detector.prepare, self._options.value_range, self._options.max_pixels)
         drawn = References(item, self._root, reader, self._settings)
         chosen = self._calibration_images(item, drawn) if self._options.calibrate else []
+        # Other references replace unreadable ones, so the number of images may differ from the expected one.
+        advance(self.count_images(item) - len(drawn.pixels) - len(item.test) - len(chosen))
         banks = [rows for setting, rows in zip(self._settings, drawn.chosen, strict=True) if setting.shots]
         with torch.inference_mode():
             references = self._encode_references(drawn, detector, advance)
@@ -143,7 +157,7 @@ class ObjectEncoder:
         return [LabeledImage(path, GOOD, 0) for path in paths]
 
     def _encode_references(
-        self, drawn: References, detector: Detector, advance: Callable[[], None]
+        self, drawn: References, detector: Detector, advance: Callable[..., None]
     ) -> list[tuple[torch.Tensor, ...]]:
         """Return the unit rows of each reference, K × N × [L, Cv]."""
         encoded = []
@@ -161,7 +175,7 @@ class ObjectEncoder:
         detector: Detector,
         references: list[tuple[torch.Tensor, ...]],
         banks: list[tuple[int, ...]],
-        advance: Callable[[], None],
+        advance: Callable[..., None],
     ) -> Iterator[tuple[EncodedImage, _Read]]:
         size, batch_size = detector.encoder.spec.image_size, self._options.batch_size
 

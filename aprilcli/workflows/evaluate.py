@@ -77,9 +77,9 @@ def _evaluate(
     notes: list[str] = []
     digests: list[str] = []
     sources: dict[str, str] = {}
-    total = sum(len(item.test) for item in dataset.objects)
     with ThreadPoolExecutor(max_workers=options.workers) as pool:
         encoder = ObjectEncoder(dataset.root, settings, pool, options)
+        total = sum(encoder.count_images(item) for item in dataset.objects)
         with console.progress(total, "evaluating") as advance:
             for item in dataset.objects:
                 detector = _detector_of(item.category, backbone, projector)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from helpers import GoldenCase, read_record, run_eval
+import pytest
+from helpers import GoldenCase, draw_object, read_record, run_eval
 
 from aprilcli.core.detector import Detector
 from aprilcli.core.encoder import ImageEncoder
@@ -14,6 +17,7 @@ from aprilcli.core.prompts import encode_prompts
 from aprilcli.io.datasets import read_dataset
 from aprilcli.options import EvalOptions
 from aprilcli.types import ImageFeatures
+from aprilcli.workflows.console import Console
 from aprilcli.workflows.eval_encoding import ObjectEncoder
 from aprilcli.workflows.eval_references import Setting, draw_order
 
@@ -39,10 +43,36 @@ def test_each_image_is_encoded_once_for_all_settings(parts: Path, golden_vit: Go
     settings = [Setting(0), *(Setting(shots, seed) for shots in (1, 2, 4) for seed in range(5))]
     options = EvalOptions(dataset=parts, batch_size=2)
     with ThreadPoolExecutor(max_workers=2) as pool:
-        encoded = ObjectEncoder(parts, settings, pool, options).encode(bolt, detector, lambda: None)
+        encoded = ObjectEncoder(parts, settings, pool, options).encode(bolt, detector, lambda *_: None)
     drawn = {reference for references in encoded.references for reference in references}
     assert len(drawn) == 5
     assert encoder.count == 6 + len(drawn)
+
+
+@pytest.mark.parametrize("unreadable", [(), (1, 4)])
+def test_progress_ends_at_its_total(
+    tmp_path: Path, model: list[str], monkeypatch: pytest.MonkeyPatch, unreadable: tuple[int, ...]
+) -> None:
+    counts = {}
+
+    @contextmanager
+    def progress(_: Console, total: int, task: str) -> Iterator[Callable[..., None]]:
+        counts.update(total=total, done=0)
+
+        def advance(count: int = 1, task: str | None = None) -> None:
+            counts["done"] += count
+            assert counts["done"] <= total
+
+        yield advance
+
+    monkeypatch.setattr(Console, "progress", progress)
+    for seed, name in ((100, "bolt"), (200, "metal_nut")):
+        folder = draw_object(tmp_path / "parts" / name, seed, train=10)
+        for number in unreadable:
+            (folder / "train" / "good" / f"{number:03}.png").write_bytes(b"")
+    arguments = ("--shots", "0,1,2", "--seeds", 2, "--calibrate")
+    assert run_eval(tmp_path / "parts", tmp_path / "out", *model, *arguments).exit_code == 0
+    assert counts["done"] == counts["total"] == 2 * (6 + 10)
 
 
 def test_references_are_drawn_by_seed_alone(parts: Path, model: list[str], tmp_path: Path) -> None:
