@@ -49,9 +49,9 @@ def test_each_image_is_encoded_once_for_all_settings(parts: Path, golden_vit: Go
     assert encoder.count == 6 + len(drawn)
 
 
-@pytest.mark.parametrize("unreadable", [(), (1, 4)])
+@pytest.mark.parametrize("unreadable", [0, 1])
 def test_progress_ends_at_its_total(
-    tmp_path: Path, model: list[str], monkeypatch: pytest.MonkeyPatch, unreadable: tuple[int, ...]
+    tmp_path: Path, model: list[str], monkeypatch: pytest.MonkeyPatch, unreadable: int
 ) -> None:
     counts = {}
 
@@ -68,7 +68,7 @@ def test_progress_ends_at_its_total(
     monkeypatch.setattr(Console, "progress", progress)
     for seed, name in ((100, "bolt"), (200, "metal_nut")):
         folder = draw_object(tmp_path / "parts" / name, seed, train=10)
-        for number in unreadable:
+        for number in draw_order(name, 10, 0)[:unreadable]:
             (folder / "train" / "good" / f"{number:03}.png").write_bytes(b"")
     arguments = ("--shots", "0,1,2", "--seeds", 2, "--calibrate")
     assert run_eval(tmp_path / "parts", tmp_path / "out", *model, *arguments).exit_code == 0
