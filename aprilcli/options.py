@@ -77,7 +77,7 @@ def parse_range(text: str) -> tuple[float, float]:
     except ValueError:
         low, high = 0.0, 0.0
     if not float("-inf") < low < high < float("inf"):
-        raise OptionError(f"--range {text}: give two numbers, the smaller one first, such as 0,4095")
+        raise OptionError(f"--range {text}: give two numbers, the smaller number first, such as 0,4095")
     return low, high
 
 
@@ -255,7 +255,7 @@ class TrainOptions(DatasetOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class EvalOptions(DatasetOptions):
-    """Options of `eval`; without ``shots``: the paper's, as far as every object has good training images."""
+    """Options of `eval`. Without ``shots``: the paper's numbers of shots for which every object has enough images."""
 
     out: Annotated[Path, _option("--out", "Output folder for metrics, scores, maps and plots.")] = Path("april-eval")
     shots: Annotated[

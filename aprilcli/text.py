@@ -14,7 +14,7 @@ def printable(path: Path | str) -> str:
 
 
 def _escaped(char: str) -> str:
-    byte = ord(char) - 0xDC00  # the byte that a surrogate stands for
+    byte = ord(char) - 0xDC00  # os.fsdecode turns byte 0xNN into U+DCNN
     return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else char.encode("unicode_escape").decode()
 
 

@@ -57,8 +57,8 @@ class ModelSpec:
 
     ``backbone``: an open_clip name, ``tiny``, or a folder's name. ``pretrained``: open_clip's tag, empty for folders.
     ``activation``: ``gelu`` or ``quickgelu``, of a ViT and of the text encoder. ``image_size``: S in pixels.
-    ``stages``: 1-based, as the paper counts blocks (ViT) or layers (ResNet). ``mean``, ``std``: per RGB channel, of
-    pixel values in [0, 1]. ``fingerprint``: SHA-256 over the weights' names, shapes and values.
+    ``stages``: stages of the image tower, numbered from 1 as in the paper. ``mean``, ``std``: per RGB channel, of pixel
+    values in [0, 1]. ``fingerprint``: SHA-256 over the weights' names, shapes and values.
     ``logit_scale``: factor applied to cosines before a softmax.
     """
 

@@ -1,1 +1,1 @@
-"""The method: backbone, prompts, projector, maps, memory bank, calibration, metrics."""
+"""Anomaly detection: models, prompts, projectors, maps, memory banks, calibration, training and metrics."""

@@ -114,7 +114,7 @@ def weights_file(source: Source) -> Path:
 
 
 def activation_notes(source: Source, activation: str) -> tuple[str, ...]:
-    """Return what the user should know about the model: it is the small one, or runs with another activation."""
+    """Return what the user should know about the model: it is the small model, or runs with another activation."""
     if source.folder == tiny_folder():
         return (f"model: {TINY} (small, included); the model {PAPER} is more accurate",)
     is_paper = (source.name, source.pretrained) == (PAPER_BACKBONE, PAPER_PRETRAINED)

@@ -21,7 +21,7 @@ class DecisionRule:
 
     @classmethod
     def at_rate(cls, calibration: Calibration | None, rate: float, threshold: float | None = None) -> DecisionRule:
-        """Use the calibration at false-alarm rate ``rate``; a given ``threshold`` replaces the calibrated one."""
+        """Use the calibration at false-alarm rate ``rate``; a given ``threshold`` replaces the calibrated threshold."""
         chosen = Threshold(threshold) if threshold is not None else None
         if calibration is None:
             return cls(None, chosen, None)

@@ -128,18 +128,18 @@ class MemoryBank:
         if sides:
             raise ArtifactError(
                 f"the bank of {self.object_name!r} was made with {self.spec.label}, not with {spec.label} ({sides}); "
-                "use the bank's own model, or enroll the part with this one"
+                "use the bank's own model, or enroll the part again with this model"
             )
         if self.recipe.projector_fingerprint != projector_fingerprint:
             mine, theirs = self.recipe.projector_fingerprint[:12] or "none", projector_fingerprint[:12] or "none"
             raise ArtifactError(
                 f"the bank of {self.object_name!r} was made with projector {mine}, not with {theirs}; "
-                "use the bank's own projector, or enroll the part with this one"
+                "use the bank's own projector, or enroll the part again with this projector"
             )
         if self.object_name != object_name:
             raise ArtifactError(
                 f"the bank of {self.object_name!r} was calibrated with that name in its prompts, not {object_name!r}; "
-                "use the bank's own name, or enroll the part under this name"
+                "use the bank's own name, or enroll the part again under this name"
             )
 
     def check_grids(self, grids: Sequence[tuple[int, int]]) -> None:
@@ -229,7 +229,7 @@ def _extend(
 ) -> tuple[tuple[torch.Tensor, ...], tuple[tuple[int, ...], ...]]:
     """Allocate each stage's tensor once, at its final size, and normalize the images' tokens into it."""
     if not known and not sources:
-        raise InputError("no good images to enroll; give a folder with at least one")
+        raise InputError("no good images to enroll; give a folder of at least one image")
     for source, is_new in zip(sources, new_sources(known, sources), strict=True):
         if not is_new:
             raise InputError(f"{source.path}: the same image is already in the bank; leave it out")

@@ -143,10 +143,10 @@ def _resolve_precision(precision: str, device: torch.device) -> str:
 
 
 def _blueprint(source: Source, config: Configuration, wanted: int | None) -> tuple[Tower, int]:
-    """Build the model without memory for weights and check what that shows; return its image tower and the size.
+    """Build the model without memory for its weights and check it; return its image tower and the image size.
 
-    The size is ``wanted``, or by default the native one without the pixels that make no whole patch. Raises
-    OptionError for a size that does not fit, ArtifactError for a broken folder, BackboneError if unsupported.
+    The size is ``wanted``; if that is None, the native size rounded down to whole patches. Raises OptionError for a
+    size that does not fit, ArtifactError for a broken folder, BackboneError if unsupported.
     """
     with _configuring(source), torch.device("meta"):
         if source.folder is not None:

@@ -48,11 +48,11 @@ def training_images(dataset: LabeledDataset) -> list[TrainingImage]:
     if not labeled:
         raise InputError(f"{root}: no labeled images in its test split ({dataset.layout}); check the path")
     if not any(image.labeled.label for image in labeled):
-        raise InputError(f"{root}: no anomalous images, only normal ones; training needs both")
+        raise InputError(f"{root}: no anomalous images, only normal images; training needs both")
     if 1 not in labels:
         raise InputError(f"{root}: none of its anomalous images has a mask; training needs masks of the anomalies")
     if 0 not in labels:
-        raise InputError(f"{root}: no normal images, only anomalous ones; training needs both")
+        raise InputError(f"{root}: no normal images, only anomalous images; training needs both")
     return usable
 
 

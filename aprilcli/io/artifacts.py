@@ -198,7 +198,7 @@ def size_of_file(path: Path) -> int:
     """Return a file's size in bytes. Raises ArtifactError for a pipe or device, which could block or never end."""
     status = path.stat()
     if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
-        raise ArtifactError(f"{path}: is not an ordinary file; give the path of one")
+        raise ArtifactError(f"{path}: is not an ordinary file; choose another path")
     return status.st_size
 
 

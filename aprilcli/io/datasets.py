@@ -125,7 +125,7 @@ def read_mask(image: LabeledImage, size_hw: tuple[int, int]) -> NDArray[np.bool_
 
     A pixel is anomalous if any color channel (except alpha) or the class number of any mask is above 0. A good image
     without masks gives all False. Raises InputError, naming both files, if a mask has another size or cannot be read,
-    if it is missing or empty for an anomalous image, or not empty for a good one.
+    if it is missing or empty for an anomalous image, or not empty for a good image.
     """
     anomalous = np.zeros(size_hw, dtype=bool)
     for path in image.mask_paths:

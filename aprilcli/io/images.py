@@ -92,7 +92,8 @@ def read_image(
     an invalid ``value_range``; MemoryError if memory is short, whether or not the file is damaged.
     """
     if value_range is not None and not (isfinite(value_range[1] - value_range[0]) and value_range[0] < value_range[1]):
-        raise OptionError(f"value range {value_range[0]:g},{value_range[1]:g}: give two numbers, the smaller one first")
+        given = f"value range {value_range[0]:g},{value_range[1]:g}"
+        raise OptionError(f"{given}: give two numbers, the smaller number first")
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for its writer

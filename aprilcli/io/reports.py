@@ -97,7 +97,7 @@ def _csv_line(cells: Iterable[str]) -> str:
 
 @contextmanager
 def open_scores(path: Path, keep: int = 0) -> Iterator[LineFile]:
-    """Create scores.csv with its header, or continue after the first ``keep`` bytes of an existing one."""
+    """Create scores.csv with its header, or continue after the first ``keep`` bytes of an existing file."""
     with open_lines(path, keep) as lines:
         if keep == 0:
             lines.write(_csv_line(COLUMNS))

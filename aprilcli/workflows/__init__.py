@@ -1,1 +1,1 @@
-"""The commands: one options class and one run function each."""
+"""The workflows: what each command does, from its options to its output."""

@@ -67,9 +67,9 @@ class Checkpoint:
         write_artifact(path, SCHEMA.kind, self._tensors(), {**self.description, "history": self.history})
 
     def read(self, path: Path) -> Checkpoint:
-        """Return the checkpoint at ``path``, of the same training as this one.
+        """Return the checkpoint at ``path``, which must be of the same training.
 
-        Raises ArtifactError if it is of another training or does not have this one's tensors and records.
+        Raises ArtifactError if it is of another training, or if its tensors or records do not fit this training.
         """
         artifact = read_artifact(path, replace(SCHEMA, tensors=lambda fields: self._specs(path, fields)))
         state = {name: artifact.tensors[name] for name in self.state}
@@ -86,7 +86,8 @@ class Checkpoint:
         history = parse(records, fields.history, "history")
         if [record.epoch for record in history] != list(range(1, len(history) + 1)):
             raise ValueError("history: its epochs are not 1, 2, 3 …")
-        return {name: TensorSpec(tuple(one.shape), (DTYPES[one.dtype],)) for name, one in self._tensors().items()}
+        tensors = self._tensors().items()
+        return {name: TensorSpec(tuple(tensor.shape), (DTYPES[tensor.dtype],)) for name, tensor in tensors}
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         return {**self.state, **{_KEPT + name: weight for name, weight in self.kept.items()}}

@@ -176,7 +176,11 @@ def _calibrate(
     found: list[FoundImage],
     further: list[FoundImage] | None,
 ) -> Calibration:
-    """Score good images as `scan` does: further ones, or each reference without itself, or variants of the only one."""
+    """Score good images as `scan` does.
+
+    Scores ``further`` images if given, otherwise each reference against the others, or changed copies of a single
+    reference.
+    """
     if further is not None:
         images, _, known = _new_images(further, bank.sources)
         if known:

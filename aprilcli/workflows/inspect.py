@@ -87,7 +87,7 @@ def _describe_bank(path: Path) -> dict[str, Any]:
 
 
 def _flat(name: str, value: Any) -> dict[str, Any]:
-    """Spread a JSON object over rows; a list takes one."""
+    """Return a row for each value of a JSON object, nested objects included; a list is a single value."""
     if isinstance(value, dict):
         return {key: cell for inner, item in value.items() for key, cell in _flat(f"{name} {inner}", item).items()}
     return {name: " ".join(map(str, value)) if isinstance(value, list | tuple) else value}

@@ -49,7 +49,7 @@ def load_detector(options: ScanOptions | EnrollOptions, bank: MemoryBank | None,
 
 
 def range_of(bank: MemoryBank | None, value_range: tuple[float, float] | None) -> tuple[float, float] | None:
-    """Return the range to read images with: that of the bank's references. Raises OptionError for another one."""
+    """Return the bank's range; without a bank, ``value_range``. Raises OptionError if both are given and differ."""
     if bank is None:
         return value_range
     if value_range not in (None, bank.recipe.value_range):

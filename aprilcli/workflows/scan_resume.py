@@ -80,8 +80,8 @@ def find_resume_point(
 ) -> ResumePoint:
     """Find how much of an interrupted run is complete, call ``on_row`` for each row kept, and delete later maps.
 
-    Stops at the first row that is incomplete, whose image is a different one or has changed, or whose map is missing
-    or damaged; and at a multiple of the batch size, so the rest is encoded in the batches of an uninterrupted run.
+    Stops at the first row that is incomplete, whose image is different or has changed, or whose map is missing or
+    damaged; and at a multiple of the batch size, so the rest is encoded in the batches of an uninterrupted run.
     """
     complete = ResumePoint()
     batch: list[reports.ScoreRow] = []

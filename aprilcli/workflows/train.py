@@ -143,7 +143,7 @@ def _print_problems(dataset: LabeledDataset, console: Console) -> None:
         anomalous = [image for image in item.test if image.label]
         if anomalous and not any(image.has_mask for image in anomalous):
             console.note(
-                f"{item.name}: none of its {len(anomalous)} anomalous images has a mask; only good ones are used"
+                f"{item.name}: none of its {len(anomalous)} anomalous images has a mask; only good images are used"
             )
 
 

@@ -591,7 +591,7 @@ def test_an_object_without_any_mask_gives_a_note(parts: Path, model: list[str], 
     shutil.rmtree(parts / "brass_part" / "ground_truth")
     result = run_train(parts, tmp_path / "p.safetensors", model, "--epochs", 1)
     assert result.exit_code == 0
-    assert "brass_part: none of its 6 anomalous images has a mask; only good ones are used" in result.stderr
+    assert "brass_part: none of its 6 anomalous images has a mask; only good images are used" in result.stderr
 
 
 def test_a_name_too_long_for_a_data_set(model: list[str], tmp_path: Path) -> None:
