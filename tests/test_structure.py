@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -89,6 +90,17 @@ def test_only_models_and_towers_import_open_clip() -> None:
     }
     towers = {f"core/towers/{kind}.py" for kind in ("resnet", "timm", "vit")}
     assert importers == {"core/backbone.py", "core/catalogue.py", "core/model_loading.py", *towers}
+
+
+@pytest.mark.parametrize("folder", ["core", "io"])
+def test_core_and_io_name_no_options_of_the_command_line(folder: str) -> None:
+    named = [
+        f"{path.relative_to(PACKAGE)}:{node.lineno}: {node.value}"
+        for path in (PACKAGE / folder).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and re.search("--[a-z]", node.value)
+    ]
+    assert named == []
 
 
 def test_public_names() -> None:

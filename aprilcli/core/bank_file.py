@@ -62,7 +62,7 @@ def new_bank_path(part: str, banks: Path) -> Path:
     Raises OptionError for a name that could leave the folder or confuse a shell.
     """
     if not PART_NAME.fullmatch(part) or ".." in part:
-        raise OptionError(f"--part {part!r}: the name becomes a file name; use letters, digits, '_', '-' and '.'")
+        raise OptionError(f"part name {part!r}: it becomes a file name; use letters, digits, '_', '-' and '.'")
     return banks / f"{part}{SUFFIX}"
 
 
@@ -80,7 +80,7 @@ def load_bank(path: Path) -> MemoryBank:
     """Read a bank and check that its pieces fit each other. Raises InputError or ArtifactError."""
     with suppress(OSError):  # e.g. a name too long or a folder without rights: read_artifact explains it
         if not path.exists():
-            raise InputError(f"{path}: there is no such bank; create it with: aprilcli enroll IMAGES --part NAME")
+            raise InputError(f"{path}: there is no such bank; enroll the part first")
     artifact = read_artifact(path, SCHEMA)
     try:
         return _bank(artifact)

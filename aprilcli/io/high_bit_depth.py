@@ -306,5 +306,5 @@ def check_size(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise InputError(
             f"{width} x {height} pixels are more than the limit of {max_pixels}; reduce the image or raise the limit "
-            "(max-pixels)"
+            "of pixels"
         )

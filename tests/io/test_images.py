@@ -678,8 +678,8 @@ def test_a_sixteen_bit_copy_gives_the_same_model_input(tmp_path: Path) -> None:
 
 def test_too_many_pixels_are_refused_before_decoding(tmp_path: Path) -> None:
     (tmp_path / "bomb.png").write_bytes(bomb(png(COLOR)))
-    expected = "20000 x 20000 pixels are more than the limit of 100000000; reduce the image or raise the limit"
-    assert expected in refusal(tmp_path / "bomb.png")
+    expected = "20000 x 20000 pixels are more than the limit of 100000000; reduce the image or raise the limit of"
+    assert f"{expected} pixels" in refusal(tmp_path / "bomb.png")
     saved(tmp_path / "a.png", COLOR)
     assert "limit of 1535" in refusal(tmp_path / "a.png", max_pixels=48 * 32 - 1)
     assert read_image(tmp_path / "a.png", max_pixels=48 * 32).size_hw == (32, 48)
@@ -689,7 +689,7 @@ def test_too_many_pixels_are_refused_before_decoding(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", ["tif", "png"])
 def test_the_limit_can_be_raised_above_pillows(tmp_path: Path, suffix: str) -> None:
     Image.new("1", (10000, 18100)).save(tmp_path / f"a.{suffix}")  # 181 million; Pillow's own limit is 179 million
-    assert "(max-pixels)" in refusal(tmp_path / f"a.{suffix}")
+    assert "raise the limit of pixels" in refusal(tmp_path / f"a.{suffix}")
     assert read_image(tmp_path / f"a.{suffix}", max_pixels=200_000_000).size_hw == (18100, 10000)
 
 
