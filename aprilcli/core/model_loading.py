@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,6 @@ import numpy as np
 import open_clip
 import torch
 from open_clip.model import CLIP, CustomTextCLIP, _build_vision_tower, resize_pos_embed
-from open_clip.tokenizer import HFTokenizer
 from open_clip.transformer import QuickGELU
 from safetensors import safe_open
 
@@ -27,11 +25,12 @@ from aprilcli.core.catalogue import (
     read_source,
     weights_file,
 )
+from aprilcli.core.device import resolve_device, resolve_precision
 from aprilcli.core.fingerprint import architecture, digest, is_position, model_fingerprint
 from aprilcli.core.model_folder import BROKEN_MODEL, as_artifact_errors, native_size
+from aprilcli.core.tokenizer import load_tokenizer
 from aprilcli.core.towers import Tower, tower_of
 from aprilcli.errors import ArtifactError, BackboneError, OptionError
-from aprilcli.io.hub import fetch_tokenizer
 from aprilcli.text import first_line
 from aprilcli.types import LOGIT_SCALE, MAX_IMAGE_SIZE, ModelSpec
 
@@ -60,8 +59,8 @@ def load_backbone(
     blueprint, size = _blueprint(source, config, image_size or source.image_size)
     chosen = _check_stages(source.name, stages or source.stages or _default_stages(blueprint.depth), blueprint.depth)
     resolved_device = resolve_device(device)
-    resolved_precision = _resolve_precision(precision, resolved_device)
-    tokenizer = _load_tokenizer(source, config)
+    resolved_precision = resolve_precision(precision, resolved_device)
+    tokenizer = load_tokenizer(source, config)
     path = weights_file(source)
     with _loading(source):
         clip = _build(_at_size(config, size) if blueprint.built_at_size else config.model)
@@ -124,22 +123,7 @@ def load_image_encoder(
         holder.load_state_dict(weights)
     _check_weights(source, holder)
     tower.resize(size)
-    return TorchImageEncoder(tower, spec, resolved_device, _resolve_precision(precision, resolved_device))
-
-
-def resolve_device(device: str) -> torch.device:
-    """Turn ``auto``, ``cpu``, ``cuda`` or ``mps`` into an available device. Raises OptionError."""
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if device == "auto":
-        device = next(name for name in ("cuda", "mps", "cpu") if available[name])
-    if not available.get(device, False):
-        present = ", ".join(name for name, is_available in available.items() if is_available)
-        raise OptionError(f"device {device}: this machine has no such device; it has {present}")
-    return torch.device(device)
-
-
-def _resolve_precision(precision: str, device: torch.device) -> str:
-    return ("fp16" if device.type == "cuda" else "fp32") if precision == "auto" else precision
+    return TorchImageEncoder(tower, spec, resolved_device, resolve_precision(precision, resolved_device))
 
 
 def _blueprint(source: Source, config: Configuration, wanted: int | None) -> tuple[Tower, int]:
@@ -246,34 +230,6 @@ def _check_stages(name: str, stages: tuple[int, ...], depth: int) -> tuple[int, 
     if stages[-1] > depth:
         raise OptionError(f"stages {given}: {name} has {depth} stages to choose from, not {stages[-1]}")
     return tuple(stages)
-
-
-def _load_tokenizer(source: Source, config: Configuration) -> Any:
-    """Load open_clip's own tokenizer, or the one that the configuration names, without running code that is in it."""
-    text = config.model["text_cfg"]
-    repository = text.get("hf_tokenizer_name")
-    if repository and importlib.util.find_spec("transformers") is None:
-        raise BackboneError(
-            f"{source.label}: its tokenizer needs the package transformers; run: pip install 'aprilcli[transformers]'"
-        )
-    try:
-        if repository:
-            tokenizer = HFTokenizer(
-                str(source.folder or fetch_tokenizer(source.label, repository)),
-                context_length=text.get("context_length", open_clip.tokenizer.DEFAULT_CONTEXT_LENGTH),
-                tokenizer_mode=text.get("tokenizer_mode"),
-                trust_remote_code=False,
-                local_files_only=True,
-                **text.get("tokenizer_kwargs", {}),
-            )
-        else:
-            tokenizer = open_clip.get_tokenizer(f"local-dir:{source.folder}" if source.folder else source.name)
-        tokenizer(["object"])
-    except (OSError, ImportError, *BROKEN_MODEL) as error:
-        raise ArtifactError(
-            f"{source.label}: its tokenizer cannot be loaded ({first_line(error)}); choose another model"
-        ) from error
-    return tokenizer
 
 
 def _read_weights(path: Path) -> Iterator[tuple[str, torch.Tensor]]:

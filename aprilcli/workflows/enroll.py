@@ -23,8 +23,8 @@ from aprilcli.core.detector import Detector
 from aprilcli.core.fusion import fuse
 from aprilcli.core.memory_bank import MemoryBank, Recipe, Source
 from aprilcli.errors import InputError, OptionError, OutputError
-from aprilcli.io.artifacts import sha256_of_file
 from aprilcli.io.atomic import claimed_file
+from aprilcli.io.files import sha256_of_file
 from aprilcli.io.published import PUBLISHED
 from aprilcli.io.walk import FoundImage, find_images, require_folder
 from aprilcli.options import EnrollOptions

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from aprilcli.core.calibration import Threshold
 from aprilcli.core.metrics import METRICS, mean_metrics
+from aprilcli.core.threshold import Threshold
 from aprilcli.io import paper_tables
 from aprilcli.io.datasets import LabeledObject
 from aprilcli.types import Detection
