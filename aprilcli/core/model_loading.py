@@ -19,7 +19,7 @@ from aprilcli.core.backbone import Backbone, TextEncoder, TorchImageEncoder
 from aprilcli.core.catalogue import (
     TINY,
     Configuration,
-    Source,
+    ModelSource,
     activation_notes,
     find_source,
     read_source,
@@ -63,7 +63,7 @@ def load_backbone(
     tokenizer = load_tokenizer(source, config)
     path = weights_file(source)
     with _loading(source):
-        clip = _build(_at_size(config, size) if blueprint.built_at_size else config.model)
+        clip = _build(_configured(config, blueprint, size))
         open_clip.load_checkpoint(clip, str(path))
     _check_weights(source, clip)
     tower = tower_of(clip.visual)
@@ -115,7 +115,7 @@ def load_image_encoder(
             raise ArtifactError(
                 f"{path}: fingerprint {found[:12]}, not {spec.label}'s {spec.fingerprint[:12]}; copy that model here"
             )
-        built = _at_size(config, size) if blueprint.built_at_size else config.model
+        built = _configured(config, blueprint, size)
         tower = tower_of(_build_vision_tower(built["embed_dim"], built["vision_cfg"], built.get("quick_gelu", False)))
         holder = torch.nn.Module()
         holder.visual = tower.visual
@@ -126,7 +126,7 @@ def load_image_encoder(
     return TorchImageEncoder(tower, spec, resolved_device, resolve_precision(precision, resolved_device))
 
 
-def _blueprint(source: Source, config: Configuration, wanted: int | None) -> tuple[Tower, int]:
+def _blueprint(source: ModelSource, config: Configuration, wanted: int | None) -> tuple[Tower, int]:
     """Build the model without memory for weights and check what that shows; return its image tower and the size.
 
     The size is ``wanted``, or by default the native one without the pixels that make no whole patch. Raises
@@ -155,7 +155,7 @@ def _blueprint(source: Source, config: Configuration, wanted: int | None) -> tup
 
 
 @contextlib.contextmanager
-def _configuring(source: Source) -> Iterator[None]:
+def _configuring(source: ModelSource) -> Iterator[None]:
     """Turn what libraries raise for a configuration into an ArtifactError or BackboneError of one line."""
     if source.folder is not None:
         with as_artifact_errors(source.folder):
@@ -170,7 +170,7 @@ def _configuring(source: Source) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _loading(source: Source) -> Iterator[None]:
+def _loading(source: ModelSource) -> Iterator[None]:
     """Turn what libraries raise for weights that are damaged or do not fit into an ArtifactError of one line."""
     try:
         yield
@@ -186,7 +186,10 @@ def _build(config: dict[str, Any]) -> Any:
     return (CustomTextCLIP if config.get("custom_text") else CLIP)(**settings)
 
 
-def _at_size(config: Configuration, size: int) -> dict[str, Any]:
+def _configured(config: Configuration, blueprint: Tower, size: int) -> dict[str, Any]:
+    """Return open_clip's configuration for an image size, as far as the tower takes its size when it is built."""
+    if not blueprint.built_at_size:
+        return config.model
     return {**config.model, "vision_cfg": {**config.model["vision_cfg"], "image_size": size}}
 
 
@@ -242,7 +245,7 @@ def _read_weights(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
         yield from sorted(torch.load(path, map_location="cpu", weights_only=True, mmap=True).items())
 
 
-def _check_weights(source: Source, model: torch.nn.Module) -> None:
+def _check_weights(source: ModelSource, model: torch.nn.Module) -> None:
     if not all(bool(weights.isfinite().all()) for weights in model.state_dict().values()):
         raise ArtifactError(f"{source.label}: its weights hold NaN or infinite values; download or copy it again")
 

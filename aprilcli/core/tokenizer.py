@@ -10,7 +10,7 @@ from open_clip.tokenizer import HFTokenizer
 
 from aprilcli.core.catalogue import (
     Configuration,
-    Source,
+    ModelSource,
 )
 from aprilcli.core.model_folder import BROKEN_MODEL
 from aprilcli.errors import ArtifactError, BackboneError
@@ -18,7 +18,7 @@ from aprilcli.io.hub import fetch_tokenizer
 from aprilcli.text import first_line
 
 
-def load_tokenizer(source: Source, config: Configuration) -> Any:
+def load_tokenizer(source: ModelSource, config: Configuration) -> Any:
     """Load open_clip's own tokenizer, or the one that the configuration names, without running code that is in it."""
     text = config.model["text_cfg"]
     repository = text.get("hf_tokenizer_name")

@@ -200,7 +200,7 @@ def parse(schema: type[T], value: object, name: str = "") -> T:
 
 
 @contextmanager
-def as_artifact_errors(path: Path) -> Iterator[None]:
+def as_read_errors(path: Path) -> Iterator[None]:
     """Turn an OSError of the body, which only reads ``path``, into an ArtifactError."""
     try:
         yield
@@ -213,7 +213,7 @@ def as_artifact_errors(path: Path) -> Iterator[None]:
 def _opened(path: Path) -> Iterator[Any]:
     """Open a safetensors file after a check of its size and first bytes."""
     try:
-        with as_artifact_errors(path):
+        with as_read_errors(path):
             _check_start(path)
             with safe_open(path, framework="pt", device="cpu") as file:
                 yield file

@@ -10,7 +10,7 @@ from typing import IO
 import torch
 
 from aprilcli.errors import ArtifactError
-from aprilcli.io.artifacts import as_artifact_errors
+from aprilcli.io.artifacts import as_read_errors
 from aprilcli.io.files import size_of_file
 
 
@@ -19,7 +19,7 @@ def read_authors_projector(path: Path) -> dict[str, torch.Tensor]:
 
     Returns ``fc.{i}.weight`` [C, Cv] and ``fc.{i}.bias`` [C], float32. Raises ArtifactError.
     """
-    with as_artifact_errors(path):
+    with as_read_errors(path):
         size = size_of_file(path)
         with path.open("rb") as file:
             return read_authors_file(file, size, str(path))
