@@ -5,31 +5,14 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
-from helpers import GoldenCase, read_record, run_eval
+from helpers import CountingEncoder, GoldenCase, read_record, run_eval
 
 from aprilcli.core.detector import Detector
-from aprilcli.core.encoder import ImageEncoder
 from aprilcli.core.prompts import encode_prompts
 from aprilcli.io.datasets import read_dataset
 from aprilcli.options import EvalOptions
-from aprilcli.types import ImageFeatures
 from aprilcli.workflows.eval_encoding import ObjectEncoder
 from aprilcli.workflows.eval_references import Setting, draw_order
-
-
-class CountingEncoder:
-    """An ``ImageEncoder`` that counts the images another one encodes."""
-
-    def __init__(self, encoder: ImageEncoder) -> None:
-        self.spec, self.grids = encoder.spec, encoder.grids
-        self.device, self.precision = encoder.device, encoder.precision
-        self.count = 0
-        self._encoder = encoder
-
-    def encode(self, pixels: np.ndarray) -> ImageFeatures:
-        self.count += len(pixels)
-        return self._encoder.encode(pixels)
 
 
 def test_each_image_is_encoded_once_for_all_settings(parts: Path, golden_vit: GoldenCase) -> None:
