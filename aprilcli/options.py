@@ -12,6 +12,18 @@ from typing import Annotated, Any
 
 import typer
 
+from aprilcli.defaults import (
+    FALSE_ALARM_RATE,
+    LAYOUTS,
+    LEARNING_RATE,
+    MAX_PIXELS,
+    MOSAIC_SHARE,
+    MVTEC,
+    PAPER,
+    SHOTS,
+    TINY,
+    VISA,
+)
 from aprilcli.errors import OptionError
 
 
@@ -54,8 +66,8 @@ def _option(name: str, text: str, **settings: Any) -> Any:
     return typer.Option(name, help=text, envvar=variable, show_envvar=False, readable=False, **settings)
 
 
-def _argument(text: str) -> Any:
-    return typer.Argument(help=text, readable=False)  # see _option
+def _argument(name: str, text: str) -> Any:
+    return typer.Argument(metavar=name, help=text, readable=False)  # see _option
 
 
 def parse_range(text: str) -> tuple[float, float]:
@@ -92,18 +104,17 @@ def parse_names(text: str) -> tuple[str, ...]:
 
 
 # Fields that several commands declare, with other defaults or beside other fields.
-_MODELS = "tiny, paper, an open_clip NAME[:TAG], or a model folder."
-BankModel = Annotated[str | None, _option("--model", _MODELS, show_default="tiny, or the bank's")]
+_MODELS = f"{TINY}, {PAPER}, an open_clip NAME[:TAG], or a model folder."
+BankModel = Annotated[str | None, _option("--model", _MODELS, show_default=f"{TINY}, or the bank's")]
 FixedModel = Annotated[str, _option("--model", _MODELS)]
 Projector = Annotated[
     str | None,
-    _option("--projector", "visa, mvtec, a safetensors file, or an authors' .pth. Default: the model's own."),
+    _option("--projector", f"{VISA}, {MVTEC}, a safetensors file, or an authors' .pth. Default: the model's own."),
 ]
 BatchSize = Annotated[int, _option("--batch-size", "Images per encoder pass.", min=1)]
 Overwrite = Annotated[bool, _option("--overwrite", "Replace existing results.")]
 Rate = Annotated[float, _option("--false-alarm-rate", "Accepted share of good images called anomalous.")]
 Seed = Annotated[int, _option("--seed", "Random seed.", min=0, max=2**63 - 1)]
-DEFAULT_RATE = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,11 +131,11 @@ class ModelOptions:
 
     model: BankModel = None
     image_size: Annotated[
-        int | None, _option("--image-size", "Side of the model's input in pixels; tiny: a multiple of 32.", min=1)
+        int | None, _option("--image-size", f"Side of the model's input in pixels; {TINY}: a multiple of 32.", min=1)
     ] = None
     stages: Annotated[
         tuple[int, ...] | None,
-        _option("--stages", "Encoder stages to use, counted from 1, such as 6,12,18,24; tiny: 1 to 4."),
+        _option("--stages", f"Encoder stages to use, counted from 1, such as 6,12,18,24; {TINY}: 1 to 4."),
         parse_stages,
     ] = None
     device: Annotated[Device, _option("--device", "Device of the model.")] = Device.auto
@@ -146,7 +157,7 @@ class ReadOptions:
         ),
         parse_range,
     ] = None
-    max_pixels: Annotated[int, _option("--max-pixels", "Largest accepted image, width x height.", min=1)] = 100_000_000
+    max_pixels: Annotated[int, _option("--max-pixels", "Largest accepted image, width x height.", min=1)] = MAX_PIXELS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +177,7 @@ class PartOptions(ModelOptions, ReadOptions):
 class ScanOptions(PartOptions):
     """Options of `scan`."""
 
-    folder: Annotated[Path, _argument("Folder of images; subfolders are included.")]
+    folder: Annotated[Path, _argument("FOLDER", "Folder of images; subfolders are included.")]
     out: Annotated[Path, _option("--out", "Output folder for scores.csv, maps/ and run.json.")] = Path("april-scan")
     part: Annotated[str | None, _option("--part", "Compare with this enrolled part (a name or a bank file).")] = None
     maps: Annotated[bool, _option("--maps/--no-maps", "Write a map of each image.")] = True
@@ -174,7 +185,7 @@ class ScanOptions(PartOptions):
         MapSize, _option("--map-size", "Size of the maps: that of the image or of the model's input.")
     ] = MapSize.source
     threshold: Annotated[float | None, _option("--threshold", "Call this score and higher scores anomalous.")] = None
-    false_alarm_rate: Rate = DEFAULT_RATE
+    false_alarm_rate: Rate = FALSE_ALARM_RATE
     resume: Annotated[bool, _option("--resume", "Continue an interrupted scan.")] = False
     overwrite: Overwrite = False
     fail_on_anomaly: Annotated[
@@ -186,7 +197,7 @@ class ScanOptions(PartOptions):
 class EnrollOptions(PartOptions):
     """Options of `enroll`."""
 
-    folder: Annotated[Path, _argument("Folder of good images of one part: five to fifty, without defects.")]
+    folder: Annotated[Path, _argument("FOLDER", "Folder of good images of one part: five to fifty, without defects.")]
     part: Annotated[str, _option("--part", "Name of the part.")]
     append: Annotated[bool, _option("--append", "Add references to an enrolled part.")] = False
     calibrate: Annotated[
@@ -203,11 +214,13 @@ class EnrollOptions(PartOptions):
 class DatasetOptions(ModelOptions, ReadOptions):
     """What `train` and `eval` share."""
 
-    dataset: Annotated[Path, _argument("Labeled folder: MVTec AD, LOCO, AD 2, MPDD, BTAD, VisA, or your own.")]
+    dataset: Annotated[
+        Path, _argument("DATASET", "Labeled folder: MVTec AD, LOCO, AD 2, MPDD, BTAD, VisA, or your own.")
+    ]
     layout: Annotated[
-        str, _option("--layout", "auto, mvtec (also MPDD), loco, btad, ad2, visa, or folder (your own).")
+        str, _option("--layout", f"auto, {', '.join(LAYOUTS)}. Use mvtec for MPDD, folder for your own data.")
     ] = "auto"
-    model: FixedModel = "tiny"
+    model: FixedModel = TINY
     seed: Seed = 0
 
 
@@ -218,11 +231,12 @@ class TrainOptions(DatasetOptions):
     out: Annotated[Path, _option("--out", "Projector file to write (.safetensors).")]
     epochs: Annotated[int, _option("--epochs", "Passes over the images; the paper: 15 on VisA.", min=1)] = 3
     batch_size: BatchSize = 16
-    learning_rate: Annotated[float, _option("--lr", "Learning rate of Adam.")] = 1e-3
+    learning_rate: Annotated[float, _option("--lr", "Learning rate of Adam.")] = LEARNING_RATE
     mosaic: Annotated[
         float | None,
         _option(
-            "--mosaic", "Share of images composed of four in a 2x2 grid. Default, as in the paper: 0.2; 0 on VisA."
+            "--mosaic",
+            f"Share of images composed of four in a 2x2 grid. Default, as in the paper: {MOSAIC_SHARE}; 0 on VisA.",
         ),
     ] = None
     validation: Annotated[float, _option("--val", "Share of images for validation, to keep the best epoch.")] = 0.0
@@ -246,7 +260,10 @@ class EvalOptions(DatasetOptions):
     out: Annotated[Path, _option("--out", "Output folder for metrics, scores, maps and plots.")] = Path("april-eval")
     shots: Annotated[
         tuple[int, ...] | None,
-        _option("--shots", "Numbers of references. Default: 0,1,2,4, as far as there are enough images."),
+        _option(
+            "--shots",
+            f"Numbers of references. Default: {','.join(map(str, SHOTS))}, as far as there are enough images.",
+        ),
         parse_shots,
     ] = None
     seeds: Annotated[int, _option("--seeds", "Number of random draws of references.", min=1)] = 5
@@ -260,7 +277,7 @@ class EvalOptions(DatasetOptions):
     calibrate: Annotated[
         bool, _option("--calibrate", "Also measure verdicts, at a threshold from good images that are not tested.")
     ] = False
-    false_alarm_rate: Rate = DEFAULT_RATE
+    false_alarm_rate: Rate = FALSE_ALARM_RATE
     maps: Annotated[
         bool, _option("--maps", "Write maps for MVTec's evaluators, of the most shots and the first seed.")
     ] = False
@@ -276,7 +293,7 @@ class EvalOptions(DatasetOptions):
 class InspectOptions:
     """Options of `inspect`."""
 
-    file: Annotated[Path, _argument("A bank, a projector or a map of this tool.")]
+    file: Annotated[Path, _argument("FILE", "A bank, a projector or a map of this tool.")]
 
 
 def describe(options: ModelOptions) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The options: their defaults against the library's, and the command line that is made of them."""
+"""The options, and the command line that is made of them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,7 @@ import typer.main
 from helpers import run
 
 from aprilcli.cli import app
-from aprilcli.core.calibration import DEFAULT_RATE
-from aprilcli.core.catalogue import TINY
-from aprilcli.core.training import LEARNING_RATE
 from aprilcli.errors import OptionError
-from aprilcli.io.images import MAX_PIXELS
 from aprilcli.options import (
     EnrollOptions,
     EvalOptions,
@@ -41,13 +37,6 @@ def parameters_of(command: str) -> dict:
     return {parameter.name: parameter for parameter in typer.main.get_command(app).commands[command].params}
 
 
-def test_defaults_are_those_of_the_library() -> None:
-    assert ScanOptions.false_alarm_rate == EvalOptions.false_alarm_rate == DEFAULT_RATE
-    assert ScanOptions.max_pixels == TrainOptions.max_pixels == MAX_PIXELS
-    assert TrainOptions.learning_rate == LEARNING_RATE
-    assert TrainOptions.model == EvalOptions.model == TINY
-
-
 @pytest.mark.parametrize("command", CLASSES)
 def test_every_field_is_an_option_with_its_default_help_and_environment_variable(command: str) -> None:
     parameters = parameters_of(command)
@@ -61,6 +50,15 @@ def test_every_field_is_an_option_with_its_default_help_and_environment_variable
             name = parameter.opts[0].removeprefix("--").replace("-", "_").upper()
             assert parameter.envvar == f"APRILCLI_{name}"
     assert {parameter.opts[0] for parameter in parameters.values()} == (PRINTING if command != "inspect" else set())
+
+
+@pytest.mark.parametrize(
+    ("command", "argument"),
+    [("scan", "FOLDER"), ("enroll", "FOLDER"), ("train", "DATASET"), ("eval", "DATASET"), ("inspect", "FILE")],
+)
+def test_usage_names_the_argument_in_capitals(command: str, argument: str) -> None:
+    usage = run(command, "--help").stdout.strip().splitlines()[0]
+    assert usage.split()[-1].strip("{}") == argument  # newer versions of typer put a required argument in braces
 
 
 def test_one_name_per_option_in_all_commands() -> None:

@@ -24,6 +24,7 @@ RANKS = {
     "text": 1,
     "types": 0,
     "errors": 0,
+    "defaults": 0,
 }
 
 

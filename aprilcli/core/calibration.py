@@ -32,10 +32,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from aprilcli.core.threshold import Threshold
+from aprilcli.defaults import FALSE_ALARM_RATE
 from aprilcli.errors import ArtifactError, InputError, OptionError
 
 CalibrationMethod = Literal["held-out", "leave-one-out", "augmentations"]
-DEFAULT_RATE = 0.01
 LARGEST = 1e6  # far above any score or map value; thresholds computed from the largest float32 values would overflow
 SMALLEST_SPREAD = 0.05  # relative to the largest score; a few scores may be close together by chance
 
@@ -81,11 +81,11 @@ class Calibration:
             raise ValueError("NaN has no p-value")
         return float(1 + np.count_nonzero(self.scores >= np.float32(score))) / (len(self) + 1)
 
-    def threshold(self, rate: float = DEFAULT_RATE) -> Threshold:
+    def threshold(self, rate: float = FALSE_ALARM_RATE) -> Threshold:
         """Return the image score at and above which p ≤ ``rate``; see ``threshold_at``."""
         return threshold_at(self.scores, rate, self.method)
 
-    def pixel_threshold(self, rate: float = DEFAULT_RATE) -> Threshold:
+    def pixel_threshold(self, rate: float = FALSE_ALARM_RATE) -> Threshold:
         """Return the map value that a good image's map reaches **anywhere** with a probability of at most ``rate``.
 
         For drawing regions. It is calibrated on the maxima of the maps, as ``threshold`` is on the scores.
@@ -141,7 +141,7 @@ def check_rate(rate: float) -> None:
     """Raise OptionError for a false-alarm rate outside (0, 1)."""
     if not 0 < rate < 1:
         raise OptionError(
-            f"the false-alarm rate must lie between 0 and 1, not {rate}; use a value such as {DEFAULT_RATE}"
+            f"the false-alarm rate must lie between 0 and 1, not {rate}; use a value such as {FALSE_ALARM_RATE}"
         )
 
 

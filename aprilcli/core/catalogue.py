@@ -9,13 +9,12 @@ from typing import Any
 import open_clip
 
 from aprilcli.core.model_folder import FOLDER_CONFIG, FOLDER_WEIGHTS, read_configuration
+from aprilcli.defaults import PAPER, TINY
 from aprilcli.errors import BackboneError
 from aprilcli.io.hub import WEIGHT_FILES, fetch_clip_weights
 from aprilcli.text import printable
 from aprilcli.types import CONTROL
 
-TINY = "tiny"
-PAPER = "paper"
 # The authors build the 518-pixel tower from the plain configuration, so OpenAI's QuickGELU weights run with GELU.
 # All numbers of the paper and both published projectors depend on that.
 PAPER_BACKBONE, PAPER_PRETRAINED = "ViT-L-14-336", "openai"

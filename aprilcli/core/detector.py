@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from aprilcli.core.catalogue import TINY
 from aprilcli.core.encoder import ImageEncoder
 from aprilcli.core.memory_bank import MemoryBank
 from aprilcli.core.methods.april_gan import AprilGan
 from aprilcli.core.model_loading import load_backbone
 from aprilcli.core.projector import Projector, load_projector
 from aprilcli.core.prompts import encode_prompts
+from aprilcli.defaults import TINY
 from aprilcli.errors import ArtifactError, OptionError
 from aprilcli.io.images import SourceImage, read_image, to_pixels
 from aprilcli.text import printable

@@ -17,7 +17,6 @@ from safetensors import safe_open
 
 from aprilcli.core.backbone import Backbone, TextEncoder, TorchImageEncoder
 from aprilcli.core.catalogue import (
-    TINY,
     Configuration,
     ModelSource,
     activation_notes,
@@ -30,6 +29,7 @@ from aprilcli.core.fingerprint import architecture, digest, is_position, model_f
 from aprilcli.core.model_folder import BROKEN_MODEL, as_artifact_errors, native_size
 from aprilcli.core.tokenizer import load_tokenizer
 from aprilcli.core.towers import Tower, tower_of
+from aprilcli.defaults import TINY
 from aprilcli.errors import ArtifactError, BackboneError, OptionError
 from aprilcli.text import first_line
 from aprilcli.types import LOGIT_SCALE, MAX_IMAGE_SIZE, ModelSpec

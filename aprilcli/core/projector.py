@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from aprilcli.core.catalogue import PAPER, PAPER_BACKBONE, PAPER_PRETRAINED, PAPER_STAGES, TINY, tiny_folder
+from aprilcli.core.catalogue import PAPER_BACKBONE, PAPER_PRETRAINED, PAPER_STAGES, tiny_folder
 from aprilcli.core.fingerprint import fingerprint
+from aprilcli.defaults import PAPER, TINY, VISA
 from aprilcli.errors import ArtifactError
 from aprilcli.io.artifacts import UNDATED, Schema, TensorSpec, read_artifact, write_artifact
 from aprilcli.io.authors_format import read_authors_projector
@@ -105,7 +106,7 @@ def load_projector(source: str | None, model: str, spec: ModelSpec, *, progress:
 
 def _own_projector(model: str) -> str | None:
     if model == PAPER:
-        return "visa"
+        return VISA
     folder = tiny_folder() if model == TINY else Path(model)
     path = folder / FOLDER_PROJECTOR
     return str(path) if path.is_file() else None

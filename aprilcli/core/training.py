@@ -14,9 +14,9 @@ from aprilcli.core import maps
 from aprilcli.core.encoder import ImageEncoder
 from aprilcli.core.losses import projector_loss
 from aprilcli.core.projector import Projector
+from aprilcli.defaults import LEARNING_RATE
 from aprilcli.types import ModelSpec
 
-LEARNING_RATE = 1e-3
 BETAS = (0.5, 0.999)  # of Adam
 
 

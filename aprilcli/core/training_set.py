@@ -23,7 +23,6 @@ from aprilcli.io.images import SourceImage, read_image, to_pixels
 from aprilcli.io.masks import read_mask
 from aprilcli.types import ModelSpec
 
-MOSAIC_SHARE = 0.2  # of the images of an epoch, as in the paper on MVTec AD
 MOSAIC_TILES = 4
 NAMED_AT_MOST = 5  # files in a message
 

@@ -24,10 +24,10 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
+from aprilcli.defaults import LAYOUTS
 from aprilcli.errors import InputError, OptionError
 from aprilcli.io.walk import is_image_name
 
-LAYOUTS = ("mvtec", "loco", "btad", "ad2", "visa", "folder")
 GOOD = "good"  # the ``defect`` of normal images
 
 _GOOD_NAMES = frozenset({"good", "normal", "ok"})

@@ -21,13 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms, ImageFile, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
+from aprilcli.defaults import MAX_PIXELS
 from aprilcli.errors import InputError, OptionError
 from aprilcli.io.high_bit_depth import check_size, needs_tifffile, read_stored_pixels, read_tiff, to_eight_bit
 from aprilcli.text import printable
 
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "PPM")  # Pillow's names of the formats that are read
-# Checked before decoding. This many take 300 MB as RGB, and up to 20 times that while 16 bits or floats are scaled.
-MAX_PIXELS = 100_000_000
 MAX_SCANS = 100  # of a JPEG; encoders use about ten, and each costs a pass over all pixels
 START_OF_SCAN, END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
 MARKER = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]")  # not 0xff 0 nor a restart marker, which occur in coded data

@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from aprilcli import __version__
+from aprilcli.defaults import MVTEC, VISA
 from aprilcli.errors import ArtifactError, OutputError
 from aprilcli.io.artifacts import Schema, read_artifact, write_artifact
 from aprilcli.io.atomic import output_errors, remove_leftovers
@@ -47,8 +48,8 @@ class PublishedProjector:
 
 
 PUBLISHED = {
-    "visa": PublishedProjector("visa_pretrained.pth", "86d6848c543f8393663d35c0333498ffb5ce9b68"),
-    "mvtec": PublishedProjector("mvtec_pretrained.pth", "a057cec6c2ba5996baa0160a51e155908156813f"),
+    VISA: PublishedProjector("visa_pretrained.pth", "86d6848c543f8393663d35c0333498ffb5ce9b68"),
+    MVTEC: PublishedProjector("mvtec_pretrained.pth", "a057cec6c2ba5996baa0160a51e155908156813f"),
 }
 
 

@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from aprilcli.core import calibration, memory_bank, nearest
 from aprilcli.core.bank_file import load_bank, new_bank_path, save_bank
 from aprilcli.core.calibration import Calibration
-from aprilcli.core.catalogue import PAPER, TINY, path_exists
+from aprilcli.core.catalogue import path_exists
 from aprilcli.core.detector import Detector
 from aprilcli.core.fusion import fuse
 from aprilcli.core.memory_bank import MemoryBank, Recipe, Source
+from aprilcli.defaults import PAPER, TINY
 from aprilcli.errors import InputError, OptionError, OutputError
 from aprilcli.io.atomic import claimed_file
 from aprilcli.io.files import sha256_of_file

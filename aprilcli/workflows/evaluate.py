@@ -14,10 +14,10 @@ from pathlib import Path
 
 from aprilcli.core.backbone import Backbone
 from aprilcli.core.calibration import check_rate
-from aprilcli.core.catalogue import PAPER
 from aprilcli.core.detector import Detector
 from aprilcli.core.projector import Projector, load_projector
 from aprilcli.core.prompts import encode_prompts
+from aprilcli.defaults import PAPER, SHOTS
 from aprilcli.errors import InputError, OptionError, OutputError
 from aprilcli.io import paper_tables, records
 from aprilcli.io.atomic import claimed, output_errors, remove_leftovers
@@ -33,7 +33,6 @@ from aprilcli.workflows.eval_references import Setting
 from aprilcli.workflows.eval_results import Report, Result, count_defects
 from aprilcli.workflows.loading import load_model
 
-SHOTS = (0, 1, 2, 4)  # the paper's
 OUTPUTS = ("metrics.csv", "metrics.json", "scores.csv", "anomaly_maps", "anomaly_images", "plots")
 LISTED_PROBLEMS = 20
 

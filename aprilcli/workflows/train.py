@@ -19,12 +19,12 @@ import numpy as np
 from aprilcli.core.backbone import Backbone
 from aprilcli.core.training import BETAS
 from aprilcli.core.training_set import (
-    MOSAIC_SHARE,
     TrainingImage,
     check_images,
     split_validation,
     training_images,
 )
+from aprilcli.defaults import MOSAIC_SHARE
 from aprilcli.errors import OptionError, OutputError
 from aprilcli.io import records
 from aprilcli.io.atomic import claimed_file, output_errors
@@ -78,7 +78,8 @@ def run_train(options: TrainOptions, console: Console) -> TrainSummary:
         trained_on = public_set or dataset.root.name
         if public_set == "visa" and options.mosaic is None:
             console.note(
-                "these are objects of VisA: no 2x2 composites, as in the paper (use --mosaic 0.2 for composites)"
+                "these are objects of VisA: no 2x2 composites, as in the paper "
+                f"(use --mosaic {MOSAIC_SHARE} for composites)"
             )
         description = {
             "data": _describe_data(options, dataset, images, len(validation), pool, console),

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from aprilcli.defaults import LAYOUTS
 from aprilcli.errors import InputError, OptionError
-from aprilcli.io.datasets import LAYOUTS, LabeledImage, read_dataset
+from aprilcli.io.datasets import LabeledImage, read_dataset
 from aprilcli.io.masks import read_mask
 
 BLANK = np.zeros((4, 6), np.uint8)
