@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 
 import aprilcli
@@ -105,3 +106,7 @@ def loaded_by(program: str) -> str:
     program += "\nimport sys; print(sorted({'torch', 'numpy', 'PIL', 'open_clip', 'pydantic'} & set(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     return run.stdout.strip().splitlines()[-1]
+
+
+def test_tests_are_offline() -> None:
+    assert huggingface_hub.constants.HF_HUB_OFFLINE
