@@ -1,4 +1,4 @@
-"""Shared fixtures: the golden cases as open_clip folders, and tests kept apart from the user's settings."""
+"""Shared fixtures: the golden cases as open_clip folders; tests without the user's settings and the internet."""
 
 from __future__ import annotations
 
@@ -9,14 +9,19 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import open_clip
-import pytest
-from helpers import GOLDEN, GoldenCase, draw_object
-from safetensors.torch import load_file, save_file
-from weights_from_names import tensor as tensor_from_name  # in tests/golden, beside the golden numbers
+# huggingface_hub reads its settings once, when it is imported; processes that tests start inherit them.
+_EMPTY_CACHE = tempfile.TemporaryDirectory(prefix="empty-hub-cache-")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_CACHE"] = _EMPTY_CACHE.name
 
-from aprilcli.core.model_loading import load_backbone
-from aprilcli.core.projector import Projector, save_projector
+import open_clip  # noqa: E402  # after the settings of huggingface_hub
+import pytest  # noqa: E402  # after the settings of huggingface_hub
+from helpers import GOLDEN, GoldenCase, draw_object  # noqa: E402  # after the settings of huggingface_hub
+from safetensors.torch import load_file, save_file  # noqa: E402  # after the settings of huggingface_hub
+from weights_from_names import tensor as tensor_from_name  # noqa: E402  # in tests/golden, beside the golden numbers
+
+from aprilcli.core.model_loading import load_backbone  # noqa: E402  # after the settings of huggingface_hub
+from aprilcli.core.projector import Projector, save_projector  # noqa: E402  # after the settings of huggingface_hub
 
 CASES = {
     "golden-vit": (70, (2, 4, 6, 8)),
@@ -27,9 +32,8 @@ CASES = {
 
 @pytest.fixture(autouse=True)
 def _isolated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the user's caches and settings, and the internet, out of every test."""
+    """Keep the user's caches and settings out of every test."""
     monkeypatch.setenv("APRILCLI_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("COLUMNS", "120")
 
 

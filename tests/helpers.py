@@ -23,10 +23,12 @@ from aprilcli.cli import app
 from aprilcli.core import training
 from aprilcli.core.backbone import Backbone, TorchImageEncoder
 from aprilcli.core.detector import Detector
+from aprilcli.core.encoder import ImageEncoder
 from aprilcli.core.memory_bank import MemoryBank
 from aprilcli.core.projector import Projector
 from aprilcli.core.prompts import encode_prompts
 from aprilcli.io.images import read_image, to_pixels
+from aprilcli.types import ImageFeatures
 
 GOLDEN = Path(__file__).parent / "golden"
 QUERIES = ("query0", "query1", "query2")
@@ -295,3 +297,17 @@ def run_and_signal(
     return subprocess.run(
         [*command, *map(str, arguments)], capture_output=True, text=True, check=False, preexec_fn=restore_sigint
     )
+
+
+class CountingEncoder:
+    """An ``ImageEncoder`` that counts the images another one encodes."""
+
+    def __init__(self, encoder: ImageEncoder) -> None:
+        self.spec, self.grids = encoder.spec, encoder.grids
+        self.device, self.precision = encoder.device, encoder.precision
+        self.count = 0
+        self._encoder = encoder
+
+    def encode(self, pixels: np.ndarray) -> ImageFeatures:
+        self.count += len(pixels)
+        return self._encoder.encode(pixels)

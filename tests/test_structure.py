@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 
 import aprilcli
@@ -89,7 +90,7 @@ def test_only_models_and_towers_import_open_clip() -> None:
         and any("open_clip" in name for name in [getattr(node, "module", None) or "", *(a.name for a in node.names)])
     }
     towers = {f"core/towers/{kind}.py" for kind in ("resnet", "timm", "vit")}
-    assert importers == {"core/backbone.py", "core/catalogue.py", "core/model_loading.py", *towers}
+    assert importers == {"core/backbone.py", "core/catalogue.py", "core/model_loading.py", "core/tokenizer.py", *towers}
 
 
 @pytest.mark.parametrize("folder", ["core", "io"])
@@ -117,3 +118,7 @@ def loaded_by(program: str) -> str:
     program += "\nimport sys; print(sorted({'torch', 'numpy', 'PIL', 'open_clip', 'pydantic'} & set(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     return run.stdout.strip().splitlines()[-1]
+
+
+def test_tests_are_offline() -> None:
+    assert huggingface_hub.constants.HF_HUB_OFFLINE

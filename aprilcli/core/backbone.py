@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from open_clip.model import CLIP
 
+from aprilcli.core.encoder import ImageEncoder
 from aprilcli.core.towers import Tower
 from aprilcli.errors import ArtifactError, OptionError
 from aprilcli.text import printable
@@ -22,14 +23,13 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class TorchImageEncoder:
-    """The image tower of a frozen CLIP in PyTorch (see ``ImageEncoder``); ``images_encoded`` counts the images."""
+    """The image tower of a frozen CLIP in PyTorch (see ``ImageEncoder``)."""
 
     def __init__(self, tower: Tower, spec: ModelSpec, device: torch.device, precision: str = "fp32") -> None:
         """Freeze ``tower`` and move it to ``device``; ``precision`` is fp32, or bf16 or fp16 (autocast)."""
         self.spec = spec
         self.device = device
         self.precision = precision
-        self.images_encoded = 0
         self._tower = tower
         tower.place(device)
 
@@ -46,7 +46,6 @@ class TorchImageEncoder:
         what a stage is). Raises ArtifactError where a feature is not a finite number.
         """
         batch = torch.as_tensor(pixels).to(self.device)
-        self.images_encoded += len(batch)
         with _autocast(self.device, self.precision):
             features, outputs = self._tower.encode(batch, self.spec.stages)
         grids = tuple((tokens.shape[-2], tokens.shape[-1]) for tokens in outputs)
@@ -127,7 +126,7 @@ def _same(tokens: torch.Tensor, whole: torch.Tensor) -> list[bool]:
 class Backbone:
     """Both towers of a frozen CLIP; ``notes``: what the user should know about it."""
 
-    encoder: TorchImageEncoder
+    encoder: ImageEncoder
     text: TextEncoder
     notes: tuple[str, ...] = ()
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import AfterValidator, Field, Strict
 
-from aprilcli.core.calibration import LARGEST, Calibration, Method
+from aprilcli.core.calibration import LARGEST, Calibration, CalibrationMethod
 from aprilcli.core.memory_bank import MemoryBank, Recipe, Source
 from aprilcli.errors import ArtifactError, InputError, OptionError, OutputError
 from aprilcli.io.artifacts import Artifact, Schema, TensorSpec, parse, read_artifact, write_artifact
@@ -34,7 +34,7 @@ class _Fields:
     rows_per_source: tuple[tuple[Annotated[int, Strict(), Field(ge=0)], ...], ...]
     coreset_fraction: Annotated[Number, Field(gt=0, le=1)]
     recipe: Recipe
-    calibration_method: Method | None = None
+    calibration_method: CalibrationMethod | None = None
 
 
 def _tensors(fields: _Fields) -> dict[str, TensorSpec]:

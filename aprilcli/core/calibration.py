@@ -31,41 +31,13 @@ from typing import Any, Literal, Self, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from aprilcli.core.threshold import Threshold
 from aprilcli.defaults import FALSE_ALARM_RATE
 from aprilcli.errors import ArtifactError, InputError, OptionError
 
-Method = Literal["held-out", "leave-one-out", "augmentations"]
-Verdict = Literal["normal", "anomalous"]
+CalibrationMethod = Literal["held-out", "leave-one-out", "augmentations"]
 LARGEST = 1e6  # far above any score or map value; thresholds computed from the largest float32 values would overflow
 SMALLEST_SPREAD = 0.05  # relative to the largest score; a few scores may be close together by chance
-
-
-@dataclass(frozen=True)
-class Threshold:
-    """The lowest score that is called anomalous.
-
-    ``value``: representable as float32. ``rate``: the false-alarm rate; None if a user chose the value. ``guaranteed``:
-    whether the probability that a good image reaches it is at most ``rate``. ``margin``: what was added to the largest
-    calibration score. ``note``: one line for the user, or empty.
-    """
-
-    value: float
-    rate: float | None = None
-    guaranteed: bool = False
-    margin: float = 0.0
-    note: str = ""
-
-    def __post_init__(self) -> None:
-        """Round the value to float32. Raises OptionError for NaN and values outside the range of float32."""
-        if not abs(self.value) <= float(np.finfo(np.float32).max):
-            raise OptionError("the threshold is not a number that scores can reach; use a value such as 0.5")
-        object.__setattr__(self, "value", float(np.float32(self.value)))
-
-    def verdict(self, score: float) -> Verdict:
-        """Return the verdict of a score, compared as float32, the precision in which scores are written."""
-        if math.isnan(score):
-            raise ValueError("NaN has no verdict")
-        return "anomalous" if np.float32(score) >= np.float32(self.value) else "normal"
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,12 +50,12 @@ class Calibration:
 
     scores: NDArray[np.float32]
     map_maxima: NDArray[np.float32]
-    method: Method
+    method: CalibrationMethod
 
     def __post_init__(self) -> None:
         """Check the values and make read-only copies."""
-        if self.method not in get_args(Method):
-            raise ValueError(f"method {self.method!r} is none of {get_args(Method)}")
+        if self.method not in get_args(CalibrationMethod):
+            raise ValueError(f"method {self.method!r} is none of {get_args(CalibrationMethod)}")
         for name in ("scores", "map_maxima"):
             values = np.array(getattr(self, name), dtype=np.float32)
             if values.ndim != 1 or len(values) == 0:
@@ -138,7 +110,7 @@ class Calibration:
             raise ArtifactError(f"its calibration cannot be used ({error}); enroll the part again") from error
 
 
-def threshold_at(scores: NDArray[np.float32], rate: float, method: Method) -> Threshold:
+def threshold_at(scores: NDArray[np.float32], rate: float, method: CalibrationMethod) -> Threshold:
     """Return the threshold for a false-alarm rate R = ``rate`` in (0, 1), from n scores of good images.
 
     Let m be the largest integer with (1 + m)/(n + 1) ≤ R. Then p(s) ≤ R if and only if at most m calibration scores are
@@ -178,7 +150,7 @@ def needed_images(rate: float) -> int:
     return math.ceil(1 / rate - 1e-9) - 1  # rounding may put 1/rate just above an integer
 
 
-def _too_few(n: int, rate: float, method: Method) -> str:
+def _too_few(n: int, rate: float, method: CalibrationMethod) -> str:
     images = "1 good image" if n == 1 else f"{n} good images"
     what = {
         "held-out": images,
@@ -191,7 +163,7 @@ def _too_few(n: int, rate: float, method: Method) -> str:
     )
 
 
-def _not_guaranteed(method: Method) -> str:
+def _not_guaranteed(method: CalibrationMethod) -> str:
     if method == "held-out":
         return ""
     if method == "leave-one-out":

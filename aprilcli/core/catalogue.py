@@ -23,7 +23,7 @@ PAPER_STAGES = (6, 12, 18, 24)
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelSource:
     """Where a model comes from: open_clip's name and tag, or a folder; with its own size and stages, if it has any."""
 
     name: str
@@ -54,20 +54,20 @@ def tiny_folder() -> Path:
     return inside if inside.is_dir() else package.parent / "weights" / TINY
 
 
-def find_source(model: str) -> Source:
+def find_source(model: str) -> ModelSource:
     """Return the source of ``tiny``, ``paper``, ``NAME`` or ``NAME:TAG`` of open_clip, or a folder.
 
     Raises BackboneError for an unknown name.
     """
     if model == TINY:
-        return Source(TINY, folder=tiny_folder())
+        return ModelSource(TINY, folder=tiny_folder())
     if model == PAPER:
-        return Source(PAPER_BACKBONE, PAPER_PRETRAINED, image_size=PAPER_IMAGE_SIZE, stages=PAPER_STAGES)
+        return ModelSource(PAPER_BACKBONE, PAPER_PRETRAINED, image_size=PAPER_IMAGE_SIZE, stages=PAPER_STAGES)
     if path_exists(model) and Path(model).is_dir():
         folder = Path(model).resolve()
         if CONTROL.search(str(folder)):  # banks and projectors store it
             raise BackboneError(f"{printable(folder)}: a model folder's path needs printable UTF-8; rename it")
-        return Source(folder.name, folder=Path(model))
+        return ModelSource(folder.name, folder=Path(model))
     name, _, tag = model.partition(":")
     if name not in open_clip.list_models():
         raise BackboneError(
@@ -80,7 +80,7 @@ def find_source(model: str) -> Source:
         raise BackboneError(f"{name} has no pretrained weights {printable(tag)[:80]}; there are: {available}")
     if not tags:
         raise BackboneError(f"open_clip has no pretrained weights for {name}; choose another name or give a folder")
-    return Source(name, tag or _matching_tag(name, tags))
+    return ModelSource(name, tag or _matching_tag(name, tags))
 
 
 def path_exists(name: str) -> bool:
@@ -91,7 +91,7 @@ def path_exists(name: str) -> bool:
         return False
 
 
-def read_source(source: Source) -> Configuration:
+def read_source(source: ModelSource) -> Configuration:
     """Read the configuration of a model. Raises ArtifactError for a broken folder, BackboneError if unsupported."""
     if source.folder is not None:
         config, mean, std = read_configuration(
@@ -105,7 +105,7 @@ def read_source(source: Source) -> Configuration:
     return Configuration(config, mean, std)
 
 
-def weights_file(source: Source) -> Path:
+def weights_file(source: ModelSource) -> Path:
     """Return the file of the model's weights, downloading it if necessary. Raises BackboneError."""
     if source.folder is not None:
         return source.folder / FOLDER_WEIGHTS
@@ -113,7 +113,7 @@ def weights_file(source: Source) -> Path:
     return fetch_clip_weights(source.label, f"{owner}/{name}", tuple(file) or WEIGHT_FILES)
 
 
-def activation_notes(source: Source, activation: str) -> tuple[str, ...]:
+def activation_notes(source: ModelSource, activation: str) -> tuple[str, ...]:
     """Return what the user should know about the model: it is the small model, or runs with another activation."""
     if source.folder == tiny_folder():
         return (f"model: {TINY} (small, included); the model {PAPER} is more accurate",)
@@ -126,7 +126,7 @@ def activation_notes(source: Source, activation: str) -> tuple[str, ...]:
     return (f"{source.label} was trained with {trained} but runs with {activation} here",)
 
 
-def _check_supported(source: Source, config: dict[str, Any]) -> None:
+def _check_supported(source: ModelSource, config: dict[str, Any]) -> None:
     parts = {name for name, value in config.items() if name.endswith("_cfg") and value is not None}
     if parts != {"vision_cfg", "text_cfg"}:  # CoCa, and from open_clip 4 on captioning and audio models
         raise BackboneError(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from aprilcli.core.calibration import Calibration, Threshold, Verdict
+from aprilcli.core.calibration import Calibration
+from aprilcli.core.threshold import Threshold, Verdict
 
 
 @dataclass(frozen=True)

@@ -114,11 +114,6 @@ class Detector:
         self.bank = bank
         self.method = AprilGan(self.encoder.spec, self.text_features, self.projector, features)
 
-    @property
-    def has_maps(self) -> bool:
-        """Whether it gives maps."""
-        return self.projector is not None or self.bank is not None
-
     def prepare(self, image: SourceImage) -> NDArray[np.float32]:
         """Resize a decoded image to the model's square input and normalize it, [3, S, S] float32."""
         spec = self.encoder.spec

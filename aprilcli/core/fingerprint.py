@@ -29,8 +29,8 @@ def digest(weights: Iterable[tuple[str, torch.Tensor]], description: str = "") -
 def model_fingerprint(model: torch.nn.Module, config: Mapping[str, Any], weights_file: Path | None) -> str:
     """Return the fingerprint of a loaded CLIP and its configuration, the same at any image size.
 
-    The positional embeddings of the image tower are resized on loading, so their values come from ``weights_file``;
-    without a file, they are left out.
+    The image tower's position embeddings are resized on loading. They are therefore taken from ``weights_file``, or
+    left out if it is None.
     """
     weights = {name: tensor for name, tensor in model.state_dict().items() if not is_position(name)}
     if weights_file is not None:

@@ -8,11 +8,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
-from PIL import Image
 
 from aprilcli.types import LOGIT_SCALE
 
@@ -58,30 +55,14 @@ def zero_shot_stage_map(logits: torch.Tensor, image_size: int) -> torch.Tensor:
 
 def zero_shot_map(logits: Iterable[torch.Tensor], image_size: int) -> torch.Tensor:
     """Eq. 3: the sum of the stages' maps, from ``anomaly_logits`` N × [B, h, w] to [B, S, S] in [0, N]."""
-    return _sum(zero_shot_stage_map(stage, image_size) for stage in logits)
+    return sum_stages(zero_shot_stage_map(stage, image_size) for stage in logits)
 
 
 def few_shot_map(distances: Iterable[torch.Tensor], image_size: int) -> torch.Tensor:
     """Eq. 4: the stages' distances to their banks, N × [B, h, w] in [0, 2], upsampled and summed to [B, S, S]."""
-    return _sum(upsample(stage, image_size) for stage in distances)
+    return sum_stages(upsample(stage, image_size) for stage in distances)
 
 
-def _sum(maps: Iterable[torch.Tensor]) -> torch.Tensor:
+def sum_stages(maps: Iterable[torch.Tensor]) -> torch.Tensor:
+    """Add up the maps of the stages, in order."""
     return functools.reduce(torch.add, maps)
-
-
-def resize_map(anomaly_map: torch.Tensor, size_hw: tuple[int, int]) -> torch.Tensor:
-    """Resize a map to the source size: [S, S] → [H, W], bilinear, antialiased when shrinking.
-
-    The values stay within the range of the map.
-    """
-    return F.interpolate(anomaly_map[None, None], size=size_hw, mode="bilinear", antialias=True)[0, 0]
-
-
-def resize_mask(mask: NDArray[np.bool_], size: int) -> NDArray[np.float32]:
-    """Resize a mask to the model input: bool [H, W] → float32 [S, S] of 0 and 1, S = ``size``.
-
-    Bilinear with antialiasing by Pillow, then > 0.5, as the authors' program does.
-    """
-    resized = Image.fromarray(mask.astype(np.uint8) * np.uint8(255)).resize((size, size), Image.Resampling.BILINEAR)
-    return (np.asarray(resized) > 255 * 0.5).astype(np.float32)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,25 +12,25 @@ import numpy as np
 import open_clip
 import torch
 from open_clip.model import CLIP, CustomTextCLIP, _build_vision_tower, resize_pos_embed
-from open_clip.tokenizer import HFTokenizer
 from open_clip.transformer import QuickGELU
 from safetensors import safe_open
 
 from aprilcli.core.backbone import Backbone, TextEncoder, TorchImageEncoder
 from aprilcli.core.catalogue import (
     Configuration,
-    Source,
+    ModelSource,
     activation_notes,
     find_source,
     read_source,
     weights_file,
 )
+from aprilcli.core.device import resolve_device, resolve_precision
 from aprilcli.core.fingerprint import architecture, digest, is_position, model_fingerprint
 from aprilcli.core.model_folder import BROKEN_MODEL, as_artifact_errors, native_size
+from aprilcli.core.tokenizer import load_tokenizer
 from aprilcli.core.towers import Tower, tower_of
 from aprilcli.defaults import TINY
 from aprilcli.errors import ArtifactError, BackboneError, OptionError
-from aprilcli.io.hub import fetch_tokenizer
 from aprilcli.text import first_line
 from aprilcli.types import LOGIT_SCALE, MAX_IMAGE_SIZE, ModelSpec
 
@@ -60,11 +59,11 @@ def load_backbone(
     blueprint, size = _blueprint(source, config, image_size or source.image_size)
     chosen = _check_stages(source.name, stages or source.stages or _default_stages(blueprint.depth), blueprint.depth)
     resolved_device = resolve_device(device)
-    resolved_precision = _resolve_precision(precision, resolved_device)
-    tokenizer = _load_tokenizer(source, config)
+    resolved_precision = resolve_precision(precision, resolved_device)
+    tokenizer = load_tokenizer(source, config)
     path = weights_file(source)
     with _loading(source):
-        clip = _build(_at_size(config, size) if blueprint.built_at_size else config.model)
+        clip = _build(_configured(config, blueprint, size))
         open_clip.load_checkpoint(clip, str(path))
     _check_weights(source, clip)
     tower = tower_of(clip.visual)
@@ -116,7 +115,7 @@ def load_image_encoder(
             raise ArtifactError(
                 f"{path}: fingerprint {found[:12]}, not {spec.label}'s {spec.fingerprint[:12]}; copy that model here"
             )
-        built = _at_size(config, size) if blueprint.built_at_size else config.model
+        built = _configured(config, blueprint, size)
         tower = tower_of(_build_vision_tower(built["embed_dim"], built["vision_cfg"], built.get("quick_gelu", False)))
         holder = torch.nn.Module()
         holder.visual = tower.visual
@@ -124,25 +123,10 @@ def load_image_encoder(
         holder.load_state_dict(weights)
     _check_weights(source, holder)
     tower.resize(size)
-    return TorchImageEncoder(tower, spec, resolved_device, _resolve_precision(precision, resolved_device))
+    return TorchImageEncoder(tower, spec, resolved_device, resolve_precision(precision, resolved_device))
 
 
-def resolve_device(device: str) -> torch.device:
-    """Turn ``auto``, ``cpu``, ``cuda`` or ``mps`` into an available device. Raises OptionError."""
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if device == "auto":
-        device = next(name for name in ("cuda", "mps", "cpu") if available[name])
-    if not available.get(device, False):
-        present = ", ".join(name for name, is_available in available.items() if is_available)
-        raise OptionError(f"device {device}: this machine has no such device; it has {present}")
-    return torch.device(device)
-
-
-def _resolve_precision(precision: str, device: torch.device) -> str:
-    return ("fp16" if device.type == "cuda" else "fp32") if precision == "auto" else precision
-
-
-def _blueprint(source: Source, config: Configuration, wanted: int | None) -> tuple[Tower, int]:
+def _blueprint(source: ModelSource, config: Configuration, wanted: int | None) -> tuple[Tower, int]:
     """Build the model without memory for its weights and check it; return its image tower and the image size.
 
     The size is ``wanted``; if that is None, the native size rounded down to whole patches. Raises OptionError for a
@@ -171,7 +155,7 @@ def _blueprint(source: Source, config: Configuration, wanted: int | None) -> tup
 
 
 @contextlib.contextmanager
-def _configuring(source: Source) -> Iterator[None]:
+def _configuring(source: ModelSource) -> Iterator[None]:
     """Turn what libraries raise for a configuration into an ArtifactError or BackboneError of one line."""
     if source.folder is not None:
         with as_artifact_errors(source.folder):
@@ -186,7 +170,7 @@ def _configuring(source: Source) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _loading(source: Source) -> Iterator[None]:
+def _loading(source: ModelSource) -> Iterator[None]:
     """Turn what libraries raise for weights that are damaged or do not fit into an ArtifactError of one line."""
     try:
         yield
@@ -202,7 +186,10 @@ def _build(config: dict[str, Any]) -> Any:
     return (CustomTextCLIP if config.get("custom_text") else CLIP)(**settings)
 
 
-def _at_size(config: Configuration, size: int) -> dict[str, Any]:
+def _configured(config: Configuration, blueprint: Tower, size: int) -> dict[str, Any]:
+    """Return open_clip's configuration for an image size, as far as the tower takes its size when it is built."""
+    if not blueprint.built_at_size:
+        return config.model
     return {**config.model, "vision_cfg": {**config.model["vision_cfg"], "image_size": size}}
 
 
@@ -248,34 +235,6 @@ def _check_stages(name: str, stages: tuple[int, ...], depth: int) -> tuple[int, 
     return tuple(stages)
 
 
-def _load_tokenizer(source: Source, config: Configuration) -> Any:
-    """Load open_clip's own tokenizer, or the one that the configuration names, without running code that is in it."""
-    text = config.model["text_cfg"]
-    repository = text.get("hf_tokenizer_name")
-    if repository and importlib.util.find_spec("transformers") is None:
-        raise BackboneError(
-            f"{source.label}: its tokenizer needs the package transformers; run: pip install 'aprilcli[transformers]'"
-        )
-    try:
-        if repository:
-            tokenizer = HFTokenizer(
-                str(source.folder or fetch_tokenizer(source.label, repository)),
-                context_length=text.get("context_length", open_clip.tokenizer.DEFAULT_CONTEXT_LENGTH),
-                tokenizer_mode=text.get("tokenizer_mode"),
-                trust_remote_code=False,
-                local_files_only=True,
-                **text.get("tokenizer_kwargs", {}),
-            )
-        else:
-            tokenizer = open_clip.get_tokenizer(f"local-dir:{source.folder}" if source.folder else source.name)
-        tokenizer(["object"])
-    except (OSError, ImportError, *BROKEN_MODEL) as error:
-        raise ArtifactError(
-            f"{source.label}: its tokenizer cannot be loaded ({first_line(error)}); choose another model"
-        ) from error
-    return tokenizer
-
-
 def _read_weights(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
     """Read a checkpoint's tensors one by one, sorted by name."""
     if path.suffix == ".safetensors":
@@ -286,7 +245,7 @@ def _read_weights(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
         yield from sorted(torch.load(path, map_location="cpu", weights_only=True, mmap=True).items())
 
 
-def _check_weights(source: Source, model: torch.nn.Module) -> None:
+def _check_weights(source: ModelSource, model: torch.nn.Module) -> None:
     if not all(bool(weights.isfinite().all()) for weights in model.state_dict().values()):
         raise ArtifactError(f"{source.label}: its weights hold NaN or infinite values; download or copy it again")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -30,6 +30,19 @@ def nearest_distance(patch_tokens: torch.Tensor, *bank_features: torch.Tensor) -
         for best, image in zip(largest, images, strict=True):
             torch.maximum(best, (image @ columns).amax(dim=1), out=best)
     return (1 - largest).clamp_(0, 2)
+
+
+@torch.inference_mode()
+def nearest_in_banks(
+    patch_tokens: torch.Tensor, references: Sequence[torch.Tensor], banks: Sequence[Sequence[int]]
+) -> torch.Tensor:
+    """Return the distances to several banks of the same references, [B, F, L], each reference searched once.
+
+    ``references``: K × [L, Cv] unit rows; ``banks``: F × positions of references. The distance to a bank is the
+    smallest of the distances to its references.
+    """
+    each = torch.stack([nearest_distance(patch_tokens, rows) for rows in references], dim=1)
+    return torch.stack([each[:, list(positions)].amin(dim=1) for positions in banks], dim=1)
 
 
 def leave_one_out(bank: MemoryBank, references: MemoryBank) -> Iterator[tuple[torch.Tensor, ...]]:

@@ -13,14 +13,13 @@ from aprilcli.core.catalogue import PAPER_BACKBONE, PAPER_PRETRAINED, PAPER_STAG
 from aprilcli.core.fingerprint import fingerprint
 from aprilcli.defaults import PAPER, TINY, VISA
 from aprilcli.errors import ArtifactError
-from aprilcli.io.artifacts import Schema, TensorSpec, read_artifact, write_artifact
-from aprilcli.io.published import PUBLISHED, fetch_projector, read_authors_projector
+from aprilcli.io.artifacts import UNDATED, Schema, TensorSpec, read_artifact, write_artifact
+from aprilcli.io.authors_format import read_authors_projector
+from aprilcli.io.published import PUBLISHED, fetch_projector
 from aprilcli.text import printable
 from aprilcli.types import ModelSpec
 
 KIND = "projector"
-# A trained projector's bytes depend on data and settings alone, so its file has no time of creation.
-UNDATED = "1970-01-01T00:00:00+00:00"
 FOLDER_PROJECTOR = "projector.safetensors"
 # What must agree between the model that a projector was trained with and the model it is used with. The image size
 # need not: a linear layer maps tokens one by one.
@@ -74,7 +73,7 @@ class Projector(torch.nn.Module):
         return {"name": self.name, "trained_on": self.trained_on, "fingerprint": fingerprint(self.state_dict())}
 
 
-def save_projector(projector: Projector, path: Path, created: str | None = None) -> None:
+def save_projector(projector: Projector, path: Path, created: str = UNDATED) -> None:
     """Write a projector and the settings of its model, atomically. Raises OutputError."""
     tensors = {name: tensor.detach().float().cpu() for name, tensor in projector.state_dict().items()}
     fields = {**projector.fields, "spec": projector.spec.to_json(), "trained_on": projector.trained_on}

@@ -65,7 +65,7 @@ class ProjectorTrainer:
         """Return the loss without taking a step, and the zero-shot maps [B, S, S] in [0, N] (eq. 3)."""
         stage_maps = self._stage_maps(batch)
         loss = projector_loss(stage_maps, batch.masks.to(self._encoder.device))
-        return loss.item(), torch.stack(stage_maps).sum(dim=0)
+        return loss.item(), maps.sum_stages(stage_maps)
 
     def _stage_maps(self, batch: Batch) -> list[torch.Tensor]:
         features = self._encoder.encode(batch.pixels.numpy())

@@ -5,7 +5,6 @@ Symbols: H×W source size, S side of the model input in pixels. Random numbers c
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
@@ -16,11 +15,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from aprilcli.core.maps import resize_mask
+from aprilcli.core.resizing import resize_mask
 from aprilcli.errors import InputError
-from aprilcli.io.artifacts import sha256_of_file
-from aprilcli.io.datasets import LabeledDataset, LabeledImage, read_mask
+from aprilcli.io.data_fingerprint import data_fingerprint, digest_line, relative_path
+from aprilcli.io.datasets import LabeledDataset, LabeledImage
 from aprilcli.io.images import SourceImage, read_image, to_pixels
+from aprilcli.io.masks import read_mask
 from aprilcli.types import ModelSpec
 
 MOSAIC_TILES = 4
@@ -56,7 +56,7 @@ def training_images(dataset: LabeledDataset) -> list[TrainingImage]:
     return usable
 
 
-def data_fingerprint(
+def check_images(
     dataset: LabeledDataset,
     images: Sequence[TrainingImage],
     pool: Executor,
@@ -65,15 +65,15 @@ def data_fingerprint(
 ) -> str:
     """Read every image and mask once, so that unreadable files are found before training, and fingerprint them.
 
-    Returns the SHA-256 over the sorted lines ``<relative path> NUL <SHA-256 of the content>``. Calls ``advance`` after
-    each image. ``read`` decodes an image file. Raises InputError naming the files that cannot be used.
+    Returns the data set's fingerprint. Calls ``advance`` after each image. ``read`` decodes an image file. Raises
+    InputError naming the files that cannot be used.
     """
 
     def examine(image: TrainingImage) -> tuple[list[str], str]:
         paths = (image.labeled.path, *image.labeled.mask_paths)
         try:
             read_mask(image.labeled, read(image.labeled.path).size_hw)
-            return [f"{path.relative_to(dataset.root).as_posix()}\0{sha256_of_file(path)}" for path in paths], ""
+            return [digest_line(path, dataset.root) for path in paths], ""
         except InputError as error:
             return [], str(error)
 
@@ -82,7 +82,7 @@ def data_fingerprint(
     for image, (found, error) in zip(images, pool.map(examine, images), strict=True):
         lines += found
         if error:
-            wrong.append((image.labeled.path.relative_to(dataset.root).as_posix(), error))
+            wrong.append((relative_path(image.labeled.path, dataset.root), error))
         advance()
     if len(wrong) == 1:
         raise InputError(wrong[0][1])
@@ -90,7 +90,7 @@ def data_fingerprint(
         others = [name for name, _ in wrong[1:]]
         named = ", ".join(others[:NAMED_AT_MOST]) + (" …" if len(others) > NAMED_AT_MOST else "")
         raise InputError(f"{wrong[0][1]}; {len(others)} more images cannot be used: {named}")
-    return hashlib.sha256("\n".join(sorted(lines)).encode("utf-8", "surrogateescape")).hexdigest()
+    return data_fingerprint(lines)
 
 
 def plan_epoch(

@@ -1,1 +1,1 @@
-"""Input and output: images, data sets, artifacts, reports."""
+"""Input and output: images, data sets, artifacts, results."""

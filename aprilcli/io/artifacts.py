@@ -7,15 +7,12 @@ them is run, and reading allocates no more memory than a file is large.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
-import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeVar
@@ -25,13 +22,15 @@ from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from aprilcli import __version__
-from aprilcli.errors import ArtifactError, InputError, OutputError
+from aprilcli.errors import ArtifactError, OutputError
 from aprilcli.io.atomic import written_aside
+from aprilcli.io.files import size_of_file
 from aprilcli.text import printable, quoted
 
 T = TypeVar("T")
 
 FORMAT_VERSION = "1"
+UNDATED = "1970-01-01T00:00:00+00:00"  # of artifacts that follow from their inputs alone
 FLOATS = ("F32", "F16", "BF16")  # safetensors' names
 _FORMAT = re.compile("aprilcli[.]([a-z-]{1,40})")
 _MAX_HEADER_BYTES = 32 * 1024**2  # enough for the paths and hashes of 200,000 references
@@ -109,13 +108,13 @@ def write_artifact(
     tensors: Mapping[str, torch.Tensor],
     fields: Mapping[str, Any],
     *,
-    created: str | None = None,
+    created: str = UNDATED,
 ) -> None:
     """Write an artifact to a temporary file, then rename it: a file already at ``path`` stays intact until then.
 
-    ``fields`` must be JSON-ready. ``created`` is an ISO 8601 time, by default now; if it is given, equal input gives
-    equal bytes. Raises OutputError if the file cannot be written, ArtifactError for NaN or infinite values (nothing is
-    written then), ValueError for input that no artifact can hold (an empty tensor, another dtype, NaN in ``fields``).
+    ``fields`` must be JSON-ready; ``created`` is an ISO 8601 time. Equal input gives equal bytes. Raises OutputError if
+    the file cannot be written, ArtifactError for NaN or infinite values (nothing is written then), ValueError for input
+    that no artifact can hold (an empty tensor, another dtype, NaN in ``fields``).
     """
     # Not safetensors' own writer: it creates files that only their owner can read, leaves its temporary file behind
     # when killed, hides the error number, and writes several metadata keys in random order.
@@ -125,7 +124,7 @@ def write_artifact(
             "format": f"aprilcli.{kind}",
             "format_version": FORMAT_VERSION,
             "version": __version__,
-            "created": created if created is not None else datetime.now(UTC).isoformat(timespec="seconds"),
+            "created": created,
             "fields": json.dumps(fields, sort_keys=True, allow_nan=False),
         }
     }
@@ -185,23 +184,6 @@ def read_header(path: Path) -> ArtifactHeader:
         return _header(path, file)
 
 
-def sha256_of_file(path: Path) -> str:
-    """Return the SHA-256 of a file's content, hexadecimal. Raises InputError if it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
-
-
-def size_of_file(path: Path) -> int:
-    """Return a file's size in bytes. Raises ArtifactError for a pipe or device, which could block or never end."""
-    status = path.stat()
-    if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
-        raise ArtifactError(f"{path}: is not an ordinary file; choose another path")
-    return status.st_size
-
-
 def parse(schema: type[T], value: object, name: str = "") -> T:
     """Convert foreign JSON, called ``name``, to a type, checked as its annotations declare (lists become tuples).
 
@@ -218,7 +200,7 @@ def parse(schema: type[T], value: object, name: str = "") -> T:
 
 
 @contextmanager
-def as_artifact_errors(path: Path) -> Iterator[None]:
+def as_read_errors(path: Path) -> Iterator[None]:
     """Turn an OSError of the body, which only reads ``path``, into an ArtifactError."""
     try:
         yield
@@ -231,7 +213,7 @@ def as_artifact_errors(path: Path) -> Iterator[None]:
 def _opened(path: Path) -> Iterator[Any]:
     """Open a safetensors file after a check of its size and first bytes."""
     try:
-        with as_artifact_errors(path):
+        with as_read_errors(path):
             _check_start(path)
             with safe_open(path, framework="pt", device="cpu") as file:
                 yield file

@@ -24,8 +24,8 @@ from aprilcli.core.fusion import fuse
 from aprilcli.core.memory_bank import MemoryBank, Recipe, Source
 from aprilcli.defaults import PAPER, TINY
 from aprilcli.errors import InputError, OptionError, OutputError
-from aprilcli.io.artifacts import sha256_of_file
 from aprilcli.io.atomic import claimed_file
+from aprilcli.io.files import sha256_of_file
 from aprilcli.io.published import PUBLISHED
 from aprilcli.io.walk import FoundImage, find_images, require_folder
 from aprilcli.options import EnrollOptions
@@ -229,7 +229,7 @@ def _variants(pixels: NDArray[np.float32], detector: Detector) -> Iterator[NDArr
         yield padded[:, :, 2 + down : 2 + down + height, 2 + right : 2 + right + width].copy()
 
 
-def _calibration(detections: list[Detection], method: calibration.Method) -> Calibration:
+def _calibration(detections: list[Detection], method: calibration.CalibrationMethod) -> Calibration:
     maxima = [detection.map_max for detection in detections if detection.map_max is not None]
     scores = [detection.score for detection in detections]
     return Calibration(np.array(scores, np.float32), np.array(maxima, np.float32), method)

@@ -22,16 +22,17 @@ from numpy.typing import NDArray
 
 from aprilcli.core.detector import Detector
 from aprilcli.core.fusion import fuse
-from aprilcli.core.maps import resize_mask
 from aprilcli.core.memory_bank import unit_rows
-from aprilcli.core.nearest import nearest_distance
+from aprilcli.core.nearest import nearest_in_banks
+from aprilcli.core.resizing import resize_mask
 from aprilcli.errors import InputError
-from aprilcli.io.artifacts import sha256_of_file
-from aprilcli.io.datasets import GOOD, LabeledImage, LabeledObject, read_mask
+from aprilcli.io.data_fingerprint import digest_line, relative_path
+from aprilcli.io.datasets import GOOD, LabeledImage, LabeledObject
+from aprilcli.io.masks import read_mask
 from aprilcli.io.walk import FoundImage
 from aprilcli.options import EvalOptions
 from aprilcli.types import Detection, Evidence, ImageFeatures
-from aprilcli.workflows.eval_references import References, Setting, draw_order, relative_path
+from aprilcli.workflows.eval_references import References, Setting, draw_order
 from aprilcli.workflows.pipeline import PreparedImage, Reader, map_ahead
 
 MOST_TO_CALIBRATE = 200  # unused training images: twice as many as a false-alarm rate of 0.01 needs
@@ -231,12 +232,12 @@ def _read_image(labeled: LabeledImage, root: Path, reader: Reader, size: int) ->
     image = reader(FoundImage(labeled.path, name))
     if image.pixels is None:
         return _Read(labeled, image)
-    digests = [f"{name}\0{sha256_of_file(labeled.path)}"]
+    digests = [digest_line(labeled.path, root)]
     if not labeled.has_mask:
         return _Read(labeled, image, digests=tuple(digests))  # already among the problems of the data set
     try:
         mask = read_mask(labeled, image.size_hw)
-        digests += [f"{relative_path(path, root)}\0{sha256_of_file(path)}" for path in labeled.mask_paths]
+        digests += [digest_line(path, root) for path in labeled.mask_paths]
     except InputError as error:
         return _Read(labeled, image, problems=(f"{error}; its pixels are left out",), digests=tuple(digests))
     if not mask.any():
@@ -265,11 +266,10 @@ def _evidence(
 def _distances(
     features: ImageFeatures, references: list[tuple[torch.Tensor, ...]], banks: list[tuple[int, ...]]
 ) -> tuple[torch.Tensor, ...]:
-    """Return N × [B, F, h, w]: the distances to every bank, as minima over its references."""
+    """Return the distances to every bank, N × [B, F, h, w]."""
     stages = []
     for stage, (tokens, grid) in enumerate(zip(features.patch_tokens, features.grids, strict=True)):
-        each = torch.stack([nearest_distance(tokens, reference[stage]) for reference in references], dim=1)
-        nearest = torch.stack([each[:, list(rows)].amin(dim=1) for rows in banks], dim=1)
+        nearest = nearest_in_banks(tokens, [reference[stage] for reference in references], banks)
         stages.append(nearest.reshape(*nearest.shape[:2], *grid))
     return tuple(stages)
 

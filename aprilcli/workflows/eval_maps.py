@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aprilcli.errors import InputError
-from aprilcli.io import reports
+from aprilcli.io import map_files
 from aprilcli.io.datasets import LabeledImage
 
 
@@ -50,7 +50,7 @@ class MapFiles:
         """Write the map [H, W] of the image at ``position``. Raises OutputError."""
         values = anomaly_map.astype(np.float16) if self._is_ad2 else anomaly_map
         value_range = [float(values.min()), float(values.max())]
-        reports.write_map(self._paths[position], values, {**self._description, "range": value_range})
+        map_files.write_map(self._paths[position], values, {**self._description, "range": value_range})
 
 
 def _map_names(images: Sequence[LabeledImage]) -> list[str]:

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from aprilcli.core import maps
-from aprilcli.core.calibration import Threshold, threshold_at
+from aprilcli.core import resizing
+from aprilcli.core.calibration import threshold_at
 from aprilcli.core.fusion import authors_scores
 from aprilcli.core.metrics import PixelScores, image_metrics, roc_curve, vand
+from aprilcli.core.threshold import Threshold
 from aprilcli.io.datasets import LabeledObject
 from aprilcli.options import EvalOptions, Fusion
 from aprilcli.types import Detection, ModelSpec
@@ -77,7 +78,7 @@ def _measure(
         if has_masks and image.has_pixels:
             pixels.add(detection.anomaly_map, image.mask)
         if write_map is not None:
-            source = maps.resize_map(torch.from_numpy(detection.anomaly_map), image.size_hw)
+            source = resizing.resize_map(torch.from_numpy(detection.anomaly_map), image.size_hw)
             write_map(position, source.numpy())
     labels = [image.image.label for image in readable]
     scores = [detection.score for detection in detections]

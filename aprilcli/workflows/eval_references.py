@@ -7,7 +7,6 @@ without replacement, and the references of more shots include those of fewer.
 from __future__ import annotations
 
 import itertools
-import os
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aprilcli.errors import InputError
+from aprilcli.io.data_fingerprint import relative_path
 from aprilcli.io.datasets import LabeledObject
 from aprilcli.io.walk import FoundImage
 from aprilcli.workflows.pipeline import Reader
@@ -28,11 +28,6 @@ class Setting:
 
     shots: int
     seed: int | None = None
-
-
-def relative_path(path: Path, root: Path) -> str:
-    """Return ``path`` relative to the data set, with ``/``."""
-    return Path(os.path.relpath(path, root)).as_posix()
 
 
 def draw_order(category: str, count: int, seed: int) -> list[int]:

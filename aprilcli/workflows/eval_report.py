@@ -12,7 +12,6 @@ setting; label 1 is anomalous, ``path`` is relative to the data set.
 from __future__ import annotations
 
 import csv
-import io
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,24 +19,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import rich.box
-import rich.console
-from rich.table import Table
-from rich.text import Text
-
 from aprilcli.core.metrics import METRICS
-from aprilcli.core.projector import Projector
-from aprilcli.io import paper_tables
 from aprilcli.io.atomic import written_aside
 from aprilcli.io.datasets import LabeledDataset
 from aprilcli.options import EvalOptions, Fusion
-from aprilcli.text import printable
 from aprilcli.types import ModelSpec
-from aprilcli.workflows.eval_results import MEAN, SCORE_COLUMNS, Report, Result, Summary, count_defects
+from aprilcli.workflows.eval_results import MEAN, SCORE_COLUMNS, Report, Result, count_defects
 
 DEVIATION = "deviation"
-UNDEFINED = "-"
-WIDEST = 1000  # characters: the table is never cut
 
 
 def write_scores_csv(path: Path, results: Iterable[Result]) -> None:
@@ -105,25 +94,6 @@ def captions(
     return tuple(lines)
 
 
-def leakage(dataset: LabeledDataset, projector: Projector | None, fingerprint: str) -> str | None:
-    """Return a warning if the projector was trained on the data it is measured on."""
-    if projector is None:
-        return None
-    names = {dataset.root.resolve().name.casefold()}
-    if [item.name for item in dataset.objects] == [dataset.root.resolve().name]:  # one object of a set
-        names.add(dataset.root.resolve().parent.name.casefold())
-    public_set = paper_tables.recognize(item.category for item in dataset.objects)
-    data = projector.fields.get("data")
-    same_content = isinstance(data, dict) and data.get("fingerprint") == fingerprint
-    trained_on = projector.trained_on
-    if same_content or (trained_on and (trained_on == public_set or trained_on.casefold() in names)):
-        return (
-            f"LEAKAGE: the projector was trained on this data set ({trained_on or 'the same images'}); "
-            "these numbers say nothing about unseen objects"
-        )
-    return None
-
-
 def describe_dataset(dataset: LabeledDataset, fingerprint: str) -> dict[str, Any]:
     """Return what was recognized; ``fingerprint``: SHA-256 over test images and masks, as ``train`` records it."""
     return {
@@ -180,40 +150,3 @@ def describe_report(report: Report) -> dict[str, Any]:
 
 def _defined(metrics: Mapping[str, float]) -> dict[str, float | None]:
     return {name: None if math.isnan(value) else value for name, value in metrics.items()}
-
-
-def draw_table(report: Report) -> str:
-    """Return the table in the paper's order, in percent, with its captions; never cut, whatever the terminal."""
-    table = Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("shots")
-    table.add_column("object")
-    for metric in report.metrics:
-        table.add_column(metric, justify="right")
-    for shots in report.shots:
-        summaries = report.summaries(shots)
-        for summary in summaries if len(summaries) > 2 else summaries[:1]:
-            for name, values in _table_rows(report, summary):
-                table.add_row(str(shots), Text(printable(name)), *values)  # Text: a name may look like markup
-        table.add_section()
-    stream = io.StringIO()
-    rich.console.Console(file=stream, width=WIDEST, color_system=None).print(table)
-    lines = [line.rstrip() for line in stream.getvalue().splitlines()]
-    captions = map(printable, (*([report.leakage] if report.leakage else []), *report.captions))
-    return "\n".join([*(line for line in lines if line), *captions])
-
-
-def _table_rows(report: Report, summary: Summary) -> Iterable[tuple[str, list[str]]]:
-    yield summary.object_name, [_percent(summary.mean[m] * 100, summary.deviation[m] * 100) for m in report.metrics]
-    papers = [report.paper_value(summary, metric) for metric in report.metrics]
-    if any(papers):
-        yield "  paper", [UNDEFINED if value is None else _percent(*value) for value in papers]
-        differences = [
-            None if v is None else summary.mean[m] * 100 - v[0] for m, v in zip(report.metrics, papers, strict=True)
-        ]
-        yield "  difference", [UNDEFINED if d is None or math.isnan(d) else f"{d:+.1f}" for d in differences]
-
-
-def _percent(mean: float, deviation: float | None) -> str:
-    if math.isnan(mean):
-        return UNDEFINED
-    return f"{mean:.1f}" if deviation is None or math.isnan(deviation) else f"{mean:.1f} ± {deviation:.1f}"

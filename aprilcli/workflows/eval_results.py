@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from aprilcli.core.calibration import Threshold
 from aprilcli.core.metrics import METRICS, mean_metrics
+from aprilcli.core.threshold import Threshold
 from aprilcli.io import paper_tables
 from aprilcli.io.datasets import LabeledObject
 from aprilcli.types import Detection
@@ -28,7 +28,7 @@ SCORE_COLUMNS = (
 
 
 @dataclass(frozen=True)
-class ScoreRow:
+class EvalScoreRow:
     """The scores of an image under a setting; None if ``error`` gives the reason, or without a map."""
 
     object_name: str
@@ -63,7 +63,7 @@ class Result:
     setting: Setting
     references: tuple[str, ...]
     metrics: dict[str, float]
-    rows: tuple[ScoreRow, ...] = field(repr=False)
+    rows: tuple[EvalScoreRow, ...] = field(repr=False)
     threshold: Threshold | None = None
     curves: Curves | None = field(default=None, repr=False)
 
@@ -149,14 +149,14 @@ def score_rows(
     images: Sequence[EncodedImage],
     detections: Sequence[Detection],
     scores: Sequence[float],
-) -> tuple[ScoreRow, ...]:
+) -> tuple[EvalScoreRow, ...]:
     """Return a row per image; ``detections`` and ``scores`` are those of the readable images."""
     rows, results = [], zip(detections, scores, strict=True)
     for image in images:
         where = (object_name, image.image.defect, image.path, image.image.label, setting)
         if image.error is not None:
-            rows.append(ScoreRow(*where, error=image.error))
+            rows.append(EvalScoreRow(*where, error=image.error))
         else:
             detection, score = next(results)
-            rows.append(ScoreRow(*where, detection.text_score, detection.map_max, score))
+            rows.append(EvalScoreRow(*where, detection.text_score, detection.map_max, score))
     return tuple(rows)

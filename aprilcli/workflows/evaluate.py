@@ -10,7 +10,6 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from hashlib import sha256
 from pathlib import Path
 
 from aprilcli.core.backbone import Backbone
@@ -20,11 +19,12 @@ from aprilcli.core.projector import Projector, load_projector
 from aprilcli.core.prompts import encode_prompts
 from aprilcli.defaults import PAPER, SHOTS
 from aprilcli.errors import InputError, OptionError, OutputError
-from aprilcli.io import paper_tables, reports
+from aprilcli.io import paper_tables, records
 from aprilcli.io.atomic import claimed, output_errors, remove_leftovers
+from aprilcli.io.data_fingerprint import data_fingerprint
 from aprilcli.io.datasets import LabeledDataset, read_dataset
 from aprilcli.options import EvalOptions, Fusion, describe
-from aprilcli.workflows import eval_report
+from aprilcli.workflows import eval_leakage, eval_report, eval_table
 from aprilcli.workflows.console import Console
 from aprilcli.workflows.eval_encoding import ObjectEncoder
 from aprilcli.workflows.eval_measures import measure_object
@@ -53,7 +53,7 @@ def run_eval(options: EvalOptions, console: Console) -> EvalSummary:
     Memory, besides the model: of one object, see ``ObjectEncoder.encode``, and the ``PixelScores`` of
     ``options.workers`` settings at a time (4 to 8 bytes per map pixel, three times that while they are sorted).
     """
-    started, began = reports.timestamp(), time.monotonic()
+    started, began = records.timestamp(), time.monotonic()
     _check_options(options)
     dataset = _choose_objects(read_dataset(options.dataset, options.layout), options.objects)
     settings = _settings(options, dataset, console)
@@ -94,21 +94,21 @@ def _evaluate(
                 notes += [f"{item.name}: {r.threshold.note}" for r in measured if r.threshold and r.threshold.note]
     for note in notes:
         console.note_once(note)
-    fingerprint = sha256("\n".join(sorted(digests)).encode("utf-8", "surrogateescape")).hexdigest()
+    fingerprint = data_fingerprint(digests)
     unreadable = [row for result in results if result.setting == settings[0] for row in result.rows if row.error]
     problems += [f"{row.path}: left out ({row.error})" for row in unreadable]
     _print_problems(problems, console)
     report = Report(
         results=tuple(results),
         captions=eval_report.captions(options, dataset, backbone.spec, sources),
-        leakage=eval_report.leakage(dataset, projector, fingerprint),
+        leakage=eval_leakage.leakage(dataset, projector, fingerprint),
         paper=paper_tables.recognize(item.category for item in dataset.objects) if options.model == PAPER else None,
         is_calibrated=options.calibrate,
     )
     eval_report.write_metrics_csv(options.out / "metrics.csv", report)
     eval_report.write_scores_csv(options.out / "scores.csv", results)
     record = {
-        "versions": reports.versions(),
+        "versions": records.versions(),
         "options": describe(options),
         "model": backbone.spec.to_json(),
         "device": str(backbone.encoder.device),
@@ -121,10 +121,10 @@ def _evaluate(
         **({"calibration": sources} if options.calibrate else {}),
         **eval_report.describe_report(report),
         "started": started,
-        "finished": reports.timestamp(),
+        "finished": records.timestamp(),
     }
-    reports.write_json(options.out / "metrics.json", record)
-    return EvalSummary(eval_report.draw_table(report), tuple(results), len(unreadable))
+    records.write_json(options.out / "metrics.json", record)
+    return EvalSummary(eval_table.draw_table(report), tuple(results), len(unreadable))
 
 
 def _check_options(options: EvalOptions) -> None:

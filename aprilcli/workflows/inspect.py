@@ -14,9 +14,9 @@ from rich.text import Text
 
 from aprilcli.core.bank_file import KIND as BANK
 from aprilcli.core.bank_file import load_bank
-from aprilcli.core.projector import UNDATED
 from aprilcli.errors import ArtifactError
-from aprilcli.io.artifacts import read_header, size_of_file
+from aprilcli.io.artifacts import UNDATED, read_header
+from aprilcli.io.files import size_of_file
 from aprilcli.io.images import DECODER_ERRORS
 from aprilcli.text import printable
 

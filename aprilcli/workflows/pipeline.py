@@ -5,13 +5,9 @@ from __future__ import annotations
 import collections
 import errno
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
-from types import FrameType
 from typing import TypeVar
 
 import numpy as np
@@ -98,26 +94,3 @@ def stamp(found: FoundImage) -> str:
     except OSError:
         return "gone"
     return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino} {readable:d}"
-
-
-@contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
-    """Let Ctrl-C finish the images in progress: yields a function that returns whether it was pressed.
-
-    A second Ctrl-C stops at once. A process started with Ctrl-C ignored (in the background of a script) ignores it.
-    """
-    pressed = threading.Event()
-
-    def on_interrupt(_signal: int, _frame: FrameType | None) -> None:
-        pressed.set()
-        signal.signal(signal.SIGINT, before)
-
-    is_main = threading.current_thread() is threading.main_thread()  # only this thread receives signals
-    if not is_main or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        yield pressed.is_set
-        return
-    before = signal.signal(signal.SIGINT, on_interrupt)
-    try:
-        yield pressed.is_set
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -22,8 +22,8 @@ from aprilcli.core.calibration import check_rate
 from aprilcli.core.decision import DecisionRule
 from aprilcli.core.detector import Detector
 from aprilcli.errors import InputError, OptionError
-from aprilcli.io import reports
-from aprilcli.io.artifacts import sha256_of_file
+from aprilcli.io import records, scores_csv
+from aprilcli.io.files import sha256_of_file
 from aprilcli.io.walk import FoundImage, find_images, require_folder
 from aprilcli.options import ScanOptions, describe
 from aprilcli.text import printable
@@ -31,9 +31,11 @@ from aprilcli.types import Detection
 from aprilcli.workflows import scan_output as output
 from aprilcli.workflows import scan_resume as resume
 from aprilcli.workflows.console import Console
+from aprilcli.workflows.interrupt import interruptible
 from aprilcli.workflows.loading import load_detector, range_of
-from aprilcli.workflows.pipeline import NO_IMAGES, PreparedImage, Reader, interruptible, map_ahead
+from aprilcli.workflows.pipeline import NO_IMAGES, PreparedImage, Reader, map_ahead
 from aprilcli.workflows.scan_output import MAPS, RUN, SCORES
+from aprilcli.workflows.scan_tally import Tally
 
 # Options that change how a scan runs, not what it finds.
 EXECUTION_OPTIONS = ("out", "workers", "resume", "overwrite", "fail_on_anomaly")
@@ -54,7 +56,7 @@ class ScanSummary:
 
 def run_scan(options: ScanOptions, console: Console) -> ScanSummary:
     """Score every image below ``options.folder``. Raises the package's errors; unreadable images get a row."""
-    started, began = reports.timestamp(), time.monotonic()
+    started, began = records.timestamp(), time.monotonic()
     _check_options(options)
     total = _count_images(options)
     if not (options.resume or options.overwrite):
@@ -69,7 +71,7 @@ def run_scan(options: ScanOptions, console: Console) -> ScanSummary:
     for note in rule.notes:
         console.note(note)
     record = _describe_run(options, detector, rule, started)
-    tally = output.Tally()
+    tally = Tally()
     with (
         output.claimed(options.out),
         ThreadPoolExecutor(max_workers=options.workers) as pool,
@@ -91,7 +93,7 @@ def run_scan(options: ScanOptions, console: Console) -> ScanSummary:
         if interrupted():
             pool.shutdown(wait=False, cancel_futures=True)  # of images that were to be decoded
             raise KeyboardInterrupt
-        reports.write_json(options.out / RUN, {**record, "counts": tally.counts(), "finished": reports.timestamp()})
+        records.write_json(options.out / RUN, {**record, "counts": tally.counts(), "finished": records.timestamp()})
     return ScanSummary(
         scored=tally.scored,
         unreadable=tally.unreadable,
@@ -127,27 +129,25 @@ def _count_images(options: ScanOptions) -> int:
     return total
 
 
-def _prepare_output(
-    options: ScanOptions, record: dict[str, Any], tally: output.Tally, console: Console
-) -> resume.ResumePoint:
+def _prepare_output(options: ScanOptions, record: dict[str, Any], tally: Tally, console: Console) -> resume.ResumePoint:
     """Refuse existing results, delete them, or find how far they are complete."""
     out = options.out
     if options.resume and output.has_results(out):
         for note in resume.check_same_run(out, record):
             console.note(note)
-        reports.write_json(out / RUN, record)  # without "finished"
+        records.write_json(out / RUN, record)  # without "finished"
         return resume.find_resume_point(out, _images_to_scan(options), options.maps, options.batch_size, tally.count)
     if not options.overwrite:
         output.refuse_results(out)
     output.remove_results(out)
-    reports.write_json(out / RUN, record)
+    records.write_json(out / RUN, record)
     return resume.ResumePoint()
 
 
 def _describe_run(options: ScanOptions, detector: Detector, rule: DecisionRule, started: str) -> dict[str, Any]:
     bank = None if options.part is None else bank_path(options.part, options.banks)
     return {
-        "versions": reports.versions(),
+        "versions": records.versions(),
         "options": {name: value for name, value in describe(options).items() if name not in EXECUTION_OPTIONS},
         "model": detector.encoder.spec.to_json(),
         "device": str(detector.encoder.device),
@@ -169,7 +169,7 @@ def _score_all(
     pool: ThreadPoolExecutor,
     found: Iterator[FoundImage],
     interrupted: Callable[[], bool],
-) -> Iterator[tuple[PreparedImage, reports.ScoreRow, str]]:
+) -> Iterator[tuple[PreparedImage, scores_csv.ScoreRow, str]]:
     """Decode and write on threads while this thread encodes; yield each row, in order, with its journal line.
 
     Ends after the images in progress if ``interrupted``.
@@ -180,7 +180,7 @@ def _score_all(
         "bank": options.part,
     }
 
-    def finish(scored: tuple[PreparedImage, Detection | None]) -> tuple[PreparedImage, reports.ScoreRow, str]:
+    def finish(scored: tuple[PreparedImage, Detection | None]) -> tuple[PreparedImage, scores_csv.ScoreRow, str]:
         image, detection = scored
         row = _finish(options, rule, image, detection, description)
         return image, row, resume.journal_line(options.out, image.stamp, row, options.maps)
@@ -197,15 +197,15 @@ def _finish(
     image: PreparedImage,
     detection: Detection | None,
     description: dict[str, Any],
-) -> reports.ScoreRow:
+) -> scores_csv.ScoreRow:
     """Write an image's map and return its row."""
     if detection is None:
-        return reports.ScoreRow(image.found.relative, "error", error=image.error)
+        return scores_csv.ScoreRow(image.found.relative, "error", error=image.error)
     if options.maps and detection.anomaly_map is not None:
         try:
             output.write_map(options, image, detection.anomaly_map, description)
         except InputError as error:
-            return reports.ScoreRow(image.found.relative, "error", error=str(error))
+            return scores_csv.ScoreRow(image.found.relative, "error", error=str(error))
     return output.score_row(rule, image, detection)
 
 

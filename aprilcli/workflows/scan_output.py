@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from aprilcli.core import maps
+from aprilcli.core import resizing
 from aprilcli.core.decision import DecisionRule
 from aprilcli.errors import InputError, OutputError
-from aprilcli.io import reports
+from aprilcli.io import append_file, map_files, scores_csv
 from aprilcli.io.atomic import claimed as claimed_lock
 from aprilcli.io.atomic import output_errors, remove_leftovers, remove_tree
 from aprilcli.io.walk import is_image_name
@@ -31,7 +31,6 @@ from aprilcli.workflows.pipeline import PreparedImage
 SCORES, MAPS, RUN = "scores.csv", "maps", "run.json"
 JOURNAL, LOCK = ".journal", ".lock"
 TIFF = ".tiff"
-HIGHEST = 5  # scores in the summary
 
 
 @contextmanager
@@ -81,11 +80,11 @@ def write_map(
     if _map_collides(options.folder, image.found.relative):
         raise InputError(f"{image.found.path}: its folder has the name of another image's map; {advice}")
     if options.map_size == MapSize.source:
-        anomaly_map = maps.resize_map(torch.from_numpy(anomaly_map), image.size_hw).numpy()
+        anomaly_map = resizing.resize_map(torch.from_numpy(anomaly_map), image.size_hw).numpy()
     value_range = [float(anomaly_map.min()), float(anomaly_map.max())]
     path = map_path(options.out, image.found.relative)
     try:
-        reports.write_map(path, anomaly_map, {**description, "range": value_range})
+        map_files.write_map(path, anomaly_map, {**description, "range": value_range})
     except OutputError as error:
         if not isinstance(error.__cause__, OSError) or error.__cause__.errno != errno.ENAMETOOLONG:
             raise
@@ -99,9 +98,9 @@ def _map_collides(folder: Path, relative: str) -> bool:
     return any(is_image_name(path.name) and path.is_file() for path in beside)
 
 
-def score_row(rule: DecisionRule, image: PreparedImage, detection: Detection) -> reports.ScoreRow:
+def score_row(rule: DecisionRule, image: PreparedImage, detection: Detection) -> scores_csv.ScoreRow:
     """Return the row of an image that was scored."""
-    return reports.ScoreRow(
+    return scores_csv.ScoreRow(
         path=image.found.relative,
         status="ok",
         score=detection.score,
@@ -115,50 +114,26 @@ def score_row(rule: DecisionRule, image: PreparedImage, detection: Detection) ->
     )
 
 
-class Tally:
-    """Counts rows and keeps the highest scores as (path, score)."""
-
-    def __init__(self) -> None:
-        """Start at zero."""
-        self.scored = self.unreadable = self.anomalous = 0
-        self.highest: list[tuple[str, float]] = []
-
-    def count(self, row: reports.ScoreRow) -> None:
-        """Add a row."""
-        if row.score is None:
-            self.unreadable += 1
-            return
-        self.scored += 1
-        self.anomalous += row.verdict == "anomalous"
-        self.highest.append((row.path, row.score))
-        self.highest.sort(key=lambda named: -named[1])
-        del self.highest[HIGHEST:]
-
-    def counts(self) -> dict[str, int]:
-        """Return the counts for run.json."""
-        return {"scored": self.scored, "unreadable": self.unreadable, "anomalous": self.anomalous}
-
-
 class ScanWriter:
     """Appends rows and journal lines."""
 
-    def __init__(self, scores: reports.LineFile, journal: reports.LineFile) -> None:
+    def __init__(self, scores: append_file.LineFile, journal: append_file.LineFile) -> None:
         """Use ``open_writer``."""
         self._scores = scores
         self._journal = journal
 
-    def write(self, journal_line: str, row: reports.ScoreRow) -> None:
+    def write(self, journal_line: str, row: scores_csv.ScoreRow) -> None:
         """Append a row and its ``journal_line``. Raises OutputError; earlier rows stay."""
         self._journal.write(journal_line + "\n")
-        self._scores.write(reports.row_line(row))
+        self._scores.write(scores_csv.row_line(row))
 
 
 @contextmanager
 def open_writer(out: Path, scores_end: int, journal_end: int) -> Iterator[ScanWriter]:
     """Open scores.csv and the journal; what follows these positions, in bytes, is cut off."""
     with (
-        reports.open_scores(out / SCORES, scores_end) as scores,
-        reports.open_lines(out / JOURNAL, journal_end) as journal,
+        scores_csv.open_scores(out / SCORES, scores_end) as scores,
+        append_file.open_lines(out / JOURNAL, journal_end) as journal,
     ):
         yield ScanWriter(scores, journal)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from aprilcli.errors import OutputError
-from aprilcli.io import reports
+from aprilcli.io import scores_csv
 from aprilcli.io.atomic import output_errors
 from aprilcli.io.walk import FoundImage, find_images, is_image_name
 from aprilcli.workflows.pipeline import stamp
@@ -76,7 +76,7 @@ def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def find_resume_point(
-    out: Path, found: Iterator[FoundImage], maps: bool, batch_size: int, on_row: Callable[[reports.ScoreRow], None]
+    out: Path, found: Iterator[FoundImage], maps: bool, batch_size: int, on_row: Callable[[scores_csv.ScoreRow], None]
 ) -> ResumePoint:
     """Find how much of an interrupted run is complete, call ``on_row`` for each row kept, and delete later maps.
 
@@ -84,7 +84,7 @@ def find_resume_point(
     damaged; and at a multiple of the batch size, so the rest is encoded in the batches of an uninterrupted run.
     """
     complete = ResumePoint()
-    batch: list[reports.ScoreRow] = []
+    batch: list[scores_csv.ScoreRow] = []
     for image, (row, line, scores_end, journal_end) in zip(found, _old_rows(out), strict=False):
         if row.path != image.relative or line != journal_line(out, stamp(image), row, maps):
             break
@@ -112,12 +112,12 @@ def _remove_later_maps(out: Path, last: str) -> None:
                 found.path.unlink()
 
 
-def _old_rows(out: Path) -> Iterator[tuple[reports.ScoreRow, str, int, int]]:
+def _old_rows(out: Path) -> Iterator[tuple[scores_csv.ScoreRow, str, int, int]]:
     """Read complete rows with their journal lines, and the ends of scores.csv and the journal after each."""
     journal_end = 0
     try:
         with (out / SCORES).open("rb") as scores, (out / JOURNAL).open("rb") as journal:
-            for row, scores_end in reports.read_rows(scores):
+            for row, scores_end in scores_csv.read_rows(scores):
                 line = journal.readline()
                 if not line.endswith(b"\n") or not _is_inside(row.path):
                     return
@@ -131,12 +131,12 @@ def _is_inside(relative: str) -> bool:
     return not Path(relative).is_absolute() and ".." not in Path(relative).parts
 
 
-def journal_line(out: Path, stamp: str, row: reports.ScoreRow, maps: bool) -> str:
+def journal_line(out: Path, stamp: str, row: scores_csv.ScoreRow, maps: bool) -> str:
     """Return the journal line of a row: the ``stamp`` of its image and a digest of the row and its map on disk.
 
     ``maps``: whether rows have maps. Empty, as no line ever is, if the map is missing.
     """
-    digest = blake2b(reports.row_line(row).encode("utf-8", "surrogateescape"), digest_size=16)
+    digest = blake2b(scores_csv.row_line(row).encode("utf-8", "surrogateescape"), digest_size=16)
     if maps and row.map_max is not None:
         try:
             with map_path(out, row.path).open("rb") as content:

@@ -20,13 +20,13 @@ from aprilcli.core.backbone import Backbone
 from aprilcli.core.training import BETAS
 from aprilcli.core.training_set import (
     TrainingImage,
-    data_fingerprint,
+    check_images,
     split_validation,
     training_images,
 )
 from aprilcli.defaults import MOSAIC_SHARE
 from aprilcli.errors import OptionError, OutputError
-from aprilcli.io import reports
+from aprilcli.io import records
 from aprilcli.io.atomic import claimed_file, output_errors
 from aprilcli.io.datasets import LabeledDataset, read_dataset
 from aprilcli.io.paper_tables import recognize
@@ -54,7 +54,7 @@ class TrainSummary:
 
 def run_train(options: TrainOptions, console: Console) -> TrainSummary:
     """Train a projector for a frozen model and write it. Raises the package's errors."""
-    started, began = reports.timestamp(), time.monotonic()
+    started, began = records.timestamp(), time.monotonic()
     _check_options(options)
     # Unlike Path.resolve, this accepts circular links, which are then not a folder.
     dataset = read_dataset(Path(os.path.realpath(options.dataset)), options.layout)
@@ -156,7 +156,7 @@ def _describe_data(
     console: Console,
 ) -> dict[str, Any]:
     with console.progress(len(images), "checking images") as advance:
-        fingerprint = data_fingerprint(dataset, images, pool, advance, image_reader(options))
+        fingerprint = check_images(dataset, images, pool, advance, image_reader(options))
     return {
         "name": dataset.root.name,
         "layout": dataset.layout,

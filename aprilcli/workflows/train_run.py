@@ -16,14 +16,15 @@ import torch
 
 from aprilcli.core.backbone import Backbone
 from aprilcli.core.metrics import average_precision
-from aprilcli.core.projector import KIND, UNDATED, save_projector
+from aprilcli.core.projector import KIND, save_projector
 from aprilcli.core.prompts import encode_prompts
 from aprilcli.core.training import Batch, ProjectorTrainer, new_projector
 from aprilcli.core.training_set import TrainingImage, plan_epoch, prepare_input
 from aprilcli.errors import ArtifactError, OptionError, OutputError
-from aprilcli.io import reports
-from aprilcli.io.artifacts import read_header, sha256_of_file
+from aprilcli.io import records
+from aprilcli.io.artifacts import read_header
 from aprilcli.io.atomic import output_errors
+from aprilcli.io.files import sha256_of_file
 from aprilcli.io.images import SourceImage, read_image
 from aprilcli.options import TrainOptions
 from aprilcli.workflows.checkpoint import Checkpoint, Record
@@ -171,7 +172,7 @@ class TrainingRun:
         options, projector = self._options, self._trainer.projector
         projector.load_state_dict(self._kept_weights)
         projector.fields = self._result_fields()
-        save_projector(projector, options.out, created=UNDATED)
+        save_projector(projector, options.out)
         report = {
             "kind": KIND,
             "file": options.out.name,
@@ -179,11 +180,11 @@ class TrainingRun:
             "fingerprint": projector.identity["fingerprint"],
             **projector.fields,
             "model": projector.spec.to_json(),
-            "versions": reports.versions(),
+            "versions": records.versions(),
             "started": started,
-            "finished": reports.timestamp(),
+            "finished": records.timestamp(),
         }
-        reports.write_json(options.report, report)
+        records.write_json(options.report, report)
         with output_errors(options.checkpoint):
             options.checkpoint.unlink()
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from helpers import QUERIES, GoldenCase
 
-from aprilcli.core import maps
+from aprilcli.core import maps, resizing
 
 
 def zero_shot_inputs(
@@ -65,7 +65,7 @@ def test_the_sigmoid_equals_the_two_channel_softmax_of_the_paper(golden: GoldenC
 @pytest.mark.parametrize("size_hw", [(40, 60), (200, 31), (1, 1), (3, 500)])
 def test_a_resized_map_has_the_source_size_and_stays_within_its_range(size_hw: tuple[int, int]) -> None:
     anomaly_map = torch.rand(32, 32, generator=torch.Generator().manual_seed(0)) * 4
-    resized = maps.resize_map(anomaly_map, size_hw)
+    resized = resizing.resize_map(anomaly_map, size_hw)
     assert resized.shape == size_hw
     assert resized.dtype == torch.float32
     assert resized.min() >= anomaly_map.min() - 1e-5
@@ -74,18 +74,18 @@ def test_a_resized_map_has_the_source_size_and_stays_within_its_range(size_hw: t
 
 def test_resizing_a_map_to_its_own_size_changes_nothing() -> None:
     anomaly_map = torch.rand(32, 32, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(maps.resize_map(anomaly_map, (32, 32)), anomaly_map)
+    assert torch.equal(resizing.resize_map(anomaly_map, (32, 32)), anomaly_map)
 
 
 def test_a_mask_is_resized_to_zeros_and_ones_at_half_coverage() -> None:
     mask = np.zeros((8, 4), dtype=bool)
     mask[:4, :2] = True
-    assert np.array_equal(maps.resize_mask(mask, 2), np.float32([[1, 0], [0, 0]]))  # also from another aspect ratio
+    assert np.array_equal(resizing.resize_mask(mask, 2), np.float32([[1, 0], [0, 0]]))  # also from another aspect ratio
     large = np.random.default_rng(0).random((57, 91)) > 0.5
-    resized = maps.resize_mask(large, 28)
+    resized = resizing.resize_mask(large, 28)
     assert resized.dtype == np.float32
     assert set(np.unique(resized)) == {0.0, 1.0}
     # Antialiased: a stripe of three of four pixels remains, a stripe of one of four disappears.
     stripes = np.zeros((16, 16), dtype=bool)
     stripes[:, :3], stripes[:, 12] = True, True
-    assert maps.resize_mask(stripes, 4).tolist() == [[1, 0, 0, 0]] * 4
+    assert resizing.resize_mask(stripes, 4).tolist() == [[1, 0, 0, 0]] * 4

@@ -1,4 +1,4 @@
-"""Models, folders and options that are refused when a model is loaded."""
+"""Loading models: what is refused; the image encoder alone has the same features, and needs the same weights."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ import json
 import os
 import pickle
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import GoldenCase, change_config
+from open_clip.transformer import TextTransformer
 from safetensors.torch import load_file, save_file
+from timm_models import write_model
 
-from aprilcli.core.model_loading import load_backbone
+from aprilcli.core.model_loading import load_backbone, load_image_encoder
 from aprilcli.errors import ArtifactError, BackboneError, OptionError
 
 
@@ -124,3 +127,53 @@ def test_a_folder_name_with_control_characters_is_refused(golden_vit: GoldenCase
     folder = Path(shutil.copytree(golden_vit.folder, tmp_path / "\x1b[31mred"))
     with pytest.raises(BackboneError, match=r"x1b\[31mred: a model folder's path needs printable UTF-8"):
         load_backbone(str(folder), device="cpu")
+
+
+def assert_same_features(model: str, size: int | None, stages: tuple[int, ...] | None) -> None:
+    whole = load_backbone(model, image_size=size, stages=stages, device="cpu").encoder
+    alone = load_image_encoder(model, whole.spec, device="cpu")
+    pixels = torch.randn(2, 3, whole.spec.image_size, whole.spec.image_size).numpy()
+    mine, theirs = alone.encode(pixels), whole.encode(pixels)
+    assert (alone.spec, alone.grids, alone.precision) == (whole.spec, whole.grids, whole.precision)
+    assert torch.equal(mine.image, theirs.image)
+    assert mine.grids == theirs.grids
+    assert all(map(torch.equal, mine.patch_tokens, theirs.patch_tokens))
+
+
+def test_an_image_encoder_alone_has_the_features_of_the_whole_model(golden: GoldenCase) -> None:
+    assert_same_features(str(golden.folder), golden.image_size, golden.stages)
+    assert_same_features(str(golden.folder), None, None)
+
+
+@pytest.mark.parametrize("size", [None, 96])
+@pytest.mark.parametrize("name", ["convnext", "pe-core"])
+def test_an_image_encoder_alone_has_the_features_of_the_whole_model_with_timms_towers(
+    tmp_path: Path, name: str, size: int | None
+) -> None:
+    assert_same_features(str(write_model(tmp_path / name, name)), size, None)
+
+
+def test_a_text_tower_that_is_not_used_takes_no_memory(golden_vit: GoldenCase, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = []
+    real = TextTransformer.__init__
+
+    def note(self: TextTransformer, *arguments: object, **options: object) -> None:
+        real(self, *arguments, **options)
+        built.append(self.positional_embedding.device.type)
+
+    monkeypatch.setattr(TextTransformer, "__init__", note)
+    load_image_encoder(str(golden_vit.folder), golden_vit.backbone.spec, device="cpu")
+    assert set(built) == {"meta"}
+
+
+@pytest.mark.parametrize("weight", ["visual.proj", "visual.positional_embedding", "text_projection"])
+def test_other_weights_than_the_specs_are_refused(golden_vit: GoldenCase, tmp_path: Path, weight: str) -> None:
+    folder = Path(shutil.copytree(golden_vit.folder, tmp_path / "golden-vit"))
+    weights = load_file(folder / "open_clip_model.safetensors")
+    weights[weight] += 1
+    save_file(weights, folder / "open_clip_model.safetensors")
+    spec = golden_vit.backbone.spec
+    with pytest.raises(ArtifactError, match=f"fingerprint [0-9a-f]{{12}}, not golden-vit's {spec.fingerprint[:12]}"):
+        load_image_encoder(str(folder), spec, device="cpu")
+    with pytest.raises(ArtifactError, match="fingerprint"):
+        load_image_encoder(str(golden_vit.folder), replace(spec, fingerprint="0" * 64), device="cpu")

@@ -16,7 +16,7 @@ from aprilcli.core.memory_bank import Source, build
 from aprilcli.core.projector import Projector, load_projector, save_projector
 from aprilcli.errors import ArtifactError
 from aprilcli.io.artifacts import write_artifact
-from aprilcli.io.published import read_authors_projector
+from aprilcli.io.authors_format import read_authors_projector
 
 
 def authors_file(path: Path, widths: tuple[int, ...], joint_width: int) -> Path:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from aprilcli.core.training_set import (
     TrainingImage,
-    data_fingerprint,
+    check_images,
     mosaic_of,
     plan_epoch,
     prepare_input,
@@ -140,7 +140,7 @@ def test_the_fingerprint_depends_on_names_and_contents_not_on_the_folder(tmp_pat
     def fingerprint(root: Path) -> str:
         dataset = read_dataset(root)
         with ThreadPoolExecutor(2) as pool:
-            return data_fingerprint(dataset, training_images(dataset), pool, lambda: None)
+            return check_images(dataset, training_images(dataset), pool, lambda: None)
 
     first = write_set(tmp_path / "first")
     moved = Path(shutil.copytree(first, tmp_path / "moved"))

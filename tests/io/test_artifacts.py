@@ -20,16 +20,8 @@ from safetensors.torch import load_file, save_file
 
 from aprilcli import __version__
 from aprilcli.errors import ArtifactError, InputError, OutputError
-from aprilcli.io.artifacts import (
-    Artifact,
-    Schema,
-    TensorSpec,
-    parse,
-    read_artifact,
-    read_header,
-    sha256_of_file,
-    write_artifact,
-)
+from aprilcli.io.artifacts import Artifact, Schema, TensorSpec, parse, read_artifact, read_header, write_artifact
+from aprilcli.io.files import sha256_of_file
 
 CREATED = "2026-01-02T03:04:05+00:00"
 BANK: Schema[Any] = Schema("bank", dict, None, "make it again")

@@ -8,7 +8,8 @@ from PIL import Image
 
 from aprilcli.defaults import LAYOUTS
 from aprilcli.errors import InputError, OptionError
-from aprilcli.io.datasets import LabeledImage, read_dataset, read_mask
+from aprilcli.io.datasets import LabeledImage, read_dataset
+from aprilcli.io.masks import read_mask
 
 BLANK = np.zeros((4, 6), np.uint8)
 

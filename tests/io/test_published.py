@@ -24,8 +24,8 @@ import torch
 from aprilcli.errors import ArtifactError, OutputError
 from aprilcli.io import published
 from aprilcli.io.artifacts import read_header
+from aprilcli.io.authors_format import read_authors_projector as read
 from aprilcli.io.published import PUBLISHED, PublishedProjector, cache_folder, fetch_projector, git_blob_id
-from aprilcli.io.published import read_authors_projector as read
 
 STAGES, WIDTH, JOINT_WIDTH = 4, 6, 5
 

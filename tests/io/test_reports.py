@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from aprilcli.errors import OutputError
-from aprilcli.io.reports import open_lines
+from aprilcli.io.append_file import open_lines
 
 
 def test_a_row_that_does_not_fit_on_disk_is_not_left_incomplete(tmp_path: Path) -> None:

@@ -410,7 +410,7 @@ def test_stages_that_the_banks_model_does_not_have_are_an_error_of_the_bank(
     write_artifact(banks / "p.safetensors", "bank", artifact.tensors, artifact.fields)
     result = run("scan", good, "--part", "p", "--banks", banks, "--out", tmp_path / "out")
     assert result.exit_code == 1
-    assert "settings that its model no longer has" in error_line(result)
+    assert "settings that its model does not have" in error_line(result)
 
 
 def test_a_projector_path_that_no_bank_can_keep_is_wrong_usage(

@@ -11,7 +11,7 @@ from helpers import EVAL_SETTINGS, GoldenCase, draw_object, read_csv, read_recor
 
 from aprilcli.core.metrics import METRICS
 from aprilcli.io.paper_tables import paper_objects, paper_value
-from aprilcli.workflows import eval_report
+from aprilcli.workflows import eval_report, eval_table
 from aprilcli.workflows.eval_references import Setting
 from aprilcli.workflows.eval_results import Report, Result
 
@@ -97,7 +97,7 @@ def test_the_papers_values_are_shown_beside_those_of_the_paper_model(whole: bool
         for name in names
         for seed in (0, 1)
     ]
-    lines = eval_report.draw_table(Report(tuple(results), (), paper="mvtec")).splitlines()
+    lines = eval_table.draw_table(Report(tuple(results), (), paper="mvtec")).splitlines()
     bottle = next(number for number, line in enumerate(lines) if line.split()[:2] == ["1", "bottle"])
     value, deviation = paper_value("mvtec", 1, "bottle", "auroc_segm")
     assert lines[bottle + 1].split()[1:5] == ["paper", f"{value:.1f}", "±", f"{deviation:.1f}"]
@@ -109,7 +109,7 @@ def test_the_papers_values_are_shown_beside_those_of_the_paper_model(whole: bool
     described_bottle = next(one for one in described if one["object"] == "bottle")
     assert described_bottle["paper"]["auroc_segm"] == pytest.approx(value / 100)
     assert ("paper" in described[-1]) == whole
-    assert "paper" not in eval_report.draw_table(Report(tuple(results), ()))
+    assert "paper" not in eval_table.draw_table(Report(tuple(results), ()))
 
 
 def test_names_that_look_like_markup_are_literal_in_the_table(parts: Path, model: list[str], tmp_path: Path) -> None:

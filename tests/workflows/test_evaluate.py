@@ -27,12 +27,13 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from aprilcli.cli import app
-from aprilcli.core.maps import resize_mask
 from aprilcli.core.memory_bank import Source, build
 from aprilcli.core.metrics import METRICS, PixelScores, image_metrics, vand
 from aprilcli.core.projector import save_projector
-from aprilcli.io.datasets import read_dataset, read_mask
+from aprilcli.core.resizing import resize_mask
+from aprilcli.io.datasets import read_dataset
 from aprilcli.io.images import read_image
+from aprilcli.io.masks import read_mask
 from aprilcli.workflows import evaluate, loading
 
 

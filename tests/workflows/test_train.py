@@ -380,7 +380,7 @@ def test_killed_while_the_last_files_were_written(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_run.reports, "write_json", killed)
+        patch.setattr(train_run.records, "write_json", killed)
         assert run_train(parts, out, model, "--epochs", 1).exit_code == 130
     written = out.read_bytes()
     assert run_train(parts, out, model, "--epochs", 1, "--resume").exit_code == 0

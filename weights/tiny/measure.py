@@ -24,10 +24,11 @@ from textures import Array
 
 from aprilcli import Detector
 from aprilcli.core.fusion import fuse
-from aprilcli.core.maps import resize_mask
 from aprilcli.core.metrics import PixelScores, auroc, mean_metrics
-from aprilcli.io.datasets import LabeledObject, read_dataset, read_mask
+from aprilcli.core.resizing import resize_mask
+from aprilcli.io.datasets import LabeledObject, read_dataset
 from aprilcli.io.images import SourceImage, read_image
+from aprilcli.io.masks import read_mask
 from aprilcli.types import Detection, Evidence, ImageFeatures
 
 METHODS = ("zero-shot", "sum", "bank")

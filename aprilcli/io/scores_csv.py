@@ -1,27 +1,18 @@
-"""The files of a run: scores.csv, maps as TIFF, JSON records."""
+"""scores.csv of a scan: its columns, and its rows to and from text (RFC 4180, UTF-8)."""
 
 from __future__ import annotations
 
 import csv
-import json
-import platform
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
-from datetime import UTC, datetime
-from importlib import metadata
-from io import FileIO, StringIO
+from io import StringIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import tifffile
-from numpy.typing import NDArray
 
-from aprilcli import __version__
-from aprilcli.io.atomic import output_errors, written_aside
-
-DEFLATE_LEVEL = 1  # higher levels are slower and hardly smaller for float maps
+from aprilcli.io.append_file import LineFile, open_lines
 
 
 @dataclass(frozen=True)
@@ -48,40 +39,6 @@ def _text(value: object) -> str:
     if value is None:
         return ""
     return str(np.float32(value)) if isinstance(value, float) else str(value)  # shortest text that round-trips
-
-
-class LineFile:
-    """A text file open for appending, unbuffered."""
-
-    def __init__(self, path: Path, stream: FileIO) -> None:
-        """Use ``open_lines``; ``path`` is for messages."""
-        self._path = path
-        self._stream = stream
-
-    def write(self, text: str) -> None:
-        """Append all of a text or nothing. Raises OutputError, for example if the disk is full."""
-        end = self._stream.tell()
-        content = text.encode("utf-8", "surrogateescape")
-        with output_errors(self._path):
-            try:
-                written = 0
-                while written < len(content):
-                    written += self._stream.write(content[written:])
-            except OSError:
-                self._stream.truncate(end)
-                raise
-
-
-@contextmanager
-def open_lines(path: Path, keep: int = 0) -> Iterator[LineFile]:
-    """Open a text file for appending after its first ``keep`` bytes; the rest is cut off."""
-    with output_errors(path):
-        path.touch()
-        stream = path.open("rb+", buffering=0)
-        stream.truncate(keep)
-        stream.seek(keep)
-    with stream:
-        yield LineFile(path, stream)
 
 
 def row_line(row: ScoreRow) -> str:
@@ -144,34 +101,3 @@ def _parse(cells: list[str]) -> ScoreRow | None:
     except ValueError:
         return None
     return ScoreRow(**values)
-
-
-def write_map(path: Path, anomaly_map: NDArray[np.floating[Any]], description: dict[str, Any]) -> None:
-    """Write a map [H, W], float32 or float16, raw values, as a TIFF of one deflated page. Raises OutputError."""
-    with written_aside(path) as temporary:
-        tifffile.imwrite(
-            temporary,
-            anomaly_map,
-            photometric="minisblack",
-            compression="zlib",
-            compressionargs={"level": DEFLATE_LEVEL},
-            description=json.dumps(description),
-            metadata=None,
-        )
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file, complete or not at all. Raises OutputError."""
-    with written_aside(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=True) + "\n", encoding="utf-8")
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of the packages that a result depends on."""
-    packages = ("torch", "open_clip_torch", "numpy", "pillow")
-    return {"aprilcli": __version__, "python": platform.python_version()} | {p: metadata.version(p) for p in packages}
-
-
-def timestamp() -> str:
-    """Return the current time in UTC, ISO 8601, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")

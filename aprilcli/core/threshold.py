@@ -1,0 +1,41 @@
+"""The lowest score that is called anomalous."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from aprilcli.errors import OptionError
+
+Verdict = Literal["normal", "anomalous"]
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """The lowest score that is called anomalous.
+
+    ``value``: representable as float32. ``rate``: the false-alarm rate; None if a user chose the value. ``guaranteed``:
+    whether the probability that a good image reaches it is at most ``rate``. ``margin``: what was added to the largest
+    calibration score. ``note``: one line for the user, or empty.
+    """
+
+    value: float
+    rate: float | None = None
+    guaranteed: bool = False
+    margin: float = 0.0
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        """Round the value to float32. Raises OptionError for NaN and values outside the range of float32."""
+        if not abs(self.value) <= float(np.finfo(np.float32).max):
+            raise OptionError("the threshold is not a number that scores can reach; use a value such as 0.5")
+        object.__setattr__(self, "value", float(np.float32(self.value)))
+
+    def verdict(self, score: float) -> Verdict:
+        """Return the verdict of a score, compared as float32, the precision in which scores are written."""
+        if math.isnan(score):
+            raise ValueError("NaN has no verdict")
+        return "anomalous" if np.float32(score) >= np.float32(self.value) else "normal"
