@@ -209,6 +209,11 @@ def read_record(out: Path) -> dict[str, Any]:
     return dict(json.loads((out / "metrics.json").read_text()))
 
 
+def read_report(out: Path) -> dict[str, Any]:
+    """Read the JSON file beside a trained projector."""
+    return dict(json.loads(out.with_name(out.name + ".json").read_text()))
+
+
 def before_each_step(monkeypatch: pytest.MonkeyPatch, action: Callable[[int], None]) -> None:
     """Call ``action`` with the step's number, from 1, before each training step."""
     real, count = training.ProjectorTrainer.step, 0
