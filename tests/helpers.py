@@ -33,6 +33,7 @@ from aprilcli.types import ImageFeatures
 GOLDEN = Path(__file__).parent / "golden"
 QUERIES = ("query0", "query1", "query2")
 EVAL_SETTINGS = ("--shots", "0,1,2", "--seeds", "2")
+SCANNED = 12  # images of `images` in workflows/conftest.py, without the unreadable one
 STEPS_PER_EPOCH = 3  # of `run_train` on `draw_spotted_object`: ten images in batches of four
 
 
@@ -211,6 +212,11 @@ def read_record(out: Path) -> dict[str, Any]:
     return dict(json.loads((out / "metrics.json").read_text()))
 
 
+def read_report(out: Path) -> dict[str, Any]:
+    """Read the JSON file beside a trained projector."""
+    return dict(json.loads(out.with_name(out.name + ".json").read_text()))
+
+
 def before_each_step(monkeypatch: pytest.MonkeyPatch, action: Callable[[int], None]) -> None:
     """Call ``action`` with the step's number, from 1, before each training step."""
     real, count = training.ProjectorTrainer.step, 0
@@ -311,3 +317,38 @@ class CountingEncoder:
     def encode(self, pixels: np.ndarray) -> ImageFeatures:
         self.count += len(pixels)
         return self._encoder.encode(pixels)
+
+
+# Scans that are interrupted and resumed; fixtures of theirs are in workflows/conftest.py
+
+
+def scan_into(arguments: list[str], out: Path, *more: str) -> Result:
+    """Run a scan whose command line is complete except for ``--out``."""
+    return run(*arguments, "--out", out, *more)
+
+
+def start_scan(arguments: list[str], out: Path, *more: str) -> subprocess.Popen[str]:
+    """Start such a scan in a process of its own."""
+    return start(*arguments, "--out", out, *more)
+
+
+def contents_of_scan(out: Path) -> dict[str, bytes]:
+    """Return the bytes that a resumed scan must reproduce: scores.csv and every map."""
+    maps = {path.relative_to(out).as_posix(): path.read_bytes() for path in (out / "maps").rglob("*") if path.is_file()}
+    return maps | {"scores.csv": (out / "scores.csv").read_bytes()}
+
+
+def contents_of_new_scan(arguments: list[str], tmp_path: Path) -> dict[str, bytes]:
+    """Scan into a new folder, with an unreadable image among the images."""
+    assert scan_into(arguments, tmp_path / "complete").exit_code == 3
+    return contents_of_scan(tmp_path / "complete")
+
+
+def count_lines(out: Path) -> int:
+    """Return the number of lines of scores.csv, the header included."""
+    return (out / "scores.csv").read_bytes().count(b"\r\n") if (out / "scores.csv").exists() else 0
+
+
+def wait_for_rows(out: Path, count: int, process: subprocess.Popen[str]) -> None:
+    """Wait until scores.csv has more than ``count`` lines, the header included; fail if the scan ends before."""
+    assert happens(lambda: count_lines(out) > count, process), process.communicate()

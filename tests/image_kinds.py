@@ -1,18 +1,28 @@
-"""An image in every file format and variant that cameras and programs write, as bytes."""
+"""An image in every file format and variant that cameras and programs write; writing, reading and changing files."""
 
 from __future__ import annotations
 
 import io
 import struct
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import tifffile
 from PIL import Image, ImageCms
 
+from aprilcli.errors import InputError
+from aprilcli.io.images import read_image
+
 ADAM7 = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
-ORIENTATION = 0x0112
+ORIENTATION = 0x0112  # EXIF tag
+GRAY = np.linspace(0, 255, 48 * 32).reshape(32, 48).astype(np.uint8)
+COLOR = np.stack([GRAY, GRAY.T.reshape(32, 48), 255 - GRAY], axis=-1)
+FADE = np.broadcast_to(np.linspace(0, 255, 48).astype(np.uint8), (32, 48))
+CLEAR = np.dstack([COLOR, FADE])  # with alpha
+ON_WHITE = np.rint(COLOR * (FADE[..., None] / 255) + 255 - FADE[..., None].astype(float)).astype(int)
 
 
 def encoded(file_format: str, array: np.ndarray, mode: str = "", **options: Any) -> bytes:
@@ -192,3 +202,56 @@ def bitmap_forms(gray: np.ndarray) -> dict[str, bytes]:
         "tif 1 bit": encoded("TIFF", gray, "1"),
         "tif fax": encoded("TIFF", gray, "1", compression="group4"),
     }
+
+
+def decoded(path: Path, **options: Any) -> np.ndarray:
+    """Read an image: [H, W, 3] int."""
+    image = read_image(path, **options)
+    assert image.rgb.mode == "RGB"
+    return np.asarray(image.rgb).astype(int)
+
+
+def saved(path: Path, array: np.ndarray, mode: str | None = None, **options: Any) -> Path:
+    """Save with Pillow, after conversion to ``mode``; return the path."""
+    image = Image.fromarray(array)
+    (image.convert(mode) if mode else image).save(path, **options)
+    return path
+
+
+def refusal(path: Path, **options: Any) -> str:
+    """Return the one line that refuses to read a file."""
+    with pytest.raises(InputError) as caught:
+        read_image(path, **options)
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    assert message.encode().decode().startswith(str(path.parent))
+    return message
+
+
+def set_tags(path: Path, values: dict[int, int], codes: dict[int, int] | None = None) -> None:
+    """Overwrite tags of a little-endian TIFF's first page with one number each, and replace tags by other ``codes``."""
+    content = bytearray(path.read_bytes())
+    with tifffile.TiffFile(path) as tiff_file:
+        offsets = {code: tiff_file.pages[0].tags[code].offset for code in values}
+    for code, value in values.items():
+        struct.pack_into("<HHII", content, offsets[code], (codes or {}).get(code, code), 4, 1, value)
+    path.write_bytes(content)
+
+
+def compress(path: Path, compression: str, content: np.ndarray | None = None) -> None:
+    """Replace the only strip of an uncompressed TIFF by the same bytes, or others, as Pillow compresses them."""
+    if content is None:
+        with tifffile.TiffFile(path) as tiff_file:
+            start, length = tiff_file.pages[0].dataoffsets[0], tiff_file.pages[0].databytecounts[0]
+        content = np.frombuffer(path.read_bytes()[start : start + length], np.uint8)[None]
+    compressed = encoded("TIFF", content, compression=compression, strip_size=2**30)
+    with tifffile.TiffFile(io.BytesIO(compressed)) as tiff_file:
+        code, start, length = (tiff_file.pages[0].tags[tag].value for tag in (259, 273, 279))
+    set_tags(path, {259: code, 273: path.stat().st_size, 279: length[0]})
+    path.write_bytes(path.read_bytes() + compressed[start[0] : start[0] + length[0]])
+
+
+def write_png(path: Path, *arguments: Any, **options: Any) -> Path:
+    """Save what ``png`` encodes; return the path."""
+    path.write_bytes(png(*arguments, **options))
+    return path
