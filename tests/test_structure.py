@@ -104,6 +104,17 @@ def test_core_and_io_name_no_options_of_the_command_line(folder: str) -> None:
     assert named == []
 
 
+def test_only_fusion_adds_up_zero_shot_and_few_shot_maps() -> None:
+    callers = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+        if node.func.attr in ("zero_shot_map", "few_shot_map")
+    }
+    assert callers == {"core/fusion.py"}
+
+
 def test_public_names() -> None:
     assert aprilcli.__all__ == ["Detector", "__version__"]
     assert aprilcli.Detector.__module__ == "aprilcli.core.detector"

@@ -1,4 +1,4 @@
-"""Files of results: lines that are appended whole or not at all."""
+"""Files that grow line by line: a line that does not fit on disk is not left incomplete."""
 
 from __future__ import annotations
 
