@@ -8,7 +8,6 @@ import random
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +19,16 @@ from safetensors.torch import load_file, save_file
 
 from aprilcli import __version__
 from aprilcli.errors import ArtifactError, InputError, OutputError
-from aprilcli.io.artifacts import Artifact, Schema, TensorSpec, parse, read_artifact, read_header, write_artifact
+from aprilcli.io.artifacts import (
+    UNDATED,
+    Artifact,
+    Schema,
+    TensorSpec,
+    parse,
+    read_artifact,
+    read_header,
+    write_artifact,
+)
 from aprilcli.io.files import sha256_of_file
 
 CREATED = "2026-01-02T03:04:05+00:00"
@@ -107,11 +115,11 @@ def test_equal_input_gives_equal_bytes(tmp_path: Path) -> None:
     assert first.read_bytes() == (tmp_path / "b.safetensors").read_bytes()
 
 
-def test_created_is_now_unless_given(tmp_path: Path) -> None:
-    write_artifact(tmp_path / "a.safetensors", "bank", _tensors(), {})
-    created = datetime.fromisoformat(read_header(tmp_path / "a.safetensors").created)
-    assert created.utcoffset() == timedelta(0)
-    assert abs(datetime.now(UTC) - created) < timedelta(minutes=1)
+def test_equal_content_gives_equal_bytes(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_artifact(tmp_path / f"{name}.safetensors", "bank", _tensors(), {"object": "bolt"})
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    assert read_header(tmp_path / "a.safetensors").created == UNDATED
 
 
 def test_tensors_outlive_the_file(tmp_path: Path) -> None:
