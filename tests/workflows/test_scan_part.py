@@ -118,11 +118,11 @@ def test_a_bank_is_refused_by_another_model_projector_or_object(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_missing_bank_says_how_to_make_one(tmp_path: Path) -> None:
+def test_a_missing_bank_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
     good = draw_images(tmp_path / "good", 1)
     result = run("scan", good, "--part", "nosuch", "--banks", tmp_path, "--out", tmp_path / "out")
     assert result.exit_code == 1
-    assert "aprilcli enroll" in error_line(result)
+    assert "there is no such bank; enroll the part first" in error_line(result)
 
 
 def test_scores_with_a_bank_depend_on_the_image_alone(model: list[str], banks: Path, tmp_path: Path) -> None:
