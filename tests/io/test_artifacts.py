@@ -223,8 +223,8 @@ def test_declared_tensor_sizes(tmp_path: Path, shape: list[Any], offsets: list[i
 
 
 def test_overlapping_tensors(tmp_path: Path) -> None:
-    one = {"dtype": "F32", "shape": [3], "data_offsets": [0, 12]}
-    header = {"__metadata__": _metadata(), "x": one, "y": one}
+    tensor = {"dtype": "F32", "shape": [3], "data_offsets": [0, 12]}
+    header = {"__metadata__": _metadata(), "x": tensor, "y": tensor}
     _refused(_file(tmp_path / "x.safetensors", header, b"\0" * 12), "not a valid safetensors")
 
 

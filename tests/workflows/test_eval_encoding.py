@@ -21,7 +21,7 @@ from aprilcli.workflows.eval_references import Setting, draw_order
 
 def test_each_image_is_encoded_once_for_all_settings(parts: Path, golden_vit: GoldenCase) -> None:
     encoder = CountingEncoder(golden_vit.encoder)
-    (bolt,) = (one for one in read_dataset(parts).objects if one.name == "bolt")
+    (bolt,) = (item for item in read_dataset(parts).objects if item.name == "bolt")
     detector = Detector(encoder, encode_prompts(golden_vit.backbone.text, "bolt"), golden_vit.projector)
     settings = [Setting(0), *(Setting(shots, seed) for shots in (1, 2, 4) for seed in range(5))]
     options = EvalOptions(dataset=parts, batch_size=2)

@@ -41,9 +41,9 @@ def test_maps_are_what_mvtecs_evaluator_reads_and_scikit_learn_agrees(
         labels.append(int(row["label"]))
         maxima.append(float(row["score"]))
     (metrics,) = (
-        one["metrics"]
-        for one in read_record(out)["results"]
-        if (one["object"], one["shots"], one["seed"]) == ("bolt", 2, 0)
+        result["metrics"]
+        for result in read_record(out)["results"]
+        if (result["object"], result["shots"], result["seed"]) == ("bolt", 2, 0)
     )
     assert sklearn.metrics.roc_auc_score(labels, maxima) == pytest.approx(metrics["auroc_cls"], abs=1e-9)
     assert sklearn.metrics.average_precision_score(labels, maxima) == pytest.approx(metrics["ap_cls"], abs=1e-9)

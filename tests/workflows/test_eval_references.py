@@ -14,8 +14,8 @@ def test_references_are_drawn_by_seed_alone(parts: Path, model: list[str], tmp_p
         assert run_eval(dataset, tmp_path / out, *model, *arguments).exit_code == 0
         results = read_record(tmp_path / out)["results"]
         return {
-            (one["object"], one["shots"], one["seed"]): [Path(path).name for path in one["references"]]
-            for one in results
+            (result["object"], result["shots"], result["seed"]): [Path(path).name for path in result["references"]]
+            for result in results
         }
 
     all_seeds = references("all", parts, "--shots", "1,2,4", "--seeds", 3)

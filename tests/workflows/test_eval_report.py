@@ -52,7 +52,7 @@ def test_metrics_csv_has_means_over_objects_and_seeds(parts: Path, model: list[s
         for shots, seeds in (("0", ("", "mean")), *((k, ("0", "1", "mean", "deviation")) for k in "12"))
         for seed in seeds
     }
-    results = {(one["object"], one["shots"], one["seed"]): one for one in read_record(tmp_path / "out")["results"]}
+    results = {(row["object"], row["shots"], row["seed"]): row for row in read_record(tmp_path / "out")["results"]}
     for metric in METRICS:
         bolt = [results["bolt", 2, seed]["metrics"][metric] for seed in (0, 1)]
         nut = [results["metal_nut", 2, seed]["metrics"][metric] for seed in (0, 1)]
@@ -106,7 +106,7 @@ def test_the_papers_values_are_shown_beside_those_of_the_paper_model(whole: bool
     mean = next(number for number, line in enumerate(lines) if line.split()[:2] == ["1", "mean"])
     assert (mean + 1 < len(lines) and "paper" in lines[mean + 1]) == whole
     described = eval_report.describe_report(Report(tuple(results), (), paper="mvtec"))["summaries"]
-    described_bottle = next(one for one in described if one["object"] == "bottle")
+    described_bottle = next(item for item in described if item["object"] == "bottle")
     assert described_bottle["paper"]["auroc_segm"] == pytest.approx(value / 100)
     assert ("paper" in described[-1]) == whole
     assert "paper" not in eval_table.draw_table(Report(tuple(results), ()))

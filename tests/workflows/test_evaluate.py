@@ -48,22 +48,22 @@ def renamed_projector(golden_vit: GoldenCase, path: Path, trained_on: str, **fie
 
 def measure_directly(golden: GoldenCase, root: Path, name: str, references: list[str], fusion: str) -> dict[str, float]:
     """Measure one setting with a detector and its own bank."""
-    one = next(one for one in read_dataset(root).objects if one.name == name)
+    item = next(item for item in read_dataset(root).objects if item.name == name)
     bank = None
     if references:
-        encoder = golden.detector(golden.projector, None, one.category)
+        encoder = golden.detector(golden.projector, None, item.category)
         tokens = [
             golden.encoder.encode(torch.from_numpy(encoder.prepare(read_image(root / path))[None])).patch_tokens
             for path in references
         ]
         sources = [Source(path, path) for path in references]
-        bank = build(tokens, sources, golden.backbone.spec, one.category, dtype=torch.float32)
+        bank = build(tokens, sources, golden.backbone.spec, item.category, dtype=torch.float32)
         fingerprint = encoder.projector_fingerprint
         bank = type(bank)(**{**vars(bank), "recipe": type(bank.recipe)(projector_fingerprint=fingerprint)})
-    detector = golden.detector(golden.projector, bank, one.category)
-    detections = [detector.detect_file(image.path) for image in one.test]
+    detector = golden.detector(golden.projector, bank, item.category)
+    detections = [detector.detect_file(image.path) for image in item.test]
     pixels = PixelScores()
-    for image, detection in zip(one.test, detections, strict=True):
+    for image, detection in zip(item.test, detections, strict=True):
         mask = resize_mask(read_mask(image, (40, 60)), golden.image_size)
         pixels.add(detection.anomaly_map, mask if mask.any() else None)
     scores = np.array([detection.score for detection in detections])
@@ -71,7 +71,7 @@ def measure_directly(golden: GoldenCase, root: Path, name: str, references: list
         maxima = np.array([detection.map_max for detection in detections])
         scaled = (maxima - maxima.min()) / (maxima.max() - maxima.min())
         scores = (np.array([detection.text_score for detection in detections]) + scaled) / 2
-    measured = {**pixels.metrics(), **image_metrics([image.label for image in one.test], scores)}
+    measured = {**pixels.metrics(), **image_metrics([image.label for image in item.test], scores)}
     return {**measured, "vand": vand(measured["f1max_cls"], measured["f1max_segm"])}
 
 
@@ -83,13 +83,13 @@ def test_every_number_equals_that_of_a_detector_with_its_own_bank(
     result = run_eval(parts, out, *model, *EVAL_SETTINGS, "--fusion", fusion, "--batch-size", 4)
     assert result.exit_code == 0, result.output
     results = read_record(out)["results"]
-    assert [(one["object"], one["shots"], one["seed"]) for one in results] == [
+    assert [(row["object"], row["shots"], row["seed"]) for row in results] == [
         (name, *setting) for name in ("bolt", "metal_nut") for setting in ((0, None), (1, 0), (1, 1), (2, 0), (2, 1))
     ]
-    for one in results:
-        assert len(set(one["references"])) == one["shots"]
-        expected = measure_directly(golden_vit, parts, one["object"], one["references"], fusion)
-        assert one["metrics"] == pytest.approx(expected, abs=1e-6)
+    for row in results:
+        assert len(set(row["references"])) == row["shots"]
+        expected = measure_directly(golden_vit, parts, row["object"], row["references"], fusion)
+        assert row["metrics"] == pytest.approx(expected, abs=1e-6)
 
 
 def test_the_same_run_gives_the_same_files_whatever_the_batch(parts: Path, model: list[str], tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_without_masks_only_images_are_measured(tmp_path: Path, model: list[str]
     draw_object(tmp_path / "set" / "cog", 200, masks=False)
     result = run_eval(tmp_path / "set", tmp_path / "out", *model, "--shots", 0)
     assert result.exit_code == 0
-    bolt, cog = (one["metrics"] for one in read_record(tmp_path / "out")["results"])
+    bolt, cog = (row["metrics"] for row in read_record(tmp_path / "out")["results"])
     assert [name for name in METRICS if cog[name] is None] == [*METRICS[:5], "vand"]
     assert None not in bolt.values()
     mean = read_record(tmp_path / "out")["summaries"][-1]["mean"]
@@ -250,11 +250,11 @@ def test_images_above_the_limit_of_pixels_are_left_out(parts: Path, model: list[
 def test_default_shots_are_limited_by_the_training_images(tmp_path: Path, model: list[str]) -> None:
     draw_object(tmp_path / "bolt", 1, train=3)
     result = run_eval(tmp_path / "bolt", tmp_path / "three", *model, "--seeds", 1)
-    assert {one["shots"] for one in read_record(tmp_path / "three")["results"]} == {0, 1, 2}
+    assert {row["shots"] for row in read_record(tmp_path / "three")["results"]} == {0, 1, 2}
     assert "3 good training images: evaluating 0, 1, 2 shots" in result.stderr
     shutil.rmtree(tmp_path / "bolt" / "train")
     result = run_eval(tmp_path / "bolt", tmp_path / "none", *model)
-    assert {one["shots"] for one in read_record(tmp_path / "none")["results"]} == {0}
+    assert {row["shots"] for row in read_record(tmp_path / "none")["results"]} == {0}
     assert "0 good training images: evaluating 0 shots" in result.stderr
 
 
@@ -278,8 +278,8 @@ def test_a_model_without_a_projector_has_few_shot_maps_only(
     result = run_eval(parts / "bolt", tmp_path / "out", "--model", bare, "--shots", "0,1", "--seeds", 1, "--maps")
     assert result.exit_code == 0
     assert result.stderr.count("no projector") == 1
-    zero, one = (result["metrics"] for result in read_record(tmp_path / "out")["results"])
-    assert (zero["ap_segm"], zero["ap_cls"] is None, one["ap_segm"] is None) == (None, False, False)
+    zero_shot, one_shot = (result["metrics"] for result in read_record(tmp_path / "out")["results"])
+    assert (zero_shot["ap_segm"], zero_shot["ap_cls"] is None, one_shot["ap_segm"] is None) == (None, False, False)
     rows = read_csv(tmp_path / "out" / "scores.csv")
     assert [row["map_max"] == "" for row in rows] == [True] * 6 + [False] * 6
 
