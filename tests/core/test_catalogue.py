@@ -11,7 +11,7 @@ import torch
 from helpers import GoldenCase
 from safetensors.torch import load_file, save_file
 
-from aprilcli.core import catalogue, model_loading
+from aprilcli.core import catalogue, model_loading, tokenizer
 from aprilcli.core.model_loading import load_backbone, load_image_encoder
 from aprilcli.errors import AprilError, BackboneError, OptionError
 from aprilcli.io.hub import WEIGHT_FILES
@@ -23,7 +23,7 @@ def no_download(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("a download")
 
     monkeypatch.setattr(catalogue, "fetch_clip_weights", refuse)
-    monkeypatch.setattr(model_loading, "fetch_tokenizer", refuse)
+    monkeypatch.setattr(tokenizer, "fetch_tokenizer", refuse)
 
 
 @pytest.mark.usefixtures("no_download")
