@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 
 LOGIT_SCALE = 100.0  # CLIP's, as the authors fix it
+MAX_LOGIT_SCALE = 1e6
 MAX_IMAGE_SIZE = 4096  # pixels; a larger input would exhaust memory
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters and lone surrogates
 MAX_OBJECT_NAME = 200  # characters
@@ -74,7 +75,7 @@ class ModelSpec:
     mean: tuple[Float, Float, Float]
     std: tuple[Float, Float, Float]
     fingerprint: Name
-    logit_scale: Annotated[Float, Field(gt=0, lt=1e6)] = LOGIT_SCALE
+    logit_scale: Annotated[Float, Field(gt=0, lt=MAX_LOGIT_SCALE)] = LOGIT_SCALE
 
     def __post_init__(self) -> None:
         """Check that each stage has a width. Raises ValueError."""

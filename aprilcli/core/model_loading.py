@@ -32,11 +32,10 @@ from aprilcli.core.towers import Tower, tower_of
 from aprilcli.defaults import TINY
 from aprilcli.errors import ArtifactError, BackboneError, OptionError
 from aprilcli.text import first_line
-from aprilcli.types import LOGIT_SCALE, MAX_IMAGE_SIZE, ModelSpec
+from aprilcli.types import LOGIT_SCALE, MAX_IMAGE_SIZE, MAX_LOGIT_SCALE, ModelSpec
 
 STAGE_COUNT = 4  # stages by default
 SPARE_WEIGHTS = 10_000_000  # a configuration may declare this many more than its file holds, for positions
-MAX_LOGIT_SCALE = 1e6
 
 
 def load_backbone(

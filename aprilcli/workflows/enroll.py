@@ -33,7 +33,7 @@ from aprilcli.text import printable
 from aprilcli.types import CONTROL, Detection, Evidence
 from aprilcli.workflows.console import Console
 from aprilcli.workflows.loading import load_detector, range_of
-from aprilcli.workflows.pipeline import NO_IMAGES, Reader, map_ahead
+from aprilcli.workflows.pipeline import NO_IMAGES, Reader, batches, map_ahead
 
 LISTED = 10  # files that an error names; the others are counted
 # Changes that light and position make to a good part: brightness factors, and shifts in pixels (down, right).
@@ -157,7 +157,7 @@ def _read_batches(
         console.progress(len(found), task) as advance,
     ):
         images = map_ahead(pool, reader, found, 2 * (options.workers + options.batch_size))
-        while batch := list(itertools.islice(images, options.batch_size)):
+        for batch in batches(images, options.batch_size):
             if any(image.error is not None for image in batch):
                 _refuse_unreadable(image.error for image in (*batch, *images))
             for image in batch:

@@ -9,12 +9,10 @@ Symbols: S model input side, N stages, h·w patches, K references of all setting
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -33,11 +31,9 @@ from aprilcli.io.walk import FoundImage
 from aprilcli.options import EvalOptions
 from aprilcli.types import Detection, Evidence, ImageFeatures
 from aprilcli.workflows.eval_references import References, Setting, draw_order
-from aprilcli.workflows.pipeline import PreparedImage, Reader, map_ahead
+from aprilcli.workflows.pipeline import PreparedImage, Reader, batches, map_ahead
 
 MOST_TO_CALIBRATE = 200  # unused training images: twice as many as a false-alarm rate of 0.01 needs
-
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -162,7 +158,7 @@ class ObjectEncoder:
     ) -> list[tuple[torch.Tensor, ...]]:
         """Return the unit rows of each reference, K × N × [L, Cv]."""
         encoded = []
-        for batch in _batches(iter(drawn.pixels), self._options.batch_size):
+        for batch in batches(iter(drawn.pixels), self._options.batch_size):
             features = detector.encoder.encode(np.stack(batch))
             for position in range(len(batch)):
                 encoded.append(tuple(unit_rows(tokens[position]) for tokens in features.patch_tokens))
@@ -184,7 +180,7 @@ class ObjectEncoder:
             return _read_image(image, self._root, reader, size)
 
         ahead = 2 * (self._options.workers + batch_size)
-        for batch in _batches(map_ahead(self._pool, read, images, ahead), batch_size):
+        for batch in batches(map_ahead(self._pool, read, images, ahead), batch_size):
             pixels = [found.image.pixels for found in batch if found.image.pixels is not None]
             rows = iter(_evidence(detector, pixels, references, banks) if pixels else ())
             for found in batch:
@@ -272,8 +268,3 @@ def _distances(
         nearest = nearest_in_banks(tokens, [reference[stage] for reference in references], banks)
         stages.append(nearest.reshape(*nearest.shape[:2], *grid))
     return tuple(stages)
-
-
-def _batches(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
-    while batch := list(itertools.islice(items, size)):
-        yield batch

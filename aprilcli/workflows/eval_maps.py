@@ -49,8 +49,7 @@ class MapFiles:
     def write(self, position: int, anomaly_map: NDArray[np.float32]) -> None:
         """Write the map [H, W] of the image at ``position``. Raises OutputError."""
         values = anomaly_map.astype(np.float16) if self._is_ad2 else anomaly_map
-        value_range = [float(values.min()), float(values.max())]
-        map_files.write_map(self._paths[position], values, {**self._description, "range": value_range})
+        map_files.write_map(self._paths[position], values, self._description)
 
 
 def _map_names(images: Sequence[LabeledImage]) -> list[str]:

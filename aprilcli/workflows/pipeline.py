@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import errno
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -55,6 +56,12 @@ def map_ahead(
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
+
+
+def batches(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
+    """Yield ``size`` items at a time, at the end those that are left; no item is taken ahead of its batch."""
+    while batch := list(itertools.islice(items, size)):
+        yield batch
 
 
 @dataclass(frozen=True)

@@ -81,10 +81,9 @@ def write_map(
         raise InputError(f"{image.found.path}: its folder has the name of another image's map; {advice}")
     if options.map_size == MapSize.source:
         anomaly_map = resizing.resize_map(torch.from_numpy(anomaly_map), image.size_hw).numpy()
-    value_range = [float(anomaly_map.min()), float(anomaly_map.max())]
     path = map_path(options.out, image.found.relative)
     try:
-        map_files.write_map(path, anomaly_map, {**description, "range": value_range})
+        map_files.write_map(path, anomaly_map, description)
     except OutputError as error:
         if not isinstance(error.__cause__, OSError) or error.__cause__.errno != errno.ENAMETOOLONG:
             raise

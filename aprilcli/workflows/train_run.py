@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +28,7 @@ from aprilcli.io.images import SourceImage, read_image
 from aprilcli.options import TrainOptions
 from aprilcli.workflows.checkpoint import Checkpoint, Record
 from aprilcli.workflows.console import Console
-from aprilcli.workflows.pipeline import map_ahead
+from aprilcli.workflows.pipeline import batches, map_ahead
 
 Input = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # pixels [3, S, S], text features [2, C], mask [S, S]
 
@@ -159,7 +158,7 @@ class TrainingRun:
         """Prepare inputs in order, on threads that run ahead of the training."""
         size = self._options.batch_size
         inputs = map_ahead(self._pool, self._prepare, plan, size + self._options.workers)
-        while batch := list(itertools.islice(inputs, size)):
+        for batch in batches(inputs, size):
             pixels, text_features, masks = zip(*batch, strict=True)
             yield Batch(torch.stack(pixels), torch.stack(text_features), torch.stack(masks))
 
