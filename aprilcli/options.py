@@ -177,7 +177,7 @@ class PartOptions(ModelOptions, ReadOptions):
 class ScanOptions(PartOptions):
     """Options of `scan`."""
 
-    folder: Annotated[Path, _argument("FOLDER", "Folder of images; subfolders are included.")]
+    paths: Annotated[list[Path], _argument("FOLDER...", "Folders of images, with subfolders, or images.")]
     out: Annotated[Path, _option("--out", "Output folder for scores.csv, maps/ and run.json.")] = Path("april-scan")
     part: Annotated[str | None, _option("--part", "Compare with this enrolled part (a name or a bank file).")] = None
     maps: Annotated[bool, _option("--maps/--no-maps", "Write a map of each image.")] = True
@@ -197,7 +197,10 @@ class ScanOptions(PartOptions):
 class EnrollOptions(PartOptions):
     """Options of `enroll`."""
 
-    folder: Annotated[Path, _argument("FOLDER", "Folder of good images of one part: five to fifty, without defects.")]
+    paths: Annotated[
+        list[Path],
+        _argument("FOLDER...", "Folders of good images of one part, or images: five to fifty, without defects."),
+    ]
     part: Annotated[str, _option("--part", "Name of the part.")]
     append: Annotated[bool, _option("--append", "Add references to an enrolled part.")] = False
     calibrate: Annotated[
@@ -298,4 +301,10 @@ class InspectOptions:
 
 def describe(options: ModelOptions) -> dict[str, Any]:
     """Return the options for a JSON record; paths become text."""
-    return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(options).items()}
+    return {name: _json_ready(value) for name, value in asdict(options).items()}
+
+
+def _json_ready(value: Any) -> Any:
+    if isinstance(value, list):
+        return list(map(_json_ready, value))
+    return str(value) if isinstance(value, Path) else value

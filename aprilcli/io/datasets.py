@@ -26,7 +26,7 @@ from pathlib import Path, PurePath
 
 from aprilcli.defaults import LAYOUTS
 from aprilcli.errors import InputError, OptionError
-from aprilcli.io.walk import is_image_name
+from aprilcli.io.image_formats import has_image_extension
 
 GOOD = "good"  # the ``defect`` of normal images
 
@@ -173,7 +173,7 @@ def _read_object(folder: Path, layout: str, notes: _Notes) -> LabeledObject:
     for other in (f for f in _folders(folder / "train") if f not in train):
         notes.add(other, "training images that are not good; left out")
     for parent in dict.fromkeys((folder, folder / "train", test)):
-        for stray in (p for p in _children(parent) if p.is_file() and is_image_name(p.name)):
+        for stray in (p for p in _children(parent) if p.is_file() and has_image_extension(p.name)):
             notes.add(stray, "an image outside the label folders; left out")
     images = {path: label for label in labels for path in _images(label, notes)}
     masks = _pair(images, mask_folders[0], notes) if mask_folders else {}
@@ -319,7 +319,7 @@ def _images(folder: Path, notes: _Notes) -> list[Path]:
         if child.is_dir():
             images += _images(child, notes)
         else:
-            (images if is_image_name(child.name) else others).append(child)
+            (images if has_image_extension(child.name) else others).append(child)
     if others:
         notes.add(folder, f"{len(others)} files that are not images, first {others[0].name}; left out")
     return images

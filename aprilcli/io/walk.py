@@ -1,28 +1,41 @@
-"""Find the images below a folder, in a fixed order and with little memory."""
+"""Find the images below folders, in a fixed order and with little memory."""
 
 from __future__ import annotations
 
 import heapq
+import json
 import os
+import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 from aprilcli.errors import InputError
+from aprilcli.io.image_formats import HEAD, format_of, has_image_extension
 from aprilcli.text import printable
 
-EXTENSIONS = frozenset(
-    {b".jpg", b".jpeg", b".jpe", b".jfif", b".png", b".tif", b".tiff", b".bmp"}
-    | {b".webp", b".pbm", b".pgm", b".ppm", b".pnm", b".pfm"}
-)
 MAX_NAMES = 50_000  # names of a folder held in memory; a larger folder is listed again for each further batch
+# Folders of file managers, network drives and archives: deleted files, thumbnails and other copies.
+_SYSTEM_FOLDERS = re.compile(
+    r"@eadir|@recycle|@recently-snapshot|#recycle|#snapshot|\$recycle\.bin|recycler|system volume information"
+    r"|found\.\d{3}|lost\+found|__macosx|thumbnails|thumbs",
+    re.IGNORECASE,
+)
+# Records that commands of this package write into their output folder, and the folders of images beside each.
+_RESULTS = {"run.json": ("maps", "overlays"), "metrics.json": ("anomaly_maps", "anomaly_images", "plots")}
 
 
-def is_image_name(name: str | bytes) -> bool:
-    """Return whether a file name has an image's extension, in any case."""
-    name = os.fsencode(name)
-    return name[name.rfind(b".") :].lower() in EXTENSIONS
+class LeftOut(StrEnum):
+    """Why a folder is not entered."""
+
+    results = "results of this program"
+    system = "system folders"
+    link = "linked folders"
+
+
+OnLeftOut = Callable[[str, LeftOut], None]  # called with a folder's relative path
 
 
 @dataclass(frozen=True)
@@ -38,37 +51,91 @@ class FoundImage:
     error: str | None = None
 
 
-def find_images(folder: Path, *, follow: bool = False, leave_out: Path | None = None) -> Iterator[FoundImage]:
-    """Yield every file below a folder that has an image's extension, sorted by the bytes of its relative path.
+def find_images(
+    paths: Path | Sequence[Path], *, follow: bool = False, on_left_out: OnLeftOut | None = None
+) -> Iterator[FoundImage]:
+    """Yield every image below the given folders, sorted by the bytes of its path relative to ``base_of(paths)``.
 
-    Names with a leading dot are skipped. Links to files count; links to folders are entered only with ``follow``, each
-    target once, and never a folder from inside itself. The folder ``leave_out`` is not entered, by any path. The files
-    may still be unreadable; a dangling link is one of them.
+    An image has an image's extension or content; a file that is given itself counts in any case. Names with a leading
+    dot are skipped. Links to files count; links to folders are entered only with ``follow``, each target once, and
+    never a folder from inside itself. ``on_left_out`` is called for each folder that is not entered because of what it
+    is (see ``LeftOut``). The files may still be unreadable; a dangling link is one of them.
     """
+    base = base_of(paths)
     entered: set[tuple[int, int]] = set()  # targets of the links followed so far: linked folders may link to each other
 
     def walk(prefix: str, parents: tuple[tuple[int, int] | None, ...]) -> Iterator[FoundImage]:
         try:
-            for name in _names(folder / prefix, follow):
+            for name in _names(base / prefix):
                 relative = prefix + os.fsdecode(name)
-                path = folder / relative
+                path = base / relative
                 if not relative.endswith("/"):
                     yield FoundImage(path, relative)
+                    continue
+                if (why := left_out(path, follow=follow)) is not None:
+                    if on_left_out is not None:
+                        on_left_out(relative, why)
                     continue
                 identity = _identity(path)
                 if identity is not None:
                     is_link = path.is_symlink()
-                    is_left_out = leave_out is not None and identity == _identity(leave_out)
-                    if is_left_out or identity in parents or (is_link and identity in entered):
+                    if identity in parents or (is_link and identity in entered):
                         continue
                     if is_link:
                         entered.add(identity)
                 yield from walk(relative, (*parents, identity))
         except OSError as error:
             reason = f"the folder cannot be listed ({error.strerror or error}); check that it exists and is readable"
-            yield FoundImage(folder / prefix, prefix or "./", f"{printable(folder / prefix)}: {reason}")
+            yield FoundImage(base / prefix, prefix or "./", f"{printable(base / prefix)}: {reason}")
 
-    yield from walk("", (_identity(folder),))
+    for relative in _relative_roots(paths, base):
+        if relative.endswith("/") or not relative:
+            yield from walk(relative, (_identity(base / relative),))
+        else:
+            yield FoundImage(base / relative, relative)
+
+
+def base_of(paths: Path | Sequence[Path]) -> Path:
+    """Return the folder that relative paths refer to: the only folder given, or else the deepest that holds all."""
+    if isinstance(paths, Path):
+        paths = (paths,)
+    if len(paths) == 1:
+        return paths[0].parent if paths[0].is_file() else paths[0]
+    folders = [path.parent if path.is_file() else path for path in paths]
+    return Path(os.path.commonpath(list(map(os.path.abspath, folders))))
+
+
+def _relative_roots(paths: Path | Sequence[Path], base: Path) -> list[str]:
+    """Return the given paths relative to ``base``, sorted, folders with ``/``, without those inside another."""
+    if isinstance(paths, Path) or len(paths) == 1:
+        path = paths if isinstance(paths, Path) else paths[0]
+        return [path.name if path.is_file() else ""]
+    names = set()
+    for path in paths:
+        name = Path(os.path.relpath(path, base)).as_posix()
+        names.add(name if path.is_file() else "" if name == "." else f"{name}/")
+    folders = tuple(name for name in names if name.endswith("/") or not name)
+    return sorted((n for n in names if not any(n != f and n.startswith(f) for f in folders)), key=os.fsencode)
+
+
+def left_out(folder: Path, *, follow: bool) -> LeftOut | None:
+    """Return why a folder below the scanned folder is not entered; None if it is."""
+    if folder.is_symlink():
+        if not follow:
+            return LeftOut.link
+        folder = Path(os.path.realpath(folder))
+    if _SYSTEM_FOLDERS.fullmatch(folder.name):
+        return LeftOut.system
+    is_result = any(folder.name in names and _is_own(folder.parent / record) for record, names in _RESULTS.items())
+    return LeftOut.results if is_result else None
+
+
+def _is_own(record: Path) -> bool:
+    """Return whether a JSON file was written by this package."""
+    try:
+        return "aprilcli" in json.loads(record.read_text(encoding="utf-8"))["versions"]
+    except (OSError, ValueError, TypeError, LookupError, RecursionError):
+        return False
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:
@@ -80,42 +147,54 @@ def _identity(folder: Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def require_folder(folder: Path) -> None:
-    """Raise InputError unless ``folder`` is an existing folder."""
-    try:
-        found = folder.stat()
-    except OSError as error:
-        reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
-        raise InputError(f"{printable(folder)}: {reason}; give the folder that holds the images") from error
-    if not stat.S_ISDIR(found.st_mode):
-        raise InputError(f"{printable(folder)}: is not a folder; give the folder that holds the images")
+def require_paths(paths: Path | Sequence[Path]) -> None:
+    """Raise InputError unless every path is an existing folder or file."""
+    for path in (paths,) if isinstance(paths, Path) else paths:
+        try:
+            mode = path.stat().st_mode
+        except OSError as error:
+            reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+            raise InputError(f"{printable(path)}: {reason}; give a folder of images, or an image") from error
+        if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
+            raise InputError(f"{printable(path)}: neither a folder nor a file; give a folder of images, or an image")
 
 
-def _names(folder: Path, follow: bool) -> Iterator[bytes]:
+def _names(folder: Path) -> Iterator[bytes]:
     """List a folder in order; names of folders end in ``/``, which sorts them like the paths of their contents."""
     last = b""
     while True:
         with os.scandir(os.fsencode(folder)) as entries:
             # Skips most names that were already yielded before the more expensive test; a folder's name ends in "/".
             ahead = (entry for entry in entries if entry.name + b"/" > last)
-            names = heapq.nsmallest(MAX_NAMES, (name for entry in ahead if (name := _wanted(entry, follow)) > last))
+            names = heapq.nsmallest(MAX_NAMES, (name for entry in ahead if (name := _wanted(entry)) > last))
         yield from names
         if len(names) < MAX_NAMES:
             return
         last = names[-1]
 
 
-def _wanted(entry: os.DirEntry[bytes], follow: bool) -> bytes:
+def _wanted(entry: os.DirEntry[bytes]) -> bytes:
     """Return the entry's name, with ``/`` if it is a folder; empty if it is skipped."""
     name = entry.name
     if name.startswith(b"."):
         return b""
-    wanted = is_image_name(name)
+    wanted = has_image_extension(name)
     try:
-        if entry.is_dir(follow_symlinks=follow):
+        if entry.is_dir():
             return name + b"/"
         # Pipes and devices are skipped. A dangling link counts, so that its image is reported as missing.
-        wanted = wanted and (entry.is_file() or (entry.is_symlink() and not entry.is_dir()))
+        wanted = is_image(entry.path) if entry.is_file() else wanted and entry.is_symlink()
     except OSError:  # its kind is unknown; reading it will report the reason
         pass
     return name if wanted else b""
+
+
+def is_image(path: Path | bytes) -> bool:
+    """Return whether a file has an image's extension, or content that begins as an image does."""
+    if has_image_extension(path if isinstance(path, bytes) else path.name):
+        return True
+    try:
+        with open(path, "rb", buffering=0) as file:  # noqa: PTH123  # bytes from os.scandir
+            return format_of(file.read(HEAD)) is not None
+    except OSError:
+        return False

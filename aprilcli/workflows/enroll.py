@@ -27,13 +27,13 @@ from aprilcli.errors import InputError, OptionError, OutputError
 from aprilcli.io.atomic import claimed_file
 from aprilcli.io.files import sha256_of_file
 from aprilcli.io.published import PUBLISHED
-from aprilcli.io.walk import FoundImage, find_images, require_folder
+from aprilcli.io.walk import FoundImage, find_images, require_paths
 from aprilcli.options import EnrollOptions
 from aprilcli.text import printable
 from aprilcli.types import CONTROL, Detection, Evidence
 from aprilcli.workflows.console import Console
 from aprilcli.workflows.loading import load_detector, range_of
-from aprilcli.workflows.pipeline import NO_IMAGES, Reader, batches, map_ahead
+from aprilcli.workflows.pipeline import NO_IMAGES, LeftOutFolders, Reader, batches, map_ahead
 
 LISTED = 10  # files that an error names; the others are counted
 # Changes that light and position make to a good part: brightness factors, and shifts in pixels (down, right).
@@ -69,10 +69,11 @@ def _enroll(options: EnrollOptions, path: Path, console: Console) -> EnrollSumma
         raise OptionError(f"--append: {path} holds a coreset only, without its other rows; enroll all images again")
     if options.projector is not None and CONTROL.search(_portable(options.projector)):
         raise OptionError(f"--projector {printable(options.projector)}: a bank keeps this path in UTF-8; rename it")
-    further = None if options.calibrate is None else _images_in(options.calibrate, options.follow)
-    found, sources, known = _new_images(_images_in(options.folder, options.follow), () if old is None else old.sources)
+    further = None if options.calibrate is None else _images_in([options.calibrate], options.follow, console)
+    images = _images_in(options.paths, options.follow, console)
+    found, sources, known = _new_images(images, () if old is None else old.sources)
     if not found:
-        raise InputError(f"{options.folder}: no new images; all are in {path} already")
+        raise InputError(f"{', '.join(map(str, options.paths))}: no new images; all are in {path} already")
     detector = load_detector(options, old, console)
     if old is not None and old.calibration is not None and old.calibration.method == "held-out" and further is None:
         console.note("the bank was calibrated on further images; without --calibrate it uses its own references")
@@ -84,12 +85,15 @@ def _enroll(options: EnrollOptions, path: Path, console: Console) -> EnrollSumma
     return EnrollSummary(path, bank, len(found), known)
 
 
-def _images_in(folder: Path, follow: bool) -> list[FoundImage]:
-    require_folder(folder)
-    images = list(find_images(folder, follow=follow))
+def _images_in(paths: list[Path], follow: bool, console: Console) -> list[FoundImage]:
+    require_paths(paths)
+    left_out = LeftOutFolders()
+    images = list(find_images(paths, follow=follow, on_left_out=left_out))
+    for note in left_out.notes():
+        console.note(note)
     _refuse_unreadable(image.error for image in images)
     if not images:
-        raise InputError(f"{folder}: {NO_IMAGES}")
+        raise InputError(f"{', '.join(map(str, paths))}: {NO_IMAGES}")
     return images
 
 

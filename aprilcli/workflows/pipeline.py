@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 
 from aprilcli.errors import InputError
 from aprilcli.io.images import SourceImage, read_image
-from aprilcli.io.walk import FoundImage
+from aprilcli.io.walk import FoundImage, LeftOut
 from aprilcli.text import printable
 
 # Errors of the machine, not of the file.
 TRANSIENT_ERRNOS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE)
 TRY_AGAIN = "try again"  # the stamp of no file, so a resumed scan reads the file again
-NO_IMAGES = "no images in it (JPEG, PNG, TIFF, BMP, WebP, PGM, PPM); check the path"
+NO_IMAGES = "no images in it; check the path"
+LISTED = 5  # names in a note; the others are counted
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -42,6 +43,25 @@ class PreparedImage:
     notes: tuple[str, ...] = ()
     error: str | None = None
     stamp: str = ""
+
+
+class LeftOutFolders:
+    """Counts the folders that a walk does not enter, and names the first of each kind; pass it as ``on_left_out``."""
+
+    def __init__(self) -> None:
+        """Start without any."""
+        self._names: dict[LeftOut, list[str]] = collections.defaultdict(list)
+
+    def __call__(self, relative: str, reason: LeftOut) -> None:
+        """Add a folder."""
+        self._names[reason].append(relative)
+
+    def notes(self) -> Iterator[str]:
+        """Yield a line for each kind of folder."""
+        for reason, names in sorted(self._names.items()):
+            more = f", and {len(names) - LISTED} more" if len(names) > LISTED else ""
+            advice = "; --follow enters them" if reason == LeftOut.link else ""
+            yield f"left out {reason}: {', '.join(names[:LISTED])}{more}{advice}"
 
 
 def map_ahead(

@@ -24,7 +24,7 @@ from aprilcli.core.detector import Detector
 from aprilcli.errors import InputError, OptionError
 from aprilcli.io import records, scores_csv
 from aprilcli.io.files import sha256_of_file
-from aprilcli.io.walk import FoundImage, find_images, require_folder
+from aprilcli.io.walk import FoundImage, find_images, require_paths
 from aprilcli.options import ScanOptions, describe
 from aprilcli.text import printable
 from aprilcli.types import Detection
@@ -33,7 +33,7 @@ from aprilcli.workflows import scan_resume as resume
 from aprilcli.workflows.console import Console
 from aprilcli.workflows.interrupt import interruptible
 from aprilcli.workflows.loading import load_detector, range_of
-from aprilcli.workflows.pipeline import NO_IMAGES, PreparedImage, Reader, map_ahead
+from aprilcli.workflows.pipeline import NO_IMAGES, LeftOutFolders, PreparedImage, Reader, map_ahead
 from aprilcli.workflows.scan_output import MAPS, RUN, SCORES
 from aprilcli.workflows.scan_tally import Tally
 
@@ -55,10 +55,10 @@ class ScanSummary:
 
 
 def run_scan(options: ScanOptions, console: Console) -> ScanSummary:
-    """Score every image below ``options.folder``. Raises the package's errors; unreadable images get a row."""
+    """Score every image in ``options.paths``. Raises the package's errors; unreadable images get a row."""
     started, began = records.timestamp(), time.monotonic()
     _check_options(options)
-    total = _count_images(options)
+    total = _count_images(options, console)
     if not (options.resume or options.overwrite):
         output.refuse_results(options.out)  # before a model is loaded, and again once the folder is locked
     bank = load_bank(bank_path(options.part, options.banks)) if options.part is not None else None
@@ -114,18 +114,21 @@ def _check_options(options: ScanOptions) -> None:
 
 
 def _images_to_scan(options: ScanOptions) -> Iterator[FoundImage]:
-    """Find images, except the maps of a scan whose output folder is inside the scanned folder."""
-    return find_images(options.folder, follow=options.follow, leave_out=options.out / MAPS)
+    return find_images(options.paths, follow=options.follow)
 
 
-def _count_images(options: ScanOptions) -> int:
-    folder = options.folder
-    require_folder(folder)
-    if folder.resolve().is_relative_to((options.out / MAPS).resolve()):
-        raise InputError(f"{folder}: these are the maps in --out; give the folder of the images")
-    total = sum(1 for _ in _images_to_scan(options))
+def _count_images(options: ScanOptions, console: Console) -> int:
+    """Count the images, and name the folders that are left out. Raises InputError for none."""
+    require_paths(options.paths)
+    for path in options.paths:
+        if path.resolve().is_relative_to((options.out / MAPS).resolve()):
+            raise InputError(f"{path}: these are the maps in --out; give the folder of the images")
+    left_out = LeftOutFolders()
+    total = sum(1 for _ in find_images(options.paths, follow=options.follow, on_left_out=left_out))
+    for note in left_out.notes():
+        console.note(note)
     if total == 0:
-        raise InputError(f"{folder}: {NO_IMAGES}")
+        raise InputError(f"{', '.join(map(str, options.paths))}: {NO_IMAGES}")
     return total
 
 

@@ -23,7 +23,7 @@ from aprilcli.errors import InputError, OutputError
 from aprilcli.io import append_file, map_files, scores_csv
 from aprilcli.io.atomic import claimed as claimed_lock
 from aprilcli.io.atomic import output_errors, remove_leftovers, remove_tree
-from aprilcli.io.walk import is_image_name
+from aprilcli.io.walk import base_of, is_image
 from aprilcli.options import MapSize, ScanOptions
 from aprilcli.types import Detection
 from aprilcli.workflows.pipeline import PreparedImage
@@ -77,7 +77,7 @@ def write_map(
 ) -> None:
     """Write a map [S, S] at the size asked for. Raises InputError if the image's name leaves no place for it."""
     advice = "rename it, or scan with --no-maps"
-    if _map_collides(options.folder, image.found.relative):
+    if _map_collides(base_of(options.paths), image.found.relative):
         raise InputError(f"{image.found.path}: its folder has the name of another image's map; {advice}")
     if options.map_size == MapSize.source:
         anomaly_map = resizing.resize_map(torch.from_numpy(anomaly_map), image.size_hw).numpy()
@@ -94,7 +94,7 @@ def _map_collides(folder: Path, relative: str) -> bool:
     """Return whether a folder above an image has the name of another image's map (``a.png.tiff/``)."""
     above = (str(parent) for parent in PurePosixPath(relative).parents if parent.name.endswith(TIFF))
     beside = (folder / parent.removesuffix(TIFF) for parent in above)
-    return any(is_image_name(path.name) and path.is_file() for path in beside)
+    return any(path.is_file() and is_image(path) for path in beside)
 
 
 def score_row(rule: DecisionRule, image: PreparedImage, detection: Detection) -> scores_csv.ScoreRow:

@@ -18,7 +18,7 @@ from typing import Any
 from aprilcli.errors import OutputError
 from aprilcli.io import scores_csv
 from aprilcli.io.atomic import output_errors
-from aprilcli.io.walk import FoundImage, find_images, is_image_name
+from aprilcli.io.walk import FoundImage, find_images
 from aprilcli.workflows.pipeline import stamp
 from aprilcli.workflows.scan_output import JOURNAL, MAPS, RUN, SCORES, TIFF, map_path
 
@@ -108,7 +108,7 @@ def _remove_later_maps(out: Path, last: str) -> None:
     with output_errors(out):
         for found in find_images(out / MAPS):
             image = found.relative.removesuffix(TIFF)
-            if found.relative.endswith(TIFF) and is_image_name(image) and comes_after(image, last):
+            if found.relative.endswith(TIFF) and comes_after(image, last):
                 found.path.unlink()
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from aprilcli.io import walk
-from aprilcli.io.walk import find_images
+from aprilcli.io.walk import LeftOut, find_images
 from aprilcli.text import printable
 
 
@@ -209,10 +211,88 @@ def test_folders_that_link_to_each_other_are_entered_once(tmp_path: Path) -> Non
     assert {name for name in found if name.count("/") == 1} == {f"{here:02}/a.png" for here in range(count)}
 
 
-def test_a_folder_can_be_left_out_by_any_path(tmp_path: Path) -> None:
-    touch(tmp_path, "a.png", "out/maps/b.png", "out/c.png")
+def left_out_of(folder: Path, follow: bool = False) -> dict[str, LeftOut]:
+    named: dict[str, LeftOut] = {}
+    list(find_images(folder, follow=follow, on_left_out=named.__setitem__))
+    return named
+
+
+def write_record(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"versions": {"aprilcli": "0.1.0"}}))
+
+
+def test_results_of_this_program_are_left_out_and_images_beside_them_are_not(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png", "monday/maps/a.png.tiff", "monday/b.png", "eval/anomaly_maps/c.tiff", "eval/plots/d.png")
+    write_record(tmp_path / "monday" / "run.json")
+    write_record(tmp_path / "eval" / "metrics.json")
+    assert names_in(tmp_path) == ["a.png", "monday/b.png"]
+    assert left_out_of(tmp_path) == dict.fromkeys(
+        ["monday/maps/", "eval/anomaly_maps/", "eval/plots/"], LeftOut.results
+    )
+    assert names_in(tmp_path / "monday" / "maps") == ["a.png.tiff"]  # given itself
+
+
+def test_results_are_left_out_by_a_link_to_them_too(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png", "out/maps/b.tiff")
+    write_record(tmp_path / "out" / "run.json")
     (tmp_path / "link").symlink_to("out/maps")
-    for folder, expected in ((tmp_path, ["a.png", "out/c.png"]), (tmp_path / "out" / "maps", ["b.png"])):
-        found = find_images(folder, follow=True, leave_out=tmp_path / "link")
-        assert [image.relative for image in found] == expected
-    assert len(list(find_images(tmp_path, leave_out=tmp_path / "missing"))) == 3
+    assert names_in(tmp_path, follow=True) == ["a.png"]
+
+
+@pytest.mark.parametrize("record", ['{"versions": {"other": "1"}}', "{}", "[]", '"aprilcli"', "no json", None])
+def test_folders_named_as_results_are_entered_beside_a_record_of_another_program(
+    tmp_path: Path, record: str | None
+) -> None:
+    touch(tmp_path, "maps/a.png")
+    if record is not None:
+        (tmp_path / "run.json").write_text(record)
+    assert names_in(tmp_path) == ["maps/a.png"]
+    assert left_out_of(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("@eaDir", "#recycle", "#snapshot", "$RECYCLE.BIN", "$Recycle.Bin", "@Recycle"),
+        *("__MACOSX", "lost+found", "Thumbnails", "System Volume Information", "FOUND.000"),
+    ],
+)
+def test_system_folders_are_left_out(tmp_path: Path, name: str) -> None:
+    touch(tmp_path, "a.png", f"b/{name}/c.png")
+    assert names_in(tmp_path) == ["a.png"]
+    assert left_out_of(tmp_path) == {f"b/{name}/": LeftOut.system}
+
+
+def test_linked_folders_that_are_not_followed_are_named(tmp_path: Path) -> None:
+    touch(tmp_path, "real/a.png")
+    (tmp_path / "link").symlink_to("real")
+    assert left_out_of(tmp_path) == {"link/": LeftOut.link}
+    assert left_out_of(tmp_path, follow=True) == {}
+
+
+def test_images_are_found_by_content_whatever_their_name(tmp_path: Path) -> None:
+    for suffix in ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "PPM", "GIF", "AVIF"):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"as_{suffix}", suffix)
+    Image.new("RGB", (8, 8)).save(tmp_path / "photo.jpg_large", "JPEG")
+    (tmp_path / "raw").write_bytes(b"\0\0\0\x18ftypcrx ")
+    (tmp_path / "phone").write_bytes(b"\0\0\0\x18ftypheic")
+    images = sorted(path.name for path in tmp_path.iterdir())
+    (tmp_path / "Thumbs.db").write_bytes(b"\xd0\xcf\x11\xe0")
+    (tmp_path / "film.mp4").write_bytes(b"\0\0\0\x18ftypisom")
+    (tmp_path / "notes.txt").write_text("BMW bought P5 and II* of it")
+    (tmp_path / "list.csv").write_text("P55,1")
+    assert names_in(tmp_path) == images
+
+
+def test_several_paths_are_found_once_and_named_from_their_common_folder(tmp_path: Path) -> None:
+    touch(tmp_path, "line/b/1.png", "line/b/2.png", "line/a.png", "line/c.png", "line/notes.txt")
+    paths = [tmp_path / "line" / name for name in ("c.png", "b", "b/2.png", "notes.txt", "c.png")]
+    found = list(find_images(paths))
+    assert [image.relative for image in found] == ["b/1.png", "b/2.png", "c.png", "notes.txt"]
+    assert all(image.path == tmp_path / "line" / image.relative for image in found)
+    (single,) = find_images([tmp_path / "line" / "a.png"])
+    assert (single.relative, single.path) == ("a.png", tmp_path / "line" / "a.png")
+    assert [image.relative for image in find_images([tmp_path / "line", tmp_path / "line" / "b"])] == names_in(
+        tmp_path / "line"
+    )
