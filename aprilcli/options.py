@@ -185,7 +185,14 @@ class ScanOptions(PartOptions):
         MapSize, _option("--map-size", "Size of the maps: that of the image or of the model's input.")
     ] = MapSize.source
     threshold: Annotated[float | None, _option("--threshold", "Call this score and higher scores anomalous.")] = None
-    false_alarm_rate: Rate = FALSE_ALARM_RATE
+    false_alarm_rate: Annotated[
+        float | None,
+        _option(
+            "--false-alarm-rate",
+            "Accepted share of good images called anomalous.",
+            show_default=f"what the part's calibration allows, at least {FALSE_ALARM_RATE}",
+        ),
+    ] = None
     resume: Annotated[bool, _option("--resume", "Continue an interrupted scan.")] = False
     overwrite: Overwrite = False
     fail_on_anomaly: Annotated[
@@ -198,14 +205,19 @@ class EnrollOptions(PartOptions):
     """Options of `enroll`."""
 
     paths: Annotated[
-        list[Path],
+        list[Path] | None,
         _argument("FOLDER...", "Folders of good images of one part, or images: five to fifty, without defects."),
-    ]
+    ] = None
     part: Annotated[str, _option("--part", "Name of the part.")]
     append: Annotated[bool, _option("--append", "Add references to an enrolled part.")] = False
     calibrate: Annotated[
-        Path | None, _option("--calibrate", "Folder of further good images, for a guaranteed false-alarm rate.")
+        Path | None,
+        _option(
+            "--calibrate",
+            "Folder of further good images, for a guaranteed false-alarm rate. Without FOLDER: for an enrolled part.",
+        ),
     ] = None
+    strict: Annotated[bool, _option("--strict", "Refuse good images that differ from the others.")] = False
     coreset: Annotated[
         float | None, _option("--coreset", "Keep this share of the bank's rows, chosen to cover the rest.")
     ] = None

@@ -162,10 +162,12 @@ class Detection:
 
     ``text_score`` in [0, 1] (eq. 1); ``map_max``: the maximum of ``anomaly_map``, None without a map;
     ``score``: ``text_score`` without a bank, ``text_score + map_max`` with one. ``anomaly_map`` [S, S] float32 at the
-    model's input size, None without projector and bank.
+    model's input size, None without projector and bank. ``part_distance`` in [0, 2]: how far the image is from the
+    part's good images (see ``core/recognition.py``), None without a bank that keeps their appearance.
     """
 
     text_score: float
     map_max: float | None
     score: float
     anomaly_map: np.ndarray | None = field(repr=False)
+    part_distance: float | None = None

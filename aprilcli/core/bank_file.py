@@ -12,7 +12,7 @@ import torch
 from pydantic import AfterValidator, Field, Strict
 
 from aprilcli.core.calibration import LARGEST, Calibration, CalibrationMethod
-from aprilcli.core.memory_bank import MemoryBank, Recipe, Source
+from aprilcli.core.memory_bank import CalibrationImages, MemoryBank, Recipe, Source
 from aprilcli.errors import ArtifactError, InputError, OptionError, OutputError
 from aprilcli.io.artifacts import Artifact, Schema, TensorSpec, parse, read_artifact, write_artifact
 from aprilcli.types import MAX_OBJECT_NAME, Evidence, ModelSpec, Number, one_line
@@ -22,6 +22,7 @@ SUFFIX = ".safetensors"
 PART_NAME = re.compile(r"\w[\w.-]{0,99}")
 CHECKED_BYTES = 8 * 1024**2  # of rows checked at a time
 UNIT_TOLERANCE = 0.01  # of rows' lengths: float16 rounds them by a tenth of that
+LONGEST = 1 + UNIT_TOLERANCE  # elements of unit rows
 
 
 @dataclass(frozen=True)
@@ -35,16 +36,26 @@ class _Fields:
     coreset_fraction: Annotated[Number, Field(gt=0, le=1)]
     recipe: Recipe
     calibration_method: CalibrationMethod | None = None
+    calibration_sources: tuple[Source, ...] = ()
 
 
 def _tensors(fields: _Fields) -> dict[str, TensorSpec]:
     count = len(fields.sources)
-    specs = {"text_scores": TensorSpec((count,), low=0, high=1, optional=True)}
+    further, size, appearance = len(fields.calibration_sources), fields.spec.image_size, sum(fields.spec.stage_widths)
+    specs = {
+        "text_scores": TensorSpec((count,), low=0, high=1, optional=True),
+        "appearances": TensorSpec((count, appearance), low=-LONGEST, high=LONGEST, optional=True),
+        "fits": TensorSpec((count,), low=-LARGEST, high=LARGEST, optional=True),
+    }
     for stage, width in enumerate(fields.spec.stage_widths):
         specs[f"features.{stage}"] = TensorSpec((None, width), ("F32", "F16"))
         specs[f"logits.{stage}"] = TensorSpec((count, None, None), low=-LARGEST, high=LARGEST, optional=True)
     if fields.calibration_method is not None:
         specs |= {f"calibration.{name}": TensorSpec((None,)) for name in ("scores", "map_maxima")}
+        specs["calibration.distances"] = TensorSpec((None,), optional=True)
+    if further:
+        specs["calibration_images.pixels"] = TensorSpec((further, size, size, 3), ("U8",))
+        specs["calibration_images.appearances"] = TensorSpec((further, appearance), low=-LONGEST, high=LONGEST)
     return specs
 
 
@@ -94,10 +105,15 @@ def to_artifact(bank: MemoryBank) -> tuple[dict[str, torch.Tensor], dict[str, An
     fields = asdict(
         _Fields(bank.spec, bank.object_name, bank.sources, bank.rows_per_source, bank.coreset_fraction, bank.recipe)
     )
-    del fields["calibration_method"]
+    del fields["calibration_method"], fields["calibration_sources"]
     if bank.zero_shot is not None:
         tensors["text_scores"] = bank.zero_shot.text_scores
         tensors |= {f"logits.{stage}": logits for stage, logits in enumerate(bank.zero_shot.logits)}
+    tensors |= {n: values for n in ("appearances", "fits") if (values := getattr(bank, n)) is not None}
+    if bank.calibration_images is not None:
+        fields["calibration_sources"] = [asdict(source) for source in bank.calibration_images.sources]
+        tensors["calibration_images.pixels"] = bank.calibration_images.pixels
+        tensors["calibration_images.appearances"] = bank.calibration_images.appearances
     if bank.calibration is not None:
         arrays = bank.calibration.to_arrays()
         tensors |= {f"calibration.{name}": torch.tensor(values) for name, values in arrays.items()}
@@ -113,8 +129,16 @@ def _bank(artifact: Artifact[_Fields]) -> MemoryBank:
     _check_lengths(features)
     calibration = None
     if fields.calibration_method is not None:
-        arrays = {name.removeprefix("calibration."): values.numpy() for name, values in tensors.items()}
+        arrays = {
+            name.removeprefix("calibration."): values.numpy()
+            for name, values in tensors.items()
+            if name.startswith("calibration.")
+        }
         calibration = Calibration.from_arrays(arrays, fields.calibration_method)
+    images = None
+    if fields.calibration_sources:
+        pixels, appearances = (tensors[f"calibration_images.{name}"] for name in ("pixels", "appearances"))
+        images = CalibrationImages(fields.calibration_sources, pixels, appearances)
     zero_shot = None
     if "text_scores" in tensors:
         logits = (f"logits.{stage}" for stage in stages)
@@ -131,6 +155,9 @@ def _bank(artifact: Artifact[_Fields]) -> MemoryBank:
         version=artifact.version,
         recipe=fields.recipe,
         zero_shot=zero_shot,
+        appearances=tensors.get("appearances"),
+        fits=tensors.get("fits"),
+        calibration_images=images,
     )
 
 

@@ -36,6 +36,7 @@ from aprilcli.defaults import FALSE_ALARM_RATE
 from aprilcli.errors import ArtifactError, InputError, OptionError
 
 CalibrationMethod = Literal["held-out", "leave-one-out", "augmentations"]
+DEFAULT_RATES = (FALSE_ALARM_RATE, 0.02, 0.05, 0.1)  # a higher rate than the last is hardly useful
 LARGEST = 1e6  # far above any score or map value; thresholds computed from the largest float32 values would overflow
 SMALLEST_SPREAD = 0.05  # relative to the largest score; a few scores may be close together by chance
 
@@ -44,19 +45,21 @@ SMALLEST_SPREAD = 0.05  # relative to the largest score; a few scores may be clo
 class Calibration:
     """Scores of good images, kept with the bank they were measured against.
 
-    ``scores`` [n]: image scores; ``map_maxima`` [n]: maxima of the anomaly maps. Both are copied to read-only float32
-    arrays. Raises InputError if they are empty, not finite or of different lengths.
+    ``scores`` [n]: image scores; ``map_maxima`` [n]: maxima of the anomaly maps; ``distances`` [m]: of each good image
+    of the part to the others (see ``core/recognition.py``), None in banks of earlier versions. All are copied to
+    read-only float32 arrays. Raises InputError if they are empty, not finite or of different lengths.
     """
 
     scores: NDArray[np.float32]
     map_maxima: NDArray[np.float32]
     method: CalibrationMethod
+    distances: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         """Check the values and make read-only copies."""
         if self.method not in get_args(CalibrationMethod):
             raise ValueError(f"method {self.method!r} is none of {get_args(CalibrationMethod)}")
-        for name in ("scores", "map_maxima"):
+        for name in self.to_arrays():
             values = np.array(getattr(self, name), dtype=np.float32)
             if values.ndim != 1 or len(values) == 0:
                 raise InputError(f"calibration {name}: expected a list of numbers, one per good image; add good images")
@@ -81,6 +84,11 @@ class Calibration:
             raise ValueError("NaN has no p-value")
         return float(1 + np.count_nonzero(self.scores >= np.float32(score))) / (len(self) + 1)
 
+    @property
+    def default_rate(self) -> float:
+        """The lowest of ``DEFAULT_RATES`` that this number of images is enough for, at most their last."""
+        return next((rate for rate in DEFAULT_RATES if needed_images(rate) <= len(self)), DEFAULT_RATES[-1])
+
     def threshold(self, rate: float = FALSE_ALARM_RATE) -> Threshold:
         """Return the image score at and above which p ≤ ``rate``; see ``threshold_at``."""
         return threshold_at(self.scores, rate, self.method)
@@ -94,16 +102,18 @@ class Calibration:
 
     def to_arrays(self) -> dict[str, NDArray[np.float32]]:
         """Return the values by name, to be stored with ``method``; ``from_arrays`` reads them."""
-        return {"scores": self.scores, "map_maxima": self.map_maxima}
+        arrays = {"scores": self.scores, "map_maxima": self.map_maxima}
+        return arrays if self.distances is None else {**arrays, "distances": self.distances}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, ArrayLike], method: Any) -> Self:
         """Build from stored values. Raises ArtifactError if they are not a valid calibration."""
         try:
-            values = [np.asarray(arrays[name]) for name in ("scores", "map_maxima")]
-            if not all(np.issubdtype(v.dtype, np.floating) and (np.abs(v) <= LARGEST).all() for v in values):
+            names = ("scores", "map_maxima", *(name for name in arrays if name == "distances"))
+            values = {name: np.asarray(arrays[name]) for name in names}
+            if not all(np.issubdtype(v.dtype, np.floating) and (np.abs(v) <= LARGEST).all() for v in values.values()):
                 raise ValueError(f"its values are not floats within ±{LARGEST:g}")
-            return cls(values[0], values[1], method)
+            return cls(**values, method=method)
         except KeyError as error:
             raise ArtifactError(f"its calibration lacks {error.args[0]}; enroll the part again") from error
         except (InputError, TypeError, ValueError) as error:

@@ -6,27 +6,46 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from aprilcli.core.calibration import Calibration
+from aprilcli.core.recognition import recognition_threshold
 from aprilcli.core.threshold import Threshold, Verdict
+from aprilcli.defaults import FALSE_ALARM_RATE
+from aprilcli.types import Detection
 
 
 @dataclass(frozen=True)
 class DecisionRule:
     """Turns image scores into p-values and verdicts, as far as there is a calibration or a threshold.
 
-    ``threshold`` is for image scores, ``pixel_threshold`` for map values.
+    ``threshold`` is for image scores, ``pixel_threshold`` for map values, ``recognition`` for the distances of
+    ``core/recognition.py``. ``stricter``: the threshold for scores at ``FALSE_ALARM_RATE``, where the calibration has
+    too few images for it and no rate was chosen.
     """
 
     calibration: Calibration | None
     threshold: Threshold | None
     pixel_threshold: Threshold | None
+    recognition: Threshold | None = None
+    stricter: Threshold | None = None
 
     @classmethod
-    def at_rate(cls, calibration: Calibration | None, rate: float, threshold: float | None = None) -> DecisionRule:
-        """Use the calibration at false-alarm rate ``rate``; a given ``threshold`` replaces the calibrated threshold."""
+    def at_rate(
+        cls, calibration: Calibration | None, rate: float | None = None, threshold: float | None = None
+    ) -> DecisionRule:
+        """Use the calibration at false-alarm rate ``rate``, by default the lowest that its number of images allows.
+
+        A given ``threshold`` replaces the calibrated threshold of scores.
+        """
         chosen = Threshold(threshold) if threshold is not None else None
         if calibration is None:
             return cls(None, chosen, None)
-        return cls(calibration, chosen or calibration.threshold(rate), calibration.pixel_threshold(rate))
+        used = calibration.default_rate if rate is None else rate
+        stricter = None
+        if rate is None and chosen is None and used > FALSE_ALARM_RATE:
+            stricter = calibration.threshold(FALSE_ALARM_RATE)
+        recognition = None if calibration.distances is None else recognition_threshold(calibration.distances, used)
+        return cls(
+            calibration, chosen or calibration.threshold(used), calibration.pixel_threshold(used), recognition, stricter
+        )
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -37,13 +56,14 @@ class DecisionRule:
         """Return the conformal p-value in (0, 1]; None without a calibration."""
         return None if self.calibration is None else self.calibration.p_value(score)
 
-    def verdict(self, score: float) -> Verdict | None:
+    def verdict(self, detection: Detection) -> Verdict | None:
         """Return the verdict; None without a threshold."""
-        return None if self.threshold is None else self.threshold.verdict(score)
+        distance = detection.part_distance
+        if self.recognition is not None and distance is not None and self.recognition.reached(distance):
+            return "unrecognised"
+        return None if self.threshold is None else self.threshold.verdict(detection.score)
 
     def describe(self) -> dict[str, Any]:
-        """Return both thresholds, JSON-ready; None where there is none."""
-        return {
-            name: None if threshold is None else asdict(threshold)
-            for name, threshold in (("threshold", self.threshold), ("pixel_threshold", self.pixel_threshold))
-        }
+        """Return the thresholds, JSON-ready; None where there is none."""
+        thresholds = {name: getattr(self, name) for name in ("threshold", "pixel_threshold", "recognition")}
+        return {name: None if threshold is None else asdict(threshold) for name, threshold in thresholds.items()}

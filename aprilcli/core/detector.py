@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from aprilcli.core.methods.april_gan import AprilGan
 from aprilcli.core.model_loading import load_backbone
 from aprilcli.core.projector import Projector, load_projector
 from aprilcli.core.prompts import encode_prompts
+from aprilcli.core.recognition import appearance, distance_to
 from aprilcli.defaults import TINY
 from aprilcli.errors import ArtifactError, OptionError
 from aprilcli.io.images import SourceImage, read_image, to_pixels
@@ -112,6 +114,7 @@ class Detector:
             bank.check_grids(self.encoder.grids)
             features = tuple(rows.to(self.encoder.device) for rows in bank.features)
         self.bank = bank
+        self._gallery = None if bank is None else bank.gallery
         self.method = AprilGan(self.encoder.spec, self.text_features, self.projector, features)
 
     def prepare(self, image: SourceImage) -> NDArray[np.float32]:
@@ -121,7 +124,12 @@ class Detector:
 
     def detect(self, pixels: NDArray[np.float32]) -> list[Detection]:
         """Score prepared images [B, 3, S, S] in one encoder pass, each independently of the others."""
-        return self.method.score(self.encoder.encode(pixels))
+        features = self.encoder.encode(pixels)
+        detections = self.method.score(features)
+        if self._gallery is None:
+            return detections
+        distances = distance_to(appearance(features), self._gallery.to(self.encoder.device)).tolist()
+        return [replace(found, part_distance=value) for found, value in zip(detections, distances, strict=True)]
 
     def detect_file(self, path: str | os.PathLike[str]) -> Detection:
         """Read, prepare and score one file. Raises InputError where it cannot be read."""

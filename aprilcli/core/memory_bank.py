@@ -69,13 +69,27 @@ class Recipe:
 
 
 @dataclass(frozen=True, eq=False)
+class CalibrationImages:
+    """Good images that a bank was calibrated on, kept to score them again when the bank grows.
+
+    ``pixels`` [n, S, S, 3] uint8: what the encoder sees, before normalization; ``appearances`` [n, ΣCv].
+    """
+
+    sources: tuple[Source, ...]
+    pixels: torch.Tensor
+    appearances: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class MemoryBank:
     """A part's reference images. Raises ArtifactError where its pieces do not fit each other.
 
     ``features``: N × [M, Cv] unit rows, all float32 or all float16. ``rows_per_source``: N × K counts that add up to
     the stages' M. ``coreset_fraction``: the share of rows kept, in (0, 1]. ``created``: ISO 8601, UTC; ``version``:
     of the aprilcli that made it. ``recipe``: how to load the model and projector. ``zero_shot``: the sources'
-    zero-shot evidence, to which leave-one-out adds distances; None where nothing is calibrated.
+    zero-shot evidence, to which leave-one-out adds distances; None where nothing is calibrated. ``appearances``
+    [K, ΣCv]: see ``core/recognition.py``; ``fits`` [K]: the score of each source against the others, by which outliers
+    are found. Both are None in banks of earlier versions. ``calibration_images``: those given for the calibration.
     """
 
     features: tuple[torch.Tensor, ...]
@@ -89,6 +103,9 @@ class MemoryBank:
     version: str = __version__
     recipe: Recipe = Recipe()
     zero_shot: Evidence | None = None
+    appearances: torch.Tensor | None = None
+    fits: torch.Tensor | None = None
+    calibration_images: CalibrationImages | None = None
 
     def __post_init__(self) -> None:
         """Check that rows, counts, sources and model fit each other; set ``created`` to now if empty."""
@@ -113,6 +130,13 @@ class MemoryBank:
             self._check_zero_shot(self.zero_shot)
         if not self.created:
             object.__setattr__(self, "created", datetime.now(UTC).isoformat(timespec="seconds"))
+
+    @property
+    def gallery(self) -> torch.Tensor | None:
+        """The appearances of all its good images, [M, ΣCv]; None in banks of earlier versions."""
+        if self.appearances is None or self.calibration_images is None:
+            return self.appearances
+        return torch.cat([self.appearances, self.calibration_images.appearances])
 
     def _check_zero_shot(self, results: Evidence) -> None:
         counts = {len(values) for values in (results.text_scores, *results.logits)}
@@ -203,6 +227,26 @@ def append(bank: MemoryBank, batches: Iterable[Sequence[torch.Tensor]], sources:
         bank.object_name,
         (*bank.sources, *sources),
         coreset_fraction=bank.coreset_fraction,
+    )
+
+
+def without(bank: MemoryBank, positions: Sequence[int]) -> MemoryBank:
+    """Leave out the sources at these positions. Drops what was measured with them."""
+    kept = [k for k in range(len(bank.sources)) if k not in positions]
+    features, counts = [], []
+    for rows, stage_counts in zip(bank.features, bank.rows_per_source, strict=True):
+        pieces = torch.split(rows, list(stage_counts))
+        features.append(torch.cat([pieces[k] for k in kept]))
+        counts.append(tuple(stage_counts[k] for k in kept))
+    return replace(
+        bank,
+        features=tuple(features),
+        rows_per_source=tuple(counts),
+        sources=tuple(bank.sources[k] for k in kept),
+        zero_shot=None if bank.zero_shot is None else Evidence.concatenate([bank.zero_shot[k : k + 1] for k in kept]),
+        appearances=None if bank.appearances is None else bank.appearances[kept],
+        calibration=None,
+        fits=None,
     )
 
 

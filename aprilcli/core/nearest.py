@@ -46,20 +46,22 @@ def nearest_in_banks(
 
 
 def leave_one_out(bank: MemoryBank, references: MemoryBank) -> Iterator[tuple[torch.Tensor, ...]]:
-    """Yield each source's distances to ``bank`` without its own rows, N × [1, L], in the order of the sources.
+    """Yield each source's distances to the rows of each other source in ``bank``, N × [K - 1, L], in their order.
 
-    ``references`` holds all rows of the same sources: the bank itself, or the bank that it was subsampled from. Nothing
-    is copied: the bank without a source consists of the rows before and after those of the source. In a stage in which
-    a subsampled bank has no rows of other sources, all distances are 2. Raises InputError for a single source.
+    Their minimum over the other sources is the distance to the bank without the source. ``references`` holds all rows
+    of the same sources: the bank itself, or the bank that it was subsampled from. In a stage in which a subsampled bank
+    has no rows of a source, all distances to it are 2. Raises InputError for a single source.
     """
     if len(bank.sources) == 1:
         raise InputError(f"{bank.sources[0].path}: a single reference cannot be left out; add a second good image")
     if bank.sources != references.sources or references.coreset_fraction != 1:
         raise ValueError("leave_one_out needs all rows of the bank's own sources")
-    own = [list(itertools.accumulate(counts, initial=0)) for counts in bank.rows_per_source]
-    whole = [list(itertools.accumulate(counts, initial=0)) for counts in references.rows_per_source]
+    own, whole = (
+        [torch.split(rows, list(counts)) for rows, counts in zip(b.features, b.rows_per_source, strict=True)]
+        for b in (bank, references)
+    )
     for k in range(len(bank.sources)):
         yield tuple(
-            nearest_distance(tokens[None, start[k] : start[k + 1]], rows[: skip[k]], rows[skip[k + 1] :])
-            for tokens, start, rows, skip in zip(references.features, whole, bank.features, own, strict=True)
+            torch.cat([nearest_distance(tokens[k][None], rows) for rows in (*others[:k], *others[k + 1 :])])
+            for tokens, others in zip(whole, own, strict=True)
         )

@@ -10,7 +10,7 @@ import numpy as np
 
 from aprilcli.errors import OptionError
 
-Verdict = Literal["normal", "anomalous"]
+Verdict = Literal["normal", "anomalous", "unrecognised"]  # the last is given by ``DecisionRule``
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,12 @@ class Threshold:
             raise OptionError("the threshold is not a number that scores can reach; use a value such as 0.5")
         object.__setattr__(self, "value", float(np.float32(self.value)))
 
-    def verdict(self, score: float) -> Verdict:
-        """Return the verdict of a score, compared as float32, the precision in which scores are written."""
-        if math.isnan(score):
+    def reached(self, value: float) -> bool:
+        """Return whether a value is at least the threshold, compared as float32, the precision of written scores."""
+        if math.isnan(value):
             raise ValueError("NaN has no verdict")
-        return "anomalous" if np.float32(score) >= np.float32(self.value) else "normal"
+        return bool(np.float32(value) >= np.float32(self.value))
+
+    def verdict(self, score: float) -> Verdict:
+        """Return the verdict of a score."""
+        return "anomalous" if self.reached(score) else "normal"

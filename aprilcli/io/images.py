@@ -247,6 +247,22 @@ def to_pixels(
     Bicubic with antialiasing, as Pillow resizes 8-bit images.
     """
     resized = image.rgb.resize((image_size, image_size), Image.Resampling.BICUBIC)
-    pixels = np.asarray(resized, dtype=np.float32) / 255
+    return normalize(np.asarray(resized), mean, std)
+
+
+def normalize(
+    stored: NDArray[np.uint8], mean: tuple[float, float, float], std: tuple[float, float, float]
+) -> NDArray[np.float32]:
+    """Divide by 255, and normalize by mean and std: [..., H, W, 3] uint8 to [..., 3, H, W] float32."""
+    pixels = stored.astype(np.float32) / 255
     normalized = (pixels - np.asarray(mean, dtype=np.float32)) / np.asarray(std, dtype=np.float32)
-    return np.ascontiguousarray(normalized.transpose(2, 0, 1))
+    return np.ascontiguousarray(np.moveaxis(normalized, -1, -3))
+
+
+def stored_pixels(
+    pixels: NDArray[np.float32], mean: tuple[float, float, float], std: tuple[float, float, float]
+) -> NDArray[np.uint8]:
+    """Undo ``normalize``: it gives the same ``pixels`` again."""
+    scaled = np.moveaxis(pixels, -3, -1).astype(np.float64) * std + mean
+    rounded: NDArray[np.uint8] = np.rint(np.clip(scaled, 0, 1) * 255).astype(np.uint8)
+    return rounded

@@ -1,12 +1,11 @@
 """`enroll`: makes a bank of a part from good images, and calibrates it on good images.
 
-find → hash → decode ahead → encode → bank → (coreset) → calibrate → write aside, then rename
+find → hash → decode ahead → encode → bank → compare references → (coreset) → calibrate → write aside, then rename
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,14 +14,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from aprilcli.core import calibration, memory_bank, nearest
+from aprilcli.core import memory_bank
 from aprilcli.core.bank_file import load_bank, new_bank_path, save_bank
-from aprilcli.core.calibration import Calibration
+from aprilcli.core.calibration import Calibration, needed_images
 from aprilcli.core.catalogue import path_exists
 from aprilcli.core.detector import Detector
-from aprilcli.core.fusion import fuse
-from aprilcli.core.memory_bank import MemoryBank, Recipe, Source
-from aprilcli.defaults import PAPER, TINY
+from aprilcli.core.memory_bank import CalibrationImages, MemoryBank, Recipe, Source
+from aprilcli.core.outliers import find_outliers
+from aprilcli.core.recognition import appearance
+from aprilcli.defaults import FALSE_ALARM_RATE, PAPER, TINY
 from aprilcli.errors import InputError, OptionError, OutputError
 from aprilcli.io.atomic import claimed_file
 from aprilcli.io.files import sha256_of_file
@@ -30,88 +30,159 @@ from aprilcli.io.published import PUBLISHED
 from aprilcli.io.walk import FoundImage, find_images, require_paths
 from aprilcli.options import EnrollOptions
 from aprilcli.text import printable
-from aprilcli.types import CONTROL, Detection, Evidence
+from aprilcli.types import CONTROL, Evidence
 from aprilcli.workflows.console import Console
+from aprilcli.workflows.enroll_calibration import (
+    References,
+    calibrate_on_images,
+    calibrate_on_references,
+    calibrate_on_variants,
+    score_references,
+)
 from aprilcli.workflows.loading import load_detector, range_of
 from aprilcli.workflows.pipeline import NO_IMAGES, LeftOutFolders, Reader, batches, map_ahead
 
 LISTED = 10  # files that an error names; the others are counted
-# Changes that light and position make to a good part: brightness factors, and shifts in pixels (down, right).
-BRIGHTNESS = (0.9, 0.95, 1.05, 1.1)
-SHIFTS = ((0, 2), (2, 0), (0, -2), (-2, 0))
+FEW_REFERENCES = 5  # fewer are noted
+LEAST = 2  # references named as the least like the others
+
+NewImages = list[tuple[FoundImage, Source]]
 
 
 @dataclass(frozen=True)
 class EnrollSummary:
-    """The bank that was written, how many references are new, and which images were enrolled before."""
+    """The bank that was written, how many references are new, and the images that were left out as known.
+
+    ``odd``: paths of references and of calibration images that differ from the others.
+    """
 
     path: Path
     bank: MemoryBank
     added: int
     known: tuple[str, ...]
+    odd: tuple[str, ...]
 
 
 def run_enroll(options: EnrollOptions, console: Console) -> EnrollSummary:
-    """Make or extend a part's bank. Raises the package's errors; the old bank stays until the new one is complete."""
+    """Make or extend a part's bank, or calibrate it. Raises the package's errors; the old bank stays until the end."""
     path = new_bank_path(options.part, options.banks)
     if options.coreset is not None and not 0 < options.coreset <= 1:
         raise OptionError(f"--coreset {options.coreset:g}: give a share of the rows, above 0 and up to 1")
+    if not options.paths and options.calibrate is None:
+        raise OptionError("give a folder of good images, or --calibrate with a folder to calibrate an enrolled part")
+    if not options.paths and options.coreset is not None:
+        raise OptionError("--coreset: it keeps a share of references; give the folder of all of them")
     with claimed_file(path, "this part is being enrolled by another process; wait for it"):
-        return _enroll(options, path, console)
+        return _enroll(options, options.paths or [], path, console)
 
 
-def _enroll(options: EnrollOptions, path: Path, console: Console) -> EnrollSummary:
-    if path.exists() and not (options.append or options.overwrite):
-        raise OutputError(f"{path}: this part is already enrolled; add references with --append, or use --overwrite")
-    old = load_bank(path) if options.append else None
+def _enroll(options: EnrollOptions, paths: list[Path], path: Path, console: Console) -> EnrollSummary:
+    if paths and path.exists() and not (options.append or options.overwrite):
+        raise OutputError(
+            f"{path.absolute()}: this part is already enrolled; add references with --append, or use --overwrite"
+        )
+    old = load_bank(path) if options.append or not paths else None
     options = replace(options, value_range=range_of(old, options.value_range))
-    if old is not None and (old.coreset_fraction < 1 or old.zero_shot is None):
+    if paths and old is not None and (old.coreset_fraction < 1 or old.zero_shot is None):
         raise OptionError(f"--append: {path} holds a coreset only, without its other rows; enroll all images again")
     if options.projector is not None and CONTROL.search(_portable(options.projector)):
         raise OptionError(f"--projector {printable(options.projector)}: a bank keeps this path in UTF-8; rename it")
-    further = None if options.calibrate is None else _images_in([options.calibrate], options.follow, console)
-    images = _images_in(options.paths, options.follow, console)
-    found, sources, known = _new_images(images, () if old is None else old.sources)
-    if not found:
-        raise InputError(f"{', '.join(map(str, options.paths))}: no new images; all are in {path} already")
+    kept = _kept_calibration_images(options, path, old)
+    enrolled = () if old is None else old.sources
+    new, known = _find_new(paths, options, console, enrolled)
+    if paths and not new:
+        raise InputError(f"{_listed(paths)}: no new images; all are in {path} already")
+    further = _find_further(options, console, kept, [*enrolled, *(source for _, source in new)])
     detector = load_detector(options, old, console)
-    if old is not None and old.calibration is not None and old.calibration.method == "held-out" and further is None:
-        console.note("the bank was calibrated on further images; without --calibrate it uses its own references")
-    half = options.coreset is not None or detector.encoder.precision != "fp32"
-    whole = _make_bank(options, detector, console, found, sources, old, torch.float16 if half else torch.float32)
-    bank = whole if options.coreset is None else memory_bank.subsample(whole, options.coreset, options.seed)
-    bank = replace(bank, calibration=_calibrate(options, detector, console, bank, whole, found, further))
+    references = None
+    if paths:
+        whole, references, twins = _enroll_references(options, detector, console, new, old)
+        if len(whole.sources) == len(enrolled):
+            raise InputError(f"{_listed(paths)}: no new images; all show the same as those in {path}")
+        bank, known = whole, (*known, *twins)
+        if options.coreset is not None:
+            bank = memory_bank.subsample(whole, options.coreset, options.seed)
+            if references is not None and kept is None and not further:
+                references = score_references(bank, whole, detector, console)
+    elif old is not None:
+        bank = old
+    if kept is not None or further:
+        batches = _read_batches(options, detector, console, [image for image, _ in further], "calibrating")
+        bank, left_out = calibrate_on_images(bank, kept, batches, [source for _, source in further], detector)
+        _note_left_out(console, left_out)
+    elif references is not None:
+        bank = calibrate_on_references(bank, references)
+    else:
+        (pixels,) = _read_batches(options, detector, console, [new[0][0]], "calibrating")
+        bank = calibrate_on_variants(bank, pixels, detector)
+    odd = odd_images(bank)
+    if options.strict and odd:
+        raise InputError(f"nothing was written; remove the images that differ from the others: {_listed(odd)}")
+    if len(bank.sources) < FEW_REFERENCES:
+        console.note(f"{len(bank.sources)} references; with five or more, results are better")
     save_bank(bank, path)
-    return EnrollSummary(path, bank, len(found), known)
+    return EnrollSummary(path, bank, len(bank.sources) - len(enrolled), known, odd)
 
 
-def _images_in(paths: list[Path], follow: bool, console: Console) -> list[FoundImage]:
+def _kept_calibration_images(options: EnrollOptions, path: Path, old: MemoryBank | None) -> CalibrationImages | None:
+    """Return the bank's own calibration images, unless they are to be replaced."""
+    if old is None or options.overwrite:
+        return None
+    is_held_out = old.calibration is not None and old.calibration.method == "held-out"
+    if is_held_out and old.calibration_images is None and options.calibrate is None:
+        raise InputError(f"{path}: made by an earlier version, without its calibration images; repeat --calibrate")
+    return old.calibration_images
+
+
+def _find_further(
+    options: EnrollOptions, console: Console, kept: CalibrationImages | None, references: Sequence[Source]
+) -> NewImages:
+    """Find the images of ``--calibrate`` whose content is neither that of a reference nor kept from before."""
+    if options.calibrate is None:
+        return []
+    further, known = _find_new(
+        [options.calibrate], options, console, [*references, *(() if kept is None else kept.sources)]
+    )
+    _note_left_out(console, known)
+    if not further and kept is None:
+        raise InputError(f"{options.calibrate}: all images are references; calibrate on further good images")
+    return further
+
+
+def _note_left_out(console: Console, paths: Sequence[str]) -> None:
+    if paths:
+        console.note(f"--calibrate: {len(paths)} images left out, which are references or appear twice")
+
+
+def _find_new(
+    paths: Sequence[Path], options: EnrollOptions, console: Console, known: Iterable[Source]
+) -> tuple[NewImages, tuple[str, ...]]:
+    """Find the images whose content is neither known nor earlier in the list; also name the others."""
+    if not paths:
+        return [], ()
     require_paths(paths)
     left_out = LeftOutFolders()
-    images = list(find_images(paths, follow=follow, on_left_out=left_out))
+    images = list(find_images(paths, follow=options.follow, on_left_out=left_out))
     for note in left_out.notes():
         console.note(note)
     _refuse_unreadable(image.error for image in images)
     if not images:
-        raise InputError(f"{', '.join(map(str, paths))}: {NO_IMAGES}")
-    return images
-
-
-def _new_images(
-    images: list[FoundImage], enrolled: tuple[Source, ...]
-) -> tuple[list[FoundImage], list[Source], tuple[str, ...]]:
-    """Choose the images whose content is neither enrolled nor earlier in the list; also name the others."""
-    candidates, errors = [], []
+        raise InputError(f"{_listed(paths)}: {NO_IMAGES}")
+    sources, errors = [], []
     for image in images:
         try:
-            candidates.append(Source(image.relative, sha256_of_file(image.path)))
+            sources.append(Source(image.relative, sha256_of_file(image.path)))
         except InputError as error:
             errors.append(str(error))
     _refuse_unreadable(errors)
-    is_new = memory_bank.new_sources(enrolled, candidates)
-    found = list(itertools.compress(images, is_new))
-    known = tuple(source.path for source, new in zip(candidates, is_new, strict=True) if not new)
-    return found, list(itertools.compress(candidates, is_new)), known
+    is_new = memory_bank.new_sources(known, sources)
+    found = [pair for pair, new in zip(zip(images, sources, strict=True), is_new, strict=True) if new]
+    return found, tuple(source.path for source, new in zip(sources, is_new, strict=True) if not new)
+
+
+def _listed(names: Sequence[Path | str]) -> str:
+    more = f", and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(map(printable, names[:LISTED])) + more
 
 
 def _refuse_unreadable(errors: Iterable[str | None]) -> None:
@@ -123,32 +194,55 @@ def _refuse_unreadable(errors: Iterable[str | None]) -> None:
         )
 
 
+def _enroll_references(
+    options: EnrollOptions, detector: Detector, console: Console, new: NewImages, old: MemoryBank | None
+) -> tuple[MemoryBank, References | None, tuple[str, ...]]:
+    """Make the bank and score its references against each other; None for a single one.
+
+    References that show the same image as another are left out; also returns their paths.
+    """
+    bank = _make_bank(options, detector, console, new, old)
+    twins: tuple[str, ...] = ()
+    while len(bank.sources) > 1:
+        references = score_references(bank, bank, detector, console)
+        if not references.twins:
+            return replace(bank, fits=torch.tensor(references.fits)), references, twins
+        twins += tuple(bank.sources[k].path for k in references.twins)
+        bank = memory_bank.without(bank, references.twins)
+    return bank, None, twins
+
+
 def _make_bank(
-    options: EnrollOptions,
-    detector: Detector,
-    console: Console,
-    found: list[FoundImage],
-    sources: list[Source],
-    old: MemoryBank | None,
-    dtype: torch.dtype,
+    options: EnrollOptions, detector: Detector, console: Console, new: NewImages, old: MemoryBank | None
 ) -> MemoryBank:
-    """Encode the images into a bank, after the rows of ``old``, and keep their zero-shot evidence in it."""
+    """Encode the images into a bank, after the rows of ``old``; keep their zero-shot evidence and appearance in it."""
     evidence: list[Evidence] = [] if old is None or old.zero_shot is None else [old.zero_shot]
+    appearances: list[torch.Tensor | None] = [] if old is None else [old.appearances]
 
     def batches() -> Iterator[tuple[torch.Tensor, ...]]:
-        for pixels in _read_batches(options, detector, console, found, "enrolling"):
+        for pixels in _read_batches(options, detector, console, [image for image, _ in new], "enrolling"):
             features = detector.encoder.encode(pixels)
             evidence.append(detector.method.zero_shot(features).cpu())
+            appearances.append(appearance(features).cpu())
             yield features.patch_tokens
 
+    sources = [source for _, source in new]
     if old is None:
+        half = options.coreset is not None or detector.encoder.precision != "fp32"
+        dtype = torch.float16 if half else torch.float32
         bank = memory_bank.build(batches(), sources, detector.encoder.spec, detector.object_name, dtype=dtype)
         projector = None if options.projector is None else _portable(options.projector)
         model = _portable(options.model or TINY)
         recipe = Recipe(model, projector, detector.projector_fingerprint, options.value_range)
     else:
         bank, recipe = memory_bank.append(old, batches(), sources), old.recipe
-    return replace(bank, zero_shot=Evidence.concatenate(evidence), recipe=recipe)
+    known = [rows for rows in appearances if rows is not None]
+    return replace(
+        bank,
+        zero_shot=Evidence.concatenate(evidence),
+        appearances=torch.cat(known) if len(known) == len(appearances) else None,
+        recipe=recipe,
+    )
 
 
 def _read_batches(
@@ -171,78 +265,21 @@ def _read_batches(
             yield np.stack([image.pixels for image in batch if image.pixels is not None])
 
 
-def _calibrate(
-    options: EnrollOptions,
-    detector: Detector,
-    console: Console,
-    bank: MemoryBank,
-    whole: MemoryBank,
-    found: list[FoundImage],
-    further: list[FoundImage] | None,
-) -> Calibration:
-    """Score good images as `scan` does.
-
-    Scores ``further`` images if given, otherwise each reference against the others, or changed copies of a single
-    reference.
-    """
-    if further is not None:
-        images, _, known = _new_images(further, bank.sources)
-        if known:
-            console.note(f"--calibrate: {len(known)} images left out, which are references or appear twice")
-        if not images:
-            raise InputError(f"{options.calibrate}: all images are references; calibrate on further good images")
-        batches = _read_batches(options, detector, console, images, "calibrating")
-        return _calibration(_score_all(detector.with_bank(bank), batches), "held-out")
-    if len(bank.sources) > 1:
-        distances = nearest.leave_one_out(bank, whole)
-        return _calibration(_score_references(detector, whole, distances, console), "leave-one-out")
-    (pixels,) = _read_batches(options, detector, console, found, "calibrating")
-    return _calibration(_score_all(detector.with_bank(bank), _variants(pixels, detector)), "augmentations")
-
-
-def _score_all(detector: Detector, batches: Iterator[NDArray[np.float32]]) -> list[Detection]:
-    return [detection for pixels in batches for detection in detector.detect(pixels)]
-
-
-def _score_references(
-    detector: Detector, whole: MemoryBank, distances: Iterator[tuple[torch.Tensor, ...]], console: Console
-) -> list[Detection]:
-    """Fuse the zero-shot evidence of each of the K references with its distances to the others."""
-    if whole.zero_shot is None:
-        raise ValueError("references are scored with their zero-shot evidence")
-    size = whole.spec.image_size
-    detections = []
-    with console.progress(len(whole.sources), "calibrating") as advance:
-        for reference, stages in enumerate(distances):
-            shaped = tuple(d.reshape(1, *grid) for d, grid in zip(stages, detector.encoder.grids, strict=True))
-            zero_shot = whole.zero_shot[reference : reference + 1]
-            detections += fuse(replace(zero_shot, distances=shaped), size)
-            advance(1)
-    return detections
-
-
-def _variants(pixels: NDArray[np.float32], detector: Detector) -> Iterator[NDArray[np.float32]]:
-    """Change a prepared image [1, 3, S, S] slightly, in brightness and position."""
-    spec = detector.encoder.spec
-    black = (-np.array(spec.mean) / np.array(spec.std)).astype(np.float32)[None, :, None, None]
-    for factor in BRIGHTNESS:
-        yield ((pixels - black) * factor + black).astype(np.float32)
-    padded = np.pad(pixels, ((0, 0), (0, 0), (2, 2), (2, 2)), mode="edge")
-    height, width = pixels.shape[2:]
-    for down, right in SHIFTS:
-        yield padded[:, :, 2 + down : 2 + down + height, 2 + right : 2 + right + width].copy()
-
-
-def _calibration(detections: list[Detection], method: calibration.CalibrationMethod) -> Calibration:
-    maxima = [detection.map_max for detection in detections if detection.map_max is not None]
-    scores = [detection.score for detection in detections]
-    return Calibration(np.array(scores, np.float32), np.array(maxima, np.float32), method)
-
-
 def _portable(name: str) -> str:
     """Return a model's or projector's name so that it is valid in any working folder: paths become absolute."""
     is_path = name not in (TINY, PAPER, *PUBLISHED) and path_exists(name)
     return str(Path(name).resolve()) if is_path else name
+
+
+def odd_images(bank: MemoryBank) -> tuple[str, ...]:
+    """Return the paths of references and of calibration images that differ from the others."""
+    odd: list[str] = []
+    if bank.fits is not None:
+        odd += [bank.sources[k].path for k in find_outliers(bank.fits.numpy())]
+    if bank.calibration_images is not None and bank.calibration is not None:
+        sources = bank.calibration_images.sources
+        odd += [sources[k].path for k in find_outliers(bank.calibration.scores)]
+    return tuple(odd)
 
 
 def summarize(summary: EnrollSummary) -> str:
@@ -250,8 +287,23 @@ def summarize(summary: EnrollSummary) -> str:
     bank, scored = summary.bank, summary.bank.calibration
     lines = [f"{summary.path}: {len(bank.sources)} reference images of {bank.object_name!r}, {summary.added} new"]
     if summary.known:
-        named = ", ".join(map(printable, summary.known[:LISTED]))
-        lines.append(f"{len(summary.known)} images were already enrolled (same content): {named}")
+        lines.append(f"{len(summary.known)} images were already enrolled (same content): {_listed(summary.known)}")
     if scored is not None:
         lines.append(f"calibrated on {len(scored)} scores of good images ({scored.method})")
+        lines += _thresholds(scored)
+    if bank.fits is not None:
+        least = sorted(zip(bank.fits.tolist(), bank.sources, strict=True), key=lambda pair: -pair[0])[:LEAST]
+        named = ", ".join(f"{printable(source.path)} ({score:.4f})" for score, source in least)
+        lines.append(f"references least like the others: {named}; median {bank.fits.median():.4f}")
+    if summary.odd:
+        lines.append(f"check these images, which differ from the others: {_listed(summary.odd)}")
     return "\n".join(lines)
+
+
+def _thresholds(scored: Calibration) -> Iterator[str]:
+    """Say at which score images are called anomalous, and what a stricter rate would need."""
+    default, strict = scored.threshold(scored.default_rate), scored.threshold(FALSE_ALARM_RATE)
+    yield f"threshold {default.value:.4f} for a false-alarm rate of {scored.default_rate:g}"
+    if strict.value > default.value:
+        missing = needed_images(FALSE_ALARM_RATE)
+        yield f"  a rate of {FALSE_ALARM_RATE:g} would raise it to {strict.value:.4f}; {missing} images guarantee it"

@@ -66,7 +66,7 @@ def run_scan(options: ScanOptions, console: Console) -> ScanSummary:
     detector = load_detector(options, bank, console)
     calibration = bank.calibration if bank is not None else None
     rule = DecisionRule.at_rate(calibration, options.false_alarm_rate, options.threshold)
-    if bank is None and options.false_alarm_rate != ScanOptions.false_alarm_rate:
+    if bank is None and options.false_alarm_rate is not None:
         console.note("--false-alarm-rate has no effect without --part: there are no good images for a threshold")
     for note in rule.notes:
         console.note(note)
@@ -110,7 +110,8 @@ def _check_options(options: ScanOptions) -> None:
         raise OptionError("--fail-on-anomaly: no image can be anomalous without a threshold; use --threshold or --part")
     if options.resume and options.overwrite:
         raise OptionError("--resume continues a scan, --overwrite replaces it; choose one")
-    check_rate(options.false_alarm_rate)
+    if options.false_alarm_rate is not None:
+        check_rate(options.false_alarm_rate)
 
 
 def _images_to_scan(options: ScanOptions) -> Iterator[FoundImage]:

@@ -1,0 +1,163 @@
+"""The calibration of a part's bank: scores of good images, and which of these images differ from the others."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from aprilcli.core import nearest
+from aprilcli.core.calibration import Calibration, CalibrationMethod
+from aprilcli.core.detector import Detector
+from aprilcli.core.fusion import fuse
+from aprilcli.core.memory_bank import CalibrationImages, MemoryBank, Source
+from aprilcli.core.recognition import appearance, distances_to_others
+from aprilcli.errors import InputError
+from aprilcli.io.images import normalize, stored_pixels
+from aprilcli.types import Detection, Evidence
+from aprilcli.workflows.console import Console
+
+# Changes that light and position make to a good part: brightness factors, and shifts in pixels (down, right).
+BRIGHTNESS = (0.9, 0.95, 1.05, 1.1)
+SHIFTS = ((0, 2), (2, 0), (0, -2), (-2, 0))
+# A reference's fit compares each patch with its third nearest reference, so two with the same defect cannot hide it.
+FIT_RANK = 3
+# Mean nearest distance of all patches, below which two images are the same one saved twice. On five sets of photographs
+# a JPEG of quality 50 or half the size lay below 4e-4, different good images above 1e-2.
+SAME_IMAGE = 1e-3
+
+
+@dataclass(frozen=True)
+class References:
+    """The K references scored against each other: ``detections`` as leave-one-out, ``fits`` [K], and ``twins``.
+
+    ``fits``: the score where each patch is compared with its third nearest reference. ``twins``: positions of
+    references that show the same image as an earlier one.
+    """
+
+    detections: list[Detection]
+    fits: list[float]
+    twins: list[int]
+
+
+def score_references(bank: MemoryBank, whole: MemoryBank, detector: Detector, console: Console) -> References:
+    """Score each of K > 1 references against the others, as `scan` does.
+
+    ``whole`` holds all rows of the references, ``bank`` those that are kept.
+    """
+    if whole.zero_shot is None:
+        raise ValueError("references are scored with their zero-shot evidence")
+    scored = References([], [], [])
+    rank = min(FIT_RANK, len(whole.sources) - 1)
+    with console.progress(len(whole.sources), "comparing references") as advance:
+        for reference, stages in enumerate(nearest.leave_one_out(bank, whole)):
+            distances = [stage.kthvalue(k, dim=0).values for k in (1, rank) for stage in stages]
+            closest, ranked = distances[: len(stages)], distances[len(stages) :]
+            zero_shot = whole.zero_shot[reference : reference + 1]
+            scored.detections.append(_fuse(zero_shot, closest, detector))
+            scored.fits.append(_fuse(zero_shot, ranked, detector).score)
+            each = torch.stack([stage[:reference].mean(dim=1) for stage in stages]).mean(dim=0)
+            if (each < SAME_IMAGE).any():
+                scored.twins.append(reference)
+            advance(1)
+    return scored
+
+
+def _fuse(zero_shot: Evidence, distances: list[torch.Tensor], detector: Detector) -> Detection:
+    shaped = tuple(d.reshape(1, *grid) for d, grid in zip(distances, detector.encoder.grids, strict=True))
+    return fuse(replace(zero_shot, distances=shaped), detector.encoder.spec.image_size)[0]
+
+
+def calibrate_on_references(bank: MemoryBank, references: References) -> MemoryBank:
+    """Calibrate on the scores of K > 1 references against the others."""
+    return replace(bank, calibration=_calibration(references.detections, "leave-one-out", bank.gallery))
+
+
+def calibrate_on_variants(bank: MemoryBank, pixels: NDArray[np.float32], detector: Detector) -> MemoryBank:
+    """Calibrate on changed copies of the only reference [1, 3, S, S]."""
+    scored = _Scored(bank, detector)
+    for batch in _variants(pixels, detector):
+        scored.add(batch, ())
+    gallery = torch.cat([*scored.appearances, *([] if bank.gallery is None else [bank.gallery])])
+    return replace(bank, calibration=_calibration(scored.detections, "augmentations", gallery))
+
+
+def calibrate_on_images(
+    bank: MemoryBank,
+    kept: CalibrationImages | None,
+    batches: Iterable[NDArray[np.float32]],
+    sources: Sequence[Source],
+    detector: Detector,
+) -> tuple[MemoryBank, tuple[str, ...]]:
+    """Calibrate on good images: those ``kept`` from before, and new ones, batches [B, 3, S, S] of ``sources``.
+
+    New images that show the same as a reference, though saved in another way, are left out; also returns their paths.
+    Raises InputError if no image is left.
+    """
+    scored = _Scored(bank, detector)
+    spec = detector.encoder.spec
+    for source, image in zip(kept.sources, kept.pixels, strict=True) if kept is not None else ():
+        scored.add(normalize(image[None].numpy(), spec.mean, spec.std), (source,))
+    remaining = iter(sources)
+    for batch in batches:
+        scored.add(batch, tuple(itertools.islice(remaining, len(batch))), leave_out_references=True)
+    if not scored.sources:
+        raise InputError("all calibration images are references; calibrate on further good images")
+    images = CalibrationImages(tuple(scored.sources), torch.cat(scored.pixels), torch.cat(scored.appearances))
+    bank = replace(bank, calibration_images=images)
+    bank = replace(bank, calibration=_calibration(scored.detections, "held-out", bank.gallery))
+    return bank, tuple(scored.left_out)
+
+
+class _Scored:
+    """Good images encoded once: what a calibration needs of them."""
+
+    def __init__(self, bank: MemoryBank, detector: Detector) -> None:
+        """Start without any."""
+        self._detector = detector.with_bank(bank)
+        self.detections: list[Detection] = []
+        self.appearances: list[torch.Tensor] = []
+        self.pixels: list[torch.Tensor] = []
+        self.sources: list[Source] = []
+        self.left_out: list[str] = []
+
+    def add(
+        self, pixels: NDArray[np.float32], sources: Sequence[Source], *, leave_out_references: bool = False
+    ) -> None:
+        """Score images [B, 3, S, S] as `scan` does."""
+        spec = self._detector.encoder.spec
+        features = self._detector.encoder.encode(pixels)
+        evidence = self._detector.method.evidence(features)
+        detections = fuse(evidence, spec.image_size)
+        distances = torch.stack([stage.flatten(1).mean(dim=1) for stage in evidence.distances]).mean(dim=0)
+        rows = [row for row in range(len(pixels)) if not (leave_out_references and distances[row] < SAME_IMAGE)]
+        self.left_out += [source.path for row, source in enumerate(sources) if row not in rows]
+        self.sources += [source for row, source in enumerate(sources) if row in rows]
+        self.detections += [detections[row] for row in rows]
+        self.appearances.append(appearance(features)[rows].cpu())
+        self.pixels.append(torch.from_numpy(stored_pixels(pixels[rows], spec.mean, spec.std)))
+
+
+def _variants(pixels: NDArray[np.float32], detector: Detector) -> Iterator[NDArray[np.float32]]:
+    """Change a prepared image [1, 3, S, S] slightly, in brightness and position."""
+    spec = detector.encoder.spec
+    black = (-np.array(spec.mean) / np.array(spec.std)).astype(np.float32)[None, :, None, None]
+    for factor in BRIGHTNESS:
+        yield ((pixels - black) * factor + black).astype(np.float32)
+    padded = np.pad(pixels, ((0, 0), (0, 0), (2, 2), (2, 2)), mode="edge")
+    height, width = pixels.shape[2:]
+    for down, right in SHIFTS:
+        yield padded[:, :, 2 + down : 2 + down + height, 2 + right : 2 + right + width].copy()
+
+
+def _calibration(
+    detections: Sequence[Detection], method: CalibrationMethod, gallery: torch.Tensor | None
+) -> Calibration:
+    scores = np.array([detection.score for detection in detections], np.float32)
+    maxima = np.array([detection.map_max for detection in detections if detection.map_max is not None], np.float32)
+    distances = None if gallery is None or len(gallery) < 2 else distances_to_others(gallery)
+    return Calibration(scores, maxima, method, distances)
