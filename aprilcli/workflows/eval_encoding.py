@@ -30,6 +30,7 @@ from aprilcli.io.masks import read_mask
 from aprilcli.io.walk import FoundImage
 from aprilcli.options import EvalOptions
 from aprilcli.types import Detection, Evidence, ImageFeatures
+from aprilcli.workflows.dataset_notes import MaskNotes
 from aprilcli.workflows.eval_references import References, Setting, draw_order
 from aprilcli.workflows.pipeline import PreparedImage, Reader, batches, map_ahead
 
@@ -127,7 +128,12 @@ class ObjectEncoder:
                 return list(self._encode_images(images, reader, detector, references, banks, advance))
 
             tested, calibration = encode(item.test), encode(chosen)
-        problems = [*drawn.problems, *(problem for _, read in tested for problem in read.problems)]
+        mask_notes = MaskNotes()
+        for _, read in tested:
+            for note in read.mask_notes:
+                mask_notes.add(item.name, read.labeled.mask_paths[0], note)
+        problems = [*drawn.problems, *mask_notes.problems(self._root)]
+        problems += [problem for _, read in tested for problem in read.problems]
         problems += [f"{image.error}; not used for calibration" for image, _ in calibration if image.error is not None]
         readable = tuple(image for image, _ in calibration if image.error is None)
         if self._options.calibrate and not readable:
@@ -221,6 +227,7 @@ class _Read:
     has_pixels: bool = False
     problems: tuple[str, ...] = ()
     digests: tuple[str, ...] = ()
+    mask_notes: tuple[str, ...] = ()
 
 
 def _read_image(labeled: LabeledImage, root: Path, reader: Reader, size: int) -> _Read:
@@ -231,8 +238,9 @@ def _read_image(labeled: LabeledImage, root: Path, reader: Reader, size: int) ->
     digests = [digest_line(labeled.path, root)]
     if not labeled.has_mask:
         return _Read(labeled, image, digests=tuple(digests))  # already among the problems of the data set
+    notes: list[str] = []
     try:
-        mask = read_mask(labeled, image.size_hw)
+        mask = read_mask(labeled, image.size_hw, notes.append)
         digests += [digest_line(path, root) for path in labeled.mask_paths]
     except InputError as error:
         return _Read(labeled, image, problems=(f"{error}; its pixels are left out",), digests=tuple(digests))
@@ -241,7 +249,7 @@ def _read_image(labeled: LabeledImage, root: Path, reader: Reader, size: int) ->
     resized = resize_mask(mask, size) > 0
     vanished = f"{name}: its defect is too small for a mask of {size} x {size} pixels; all pixels count as normal"
     problems = () if resized.any() else (vanished,)
-    return _Read(labeled, image, resized, True, problems, tuple(digests))
+    return _Read(labeled, image, resized, True, problems, tuple(digests), tuple(notes))
 
 
 def _evidence(

@@ -23,9 +23,11 @@ from aprilcli.io import paper_tables, records
 from aprilcli.io.atomic import claimed, output_errors, remove_leftovers
 from aprilcli.io.data_fingerprint import data_fingerprint
 from aprilcli.io.datasets import LabeledDataset, read_dataset
+from aprilcli.io.label_names import same_form
 from aprilcli.options import EvalOptions, Fusion, describe
 from aprilcli.workflows import eval_leakage, eval_report, eval_table
 from aprilcli.workflows.console import Console
+from aprilcli.workflows.dataset_notes import print_dataset_notes
 from aprilcli.workflows.eval_encoding import ObjectEncoder
 from aprilcli.workflows.eval_measures import measure_object
 from aprilcli.workflows.eval_plots import require_matplotlib
@@ -55,7 +57,7 @@ def run_eval(options: EvalOptions, console: Console) -> EvalSummary:
     """
     started, began = records.timestamp(), time.monotonic()
     _check_options(options)
-    dataset = _choose_objects(read_dataset(options.dataset, options.layout), options.objects)
+    dataset = _choose_objects(read_dataset(options.dataset, options.layout, follow=options.follow), options.objects)
     settings = _settings(options, dataset, console)
     _print_dataset(dataset, console)
     busy = f"{options.out}: another eval is writing here; wait for it, or choose another --out"
@@ -140,11 +142,12 @@ def _check_options(options: EvalOptions) -> None:
 def _choose_objects(dataset: LabeledDataset, names: tuple[str, ...] | None) -> LabeledDataset:
     """Keep the objects with the given names or categories."""
     if names is not None:
-        known = {name for item in dataset.objects for name in (item.name, item.category)}
+        names = tuple(map(same_form, names))
+        known = {same_form(name) for item in dataset.objects for name in (item.name, item.category)}
         if unknown := [name for name in names if name not in known]:
             present = ", ".join(item.name for item in dataset.objects)
             raise OptionError(f"--objects {','.join(unknown)}: not in {dataset.root}; its objects are {present}")
-        chosen = tuple(item for item in dataset.objects if item.name in names or item.category in names)
+        chosen = tuple(item for item in dataset.objects if {same_form(item.name), item.category} & set(names))
         dataset = replace(dataset, objects=chosen)
     if not any(item.test for item in dataset.objects):
         raise InputError(f"{dataset.root}: no test images in layout {dataset.layout}; check the path")
@@ -185,6 +188,7 @@ def _print_dataset(dataset: LabeledDataset, console: Console) -> None:
             f"  {item.name}: {len(item.train_good)} good for training; test: {good} good, "
             f"{anomalous} anomalous ({defects or 'none'}), {masks or 'no'} masks"
         )
+    print_dataset_notes(dataset, console)
     _print_problems(dataset.problems, console)
 
 

@@ -385,7 +385,8 @@ def test_unused_files_are_problems(tmp_path):
         "nut/masks: masks are read from nut/ground_truth instead; left out",
         "nut/train/bent: training images that are not good; left out",
         "nut/test/7.png: an image outside the label folders; left out",
-        "nut/test/bent: 2 files that are not images, first notes.txt; left out",
+        "nut/test/bent/raw.heic: labeled bent but without a mask; its pixels are left out",
+        "1 file that is not an image, first nut/test/bent/notes.txt; left out",
     ]
 
 
