@@ -439,6 +439,10 @@ def _read_test(
     images = [image for _, content in contents for image in content.images]
     masks += [mask for _, content in contents for mask in content.masks]
     beside = {path: found for _, content in contents for path, found in content.beside.items()}
+    if beside:
+        path, (mask, *_) = next(iter(beside.items()))
+        count = sum(map(len, beside.values()))
+        tree.notes.append(f"masks beside their images: {count}, first {tree.name(mask)} of {tree.name(path)}")
     has_any = bool(mask_folders or masks or beside)
     anomalous = {i.path for label, content in contents if judge(label.name) != Label.good for i in content.images}
     paired = pair(images, anomalous if has_any else set(), masks, beside, tree.add, tree.name)

@@ -5,12 +5,10 @@ read the folder → per object: draw references → encode each image once → p
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 from aprilcli.core.backbone import Backbone
 from aprilcli.core.calibration import check_rate
@@ -18,14 +16,14 @@ from aprilcli.core.detector import Detector
 from aprilcli.core.projector import Projector, load_projector
 from aprilcli.core.prompts import encode_prompts
 from aprilcli.defaults import PAPER, SHOTS
-from aprilcli.errors import InputError, OptionError, OutputError
+from aprilcli.errors import InputError, OptionError
 from aprilcli.io import paper_tables, records
-from aprilcli.io.atomic import claimed, output_errors, remove_leftovers
+from aprilcli.io.atomic import claimed
 from aprilcli.io.data_fingerprint import data_fingerprint
 from aprilcli.io.datasets import LabeledDataset, read_dataset
 from aprilcli.io.label_names import same_form
 from aprilcli.options import EvalOptions, Fusion, describe
-from aprilcli.workflows import eval_leakage, eval_report, eval_table
+from aprilcli.workflows import eval_leakage, eval_output, eval_report, eval_table
 from aprilcli.workflows.console import Console
 from aprilcli.workflows.dataset_notes import print_dataset_notes
 from aprilcli.workflows.eval_encoding import ObjectEncoder
@@ -35,7 +33,6 @@ from aprilcli.workflows.eval_references import Setting
 from aprilcli.workflows.eval_results import Report, Result, count_defects
 from aprilcli.workflows.loading import load_model
 
-OUTPUTS = ("metrics.csv", "metrics.json", "scores.csv", "anomaly_maps", "anomaly_images", "plots")
 LISTED_PROBLEMS = 20
 
 
@@ -70,15 +67,19 @@ def _evaluate(
     options: EvalOptions, dataset: LabeledDataset, settings: tuple[Setting, ...], started: str, console: Console
 ) -> EvalSummary:
     """Measure and write, while the output folder is locked."""
-    _check_output(options.out, options.overwrite)
+    planned = eval_output.planned_outputs(options, dataset)
+    owned = eval_output.check_output(options.out, options.overwrite, planned)
     backbone = load_model(options, console)
     projector = load_projector(options.projector, options.model, backbone.spec, progress=console.is_interactive)
-    _clear_output(options.out)
+    eval_output.remove_outputs(options.out, owned)
+    begun = {"versions": records.versions(), "outputs": planned, "started": started}
+    records.write_json(options.out / eval_output.RECORD, begun)  # without "finished"
     results: list[Result] = []
     problems: list[str] = []
     notes: list[str] = []
     digests: list[str] = []
     sources: dict[str, str] = {}
+    leaked: dict[str, tuple[str, ...]] = {}
     with ThreadPoolExecutor(max_workers=options.workers) as pool:
         encoder = ObjectEncoder(dataset.root, settings, pool, options)
         total = sum(encoder.count_images(item) for item in dataset.objects)
@@ -89,6 +90,7 @@ def _evaluate(
                 problems += encoded.problems
                 digests += encoded.digests
                 sources[item.name] = encoded.calibration_source
+                leaked[item.name] = encoded.leaked
                 measured = measure_object(options, dataset.layout, item, encoded, backbone.spec, pool)
                 results += measured
                 notes += [*detector.notes, *encoded.notes]
@@ -103,14 +105,14 @@ def _evaluate(
     report = Report(
         results=tuple(results),
         captions=eval_report.captions(options, dataset, backbone.spec, sources),
-        leakage=eval_leakage.leakage(dataset, projector, fingerprint),
+        leakage=eval_leakage.leakage(dataset, projector, fingerprint, leaked),
         paper=paper_tables.recognize(item.category for item in dataset.objects) if options.model == PAPER else None,
         is_calibrated=options.calibrate,
     )
     eval_report.write_metrics_csv(options.out / "metrics.csv", report)
     eval_report.write_scores_csv(options.out / "scores.csv", results)
     record = {
-        "versions": records.versions(),
+        **begun,
         "options": describe(options),
         "model": backbone.spec.to_json(),
         "device": str(backbone.encoder.device),
@@ -122,10 +124,9 @@ def _evaluate(
         "unreadable": len(unreadable),
         **({"calibration": sources} if options.calibrate else {}),
         **eval_report.describe_report(report),
-        "started": started,
         "finished": records.timestamp(),
     }
-    records.write_json(options.out / "metrics.json", record)
+    records.write_json(options.out / eval_output.RECORD, record)
     return EvalSummary(eval_table.draw_table(report), tuple(results), len(unreadable))
 
 
@@ -198,23 +199,3 @@ def _print_problems(problems: Sequence[str], console: Console) -> None:
         console.note(f"problem: {problem}")
     if len(listed) < len(problems):
         console.note(f"and {len(problems) - len(listed)} more problems; metrics.json lists them all")
-
-
-def _check_output(out: Path, overwrite: bool) -> None:
-    """Remove files left by killed runs, and refuse a folder with results."""
-    with output_errors(out):
-        present = [name for name in OUTPUTS if (out / name).exists()]
-    if present and not overwrite:
-        raise OutputError(
-            f"{out}: already holds results ({', '.join(present)}); choose another --out, or replace with --overwrite"
-        )
-    remove_leftovers(out, below=False)  # those in subfolders are deleted with the results
-
-
-def _clear_output(out: Path) -> None:
-    for path in (out / name for name in OUTPUTS):
-        with output_errors(path):
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
