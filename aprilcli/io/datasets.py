@@ -96,14 +96,16 @@ class LabeledObject:
 class LabeledDataset:
     """What was recognized below ``root``.
 
-    ``problems``: a line for each file that is missing or not used, and last a line for all files that are not images.
-    ``notes``: what was decided by names. ``left_out``: folders that were not entered, relative to the root.
+    ``problems``: a line for each image or mask that is missing or not used. ``other_files``: a line on all files that
+    are not images, or none. ``notes``: what was decided by names. ``left_out``: folders that were not entered, relative
+    to the root.
     """
 
     layout: str
     root: Path
     objects: tuple[LabeledObject, ...]
     problems: tuple[str, ...]
+    other_files: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     left_out: tuple[tuple[str, LeftOut], ...] = ()
 
@@ -170,14 +172,21 @@ class _Tree:
                 f"{root}: it is not clear whether these folders contain good images or a defect: "
                 f"{', '.join(self.unclear)}; rename each to good, or to the name of its defect"
             )
-        problems = list(dict.fromkeys(self._problems))
+        return LabeledDataset(
+            layout=layout,
+            root=root,
+            objects=tuple(objects),
+            problems=tuple(dict.fromkeys(self._problems)),
+            other_files=tuple(self._describe_other_files()),
+            notes=tuple(self.notes),
+            left_out=tuple(self._left_out.items()),
+        )
+
+    def _describe_other_files(self) -> Iterator[str]:
         if self._not_images:
             count = len(self._not_images)
             files = "1 file that is not an image" if count == 1 else f"{count} files that are not images"
-            problems.append(f"{files}, first {self.name(self._not_images[0])}; left out")
-        return LabeledDataset(
-            layout, root, tuple(objects), tuple(problems), tuple(self.notes), tuple(self._left_out.items())
-        )
+            yield f"{files}, first {self.name(self._not_images[0])}; left out"
 
     def folders(self, parent: Path) -> list[Path]:
         """Return the folders in a folder, sorted, without dotfiles, results of this program and system folders.

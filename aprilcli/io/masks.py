@@ -38,6 +38,7 @@ IMPLAUSIBLE_SHARE = 0.9  # of an image's pixels
 NOTE_CUT = (
     "have values between black and white from compression or soft edges: pixels above half of the maximum are anomalous"
 )
+NOTE_DARK = "are compressed with loss and nearly black: class numbers are damaged; save masks as PNG"
 NOTE_LARGE = "mark nearly the whole image or its border; if they are inverted, invert them"
 NOTE_PALETTE = "have a palette whose first color is not black: the color that covers most of the border is background"
 NOTE_ALPHA = "are transparent: opaque pixels are anomalous"
@@ -181,6 +182,8 @@ def _marked(values: NDArray[Any], is_lossy: bool, notes: list[str]) -> NDArray[n
     if values.dtype == bool or not positive.any():
         return positive
     largest = float(values.max())
+    if is_lossy and largest <= MAX_CLASS:
+        notes.append(NOTE_DARK)
     weak = positive & (values < largest / 2)
     if not weak.any() or (not is_lossy and _has_only_class_numbers(values, largest)):
         return positive

@@ -6,6 +6,7 @@ read the folder → per object: draw references → encode each image once → p
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -34,6 +35,7 @@ from aprilcli.workflows.eval_results import Report, Result, count_defects
 from aprilcli.workflows.loading import load_model
 
 LISTED_PROBLEMS = 20
+LISTED_ALIKE = 5  # problems with the same message, so that they do not hide others
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ def _evaluate(
     fingerprint = data_fingerprint(digests)
     unreadable = [row for result in results if result.setting == settings[0] for row in result.rows if row.error]
     problems += [f"{row.path}: left out ({row.error})" for row in unreadable]
-    _print_problems(problems, console)
+    _print_problems([*problems, *dataset.other_files], console)
     report = Report(
         results=tuple(results),
         captions=eval_report.captions(options, dataset, backbone.spec, sources),
@@ -120,7 +122,7 @@ def _evaluate(
         "projector": projector.identity if projector is not None else None,
         "settings": [asdict(setting) for setting in settings],
         "dataset": eval_report.describe_dataset(dataset, fingerprint),
-        "problems": [*dataset.problems, *problems],
+        "problems": [*dataset.problems, *problems, *dataset.other_files],
         "unreadable": len(unreadable),
         **({"calibration": sources} if options.calibrate else {}),
         **eval_report.describe_report(report),
@@ -194,7 +196,16 @@ def _print_dataset(dataset: LabeledDataset, console: Console) -> None:
 
 
 def _print_problems(problems: Sequence[str], console: Console) -> None:
-    listed = problems if console.verbose else problems[:LISTED_PROBLEMS]
+    listed = problems
+    if not console.verbose:
+        alike = Counter[str]()
+        listed = []
+        for problem in problems:
+            message = problem.partition(": ")[2] or problem
+            alike[message] += 1
+            if alike[message] <= LISTED_ALIKE:
+                listed.append(problem)
+        listed = listed[:LISTED_PROBLEMS]
     for problem in listed:
         console.note(f"problem: {problem}")
     if len(listed) < len(problems):

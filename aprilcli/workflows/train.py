@@ -137,7 +137,7 @@ def _check_outputs(options: TrainOptions) -> None:
 
 def _print_problems(dataset: LabeledDataset, console: Console) -> None:
     print_dataset_notes(dataset, console)
-    for problem in dataset.problems:
+    for problem in (*dataset.problems, *dataset.other_files):
         console.detail(problem)
     if dataset.problems and not console.verbose:
         console.note(f"problems in the data set: {len(dataset.problems)} (list them with --verbose)")
