@@ -8,8 +8,8 @@ btad      ``<object>/train/ok``, ``test/{ok,ko}``, ``ground_truth/ko/<stem>.png`
 ad2       ``<object>/train/good``, ``validation/good``, ``test_public/{good,bad,ground_truth/bad/<stem>_mask.png}``:
           MVTec AD 2; its private test images are not read
 visa      ``<object>/Data/...`` and ``split_csv/1cls.csv``: VisA as published
-folder    ``<object>/<label>/...``, also below ``test`` (or ``val`` if there is no ``test``). Good labels have names
-          such as good, normal, ok, good_2 or no_defect (see ``label_names.judge``). Masks lie beside their images
+folder    ``<object>/<label>/...``, also below ``test`` (without it, ``val`` or ``images``). Good labels have names such
+          as good, normal, ok, good_2 or no_defect (see ``label_names.judge``). Masks lie beside their images
           (``0_mask``, ``0_GT``, or ``0.png`` beside ``0.jpg``), or in a folder ``ground_truth``, ``masks``, ``gt`` … of
           the object, with or without a folder per label, or of a label. Good training images are those in
           ``train/<good>`` and ``<good>_train``, or those in ``<good>`` if there is a ``<good>_test`` next to it
@@ -33,6 +33,7 @@ from pathlib import Path, PurePath
 from aprilcli.defaults import LAYOUTS
 from aprilcli.errors import InputError, OptionError
 from aprilcli.io.label_names import (
+    IMAGE_FOLDERS,
     TEST,
     TRAIN,
     VALIDATION,
@@ -258,8 +259,11 @@ class _Tree:
         return [path for path in _children(folder) if path.is_file() and is_image(path)]
 
     def splits(self, folder: Path, split: str) -> list[Path]:
-        """Return the folders of a split."""
-        return [child for child in self.folders(folder) if split_of(child.name) == split]
+        """Return the folders of a split; without a test split, ``images`` and the like are its folder."""
+        found = [child for child in self.folders(folder) if split_of(child.name) == split]
+        if split == TEST and not found:
+            found = [child for child in self.folders(folder) if fold(child.name) in IMAGE_FOLDERS]
+        return found
 
     def labels(self, parents: list[Path]) -> list[Path]:
         """Return the folders of labels: neither splits nor folders of masks."""
@@ -267,7 +271,7 @@ class _Tree:
             child
             for parent in parents
             for child in self.folders(parent)
-            if split_of(child.name) is None and mask_rank(child.name) is None
+            if split_of(child.name) is None and mask_rank(child.name) is None and child not in self.splits(parent, TEST)
         ]
 
     def good_labels(self, parents: list[Path]) -> list[Path]:

@@ -148,7 +148,7 @@ class ObjectEncoder:
         problems += _copies_of_unused(
             {name: path for name, path in names.items() if name not in drawn.names}, item, self._root
         )
-        problems += _same_under_two_labels([read for _, read in tested])
+        problems += _same_under_two_labels(item, [read for _, read in tested])
         problems += [f"{image.error}; not used for calibration" for image, _ in calibration if image.error is not None]
         readable = tuple(image for image, _ in calibration if image.error is None)
         if self._options.calibrate and not readable:
@@ -264,15 +264,22 @@ def _copies_of_unused(unused: Mapping[str, Path], item: LabeledObject, root: Pat
     return [f"{item.name}: {len(pairs)} test images are also training images (first {first} and {other}); remove them"]
 
 
-def _same_under_two_labels(images: Sequence[_Read]) -> list[str]:
+def _same_under_two_labels(item: LabeledObject, images: Sequence[_Read]) -> list[str]:
     """Report test images of different labels that are copies of each other."""
     label_of = {read.image.found.relative: read.labeled.defect for read in images}
     thumbnails = [read.thumbnail for read in images if read.thumbnail is not None]
-    return [
-        f"{first.name} and {second.name}: the same image under different labels; remove it from one of them"
+    pairs = [
+        (first.name, second.name)
         for first, second in find_copies(thumbnails, thumbnails)
         if first.name < second.name and label_of[first.name] != label_of[second.name]
     ]
+    if not pairs:
+        return []
+    count = len({name for pair in pairs for name in pair})
+    named = (
+        f"{item.name}: {count} test images are the same under different labels (first {pairs[0][0]} and {pairs[0][1]})"
+    )
+    return [f"{named}; remove them from one label"]
 
 
 def _read_image_and_mask(labeled: LabeledImage, root: Path, reader: Reader, size: int) -> _Read:

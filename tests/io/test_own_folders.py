@@ -157,6 +157,19 @@ def test_channels_of_an_image(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("folder", ["images", "rgb", "Images"])
+def test_images_and_masks_may_be_beside_each_other(tmp_path: Path, folder: str) -> None:
+    draw(tmp_path, f"nut/{folder}/good/0.png", f"nut/{folder}/bad/1.png", "nut/Masks/bad/1.png")
+    dataset = read_dataset(tmp_path)
+    assert summary(dataset)["nut"][1][f"nut/{folder}/bad/1.png"] == ("bad", ["nut/Masks/bad/1.png"])
+    draw(tmp_path / "inside", "good/images/0.png", "bad/images/1.png", "bad/masks/1.png", "good/masks/0.png")
+    _, test = summary(read_dataset(tmp_path / "inside"))["inside"]
+    assert test == {
+        "bad/images/1.png": ("bad", ["bad/masks/1.png"]),
+        "good/images/0.png": ("good", ["good/masks/0.png"]),
+    }
+
+
 def test_a_folder_of_masks_may_be_named_after_its_label(tmp_path: Path) -> None:
     draw(tmp_path, "good/0.png", "crack/1.png", "crack_mask/1.png")
     assert summary(read_dataset(tmp_path))[tmp_path.name][1]["crack/1.png"] == ("crack", ["crack_mask/1.png"])
