@@ -22,10 +22,13 @@ _MASK_FOLDERS = (
 )
 IMAGE_FOLDERS = frozenset({"rgb", "image", "images", "img", "imgs", "color", "colour"})  # beside folders of channels
 _MASK_WORD = r"(?:masks?|labels?|gt|ground[ _-]?truth|segm?|segmentation|annotation|msk)"
+_NUMBER = r"(?P<number>[ _.-]?\d+)?"  # of several masks of an image
 _MASK_OF = (
-    re.compile(rf"(.+?)[ _.-]{_MASK_WORD}", re.IGNORECASE | re.DOTALL),
-    re.compile(rf"{_MASK_WORD}[ _.-](.+)", re.IGNORECASE | re.DOTALL),
+    re.compile(rf"(?P<image>.+?)[ _.(-]+{_MASK_WORD}\)?{_NUMBER}", re.IGNORECASE | re.DOTALL),
+    re.compile(rf"{_MASK_WORD}[ _.-](?P<image>.+)", re.IGNORECASE | re.DOTALL),
 )
+_MASK_FOLDER_WORDS = frozenset({"mask", "masks", "gt", "groundtruth", "segmentation", "segmentations"})
+_MASK_QUALIFIERS = frozenset({"binary", "defect", "defects", "anomaly", "anomalies", "png", "bmp", "pixel", "seg"})
 _GOOD = frozenset(
     {"good", "normal", "ok", "okay", "pass", "passed", "passing", "flawless", "faultless", "clean", "intact", "nominal"}
     | {"healthy", "undamaged", "perfect", "fine", "acceptable", "accepted", "golden", "nondefective", "defectless"}
@@ -93,12 +96,23 @@ def split_of(name: str) -> str | None:
 def mask_rank(name: str) -> int | None:
     """Return the preference of a folder of masks, 0 first; None for the name of another folder."""
     plain = re.sub(r"[\W_]+", "", fold(name))
-    return _MASK_FOLDERS.index(plain) if plain in _MASK_FOLDERS else None
+    if plain in _MASK_FOLDERS:
+        return _MASK_FOLDERS.index(plain)
+    others = [word for word in _words(name) if word not in _MASK_FOLDER_WORDS]
+    has_mask_word = len(others) < len(_words(name))
+    is_mask = has_mask_word and all(word in _MASK_QUALIFIERS | _QUALIFIERS or word.isdigit() for word in others)
+    return len(_MASK_FOLDERS) if is_mask else None
 
 
 def masked_names(stem: str) -> list[str]:
     """Return the names whose mask ``stem`` can be: ``0_mask``, ``0-GT`` and ``mask_0`` belong to ``0``."""
-    return [match[1] for pattern in _MASK_OF if (match := pattern.fullmatch(stem))]
+    return [match["image"] for pattern in _MASK_OF if (match := pattern.fullmatch(stem))]
+
+
+def is_numbered_mask(stem: str) -> bool:
+    """Return whether ``stem`` is one of several masks of an image: ``0_mask_1``, ``0_mask2``."""
+    match = _MASK_OF[0].fullmatch(stem)
+    return match is not None and match["number"] is not None
 
 
 def judge(name: str) -> Label:
@@ -109,7 +123,7 @@ def judge(name: str) -> Label:
     ``good_train``). A negated word (``not_ok``) is a defect. Unclear: such a word with any other (``good_scratch``), or
     a word that often means good images (``reference``, ``negative``). All other names are defects.
     """
-    words = [word.casefold() for word in _WORDS.findall(_CAMEL_CASE.sub(" ", same_form(name)))]
+    words = _words(name)
     others: list[str] = []
     good = negated = False
     position = 0
@@ -120,15 +134,31 @@ def judge(name: str) -> Label:
             good, position = True, position + 1
         elif word in _NEGATIONS and following in _GOOD:
             negated, position = True, position + 1
-        elif word in _GOOD:
+        elif word in _GOOD or _is_compound(word, _QUALIFIERS):
             good = True
+        elif _is_compound(word, _NEGATIONS | {"ab"}):
+            negated = True
         elif not (word in _QUALIFIERS or word.isdigit() or len(word) == 1):
             others.append(word)
     if negated:
         return Label.defect
     if good:
         return Label.unclear if others else Label.good
-    return Label.unclear if others and all(word in _PERHAPS_GOOD for word in others) else Label.defect
+    perhaps = any(word.startswith(("good", "normal")) or word.endswith("good") for word in others)
+    return Label.unclear if perhaps or (others and set(others) <= _PERHAPS_GOOD) else Label.defect
+
+
+def _words(name: str) -> list[str]:
+    return [word.casefold() for word in _WORDS.findall(_CAMEL_CASE.sub(" ", same_form(name)))]
+
+
+def _is_compound(word: str, others: frozenset[str]) -> bool:
+    """Return whether a word is a word for good and one of ``others`` without a space: ``goodparts``, ``notok``."""
+    return any(
+        (word.startswith(good) and word.removeprefix(good) in others)
+        or (word.endswith(good) and word.removesuffix(good) in others)
+        for good in ("good", "normal", "ok")
+    )
 
 
 def split_in(name: str) -> str | None:

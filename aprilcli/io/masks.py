@@ -82,7 +82,7 @@ def _read_mask_file(path: Path, image_path: Path, size_hw: tuple[int, int], note
     try:
         with Image.open(path) as opened:
             opened.load()
-            is_lossy = opened.format in LOSSY_FORMATS
+            is_lossy = opened.format in LOSSY_FORMATS and not _is_lossless_webp(path)
             has_orientation = _orientation(opened) != 1
             mask: Image.Image = ImageOps.exif_transpose(opened)
             mask = _rotated_like_image(mask, has_orientation, image_path, size_hw, notes)
@@ -94,6 +94,12 @@ def _read_mask_file(path: Path, image_path: Path, size_hw: tuple[int, int], note
         raise
     except (*DECODER_ERRORS, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: cannot read the mask of {image_path} ({error}); replace it") from error
+
+
+def _is_lossless_webp(path: Path) -> bool:
+    with path.open("rb") as file:
+        head = file.read(4096)
+    return head[8:12] == b"WEBP" and b"VP8L" in head
 
 
 def _orientation(pil_image: Image.Image) -> int:
@@ -200,6 +206,8 @@ def _marked(values: NDArray[Any], is_lossy: bool, notes: list[str]) -> NDArray[n
 def _has_only_class_numbers(values: NDArray[Any], largest: float) -> bool:
     """Return whether all values are class numbers; the largest may be 255, for pixels to ignore or another class."""
     numbers = np.unique(values)
+    if (numbers != np.round(numbers)).any():
+        return False
     return len(numbers) <= FEW_VALUES + 1 and bool(((numbers <= MAX_CLASS) | (numbers == largest)).all())
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from aprilcli.io.image_formats import has_image_extension
 from aprilcli.io.images import DECODER_ERRORS
-from aprilcli.io.label_names import IMAGE_FOLDERS, fold, mask_rank, masked_names, same_form
+from aprilcli.io.label_names import IMAGE_FOLDERS, fold, is_numbered_mask, mask_rank, masked_names, same_form
 
 CLEARLY_FEWER_BITS = 1.0  # a mask has fewer distinct values than the image beside it
 
@@ -158,6 +158,8 @@ def pair(
     paired: dict[Path, tuple[Path, ...]] = {}
     for image in images:
         path = image.path
+        if len(files[path]) > 1 and all(is_numbered_mask(same_form(mask.stem)) for mask in files[path]):
+            parts[path] += files.pop(path)
         if len(files[path]) > 1 or (files[path] and parts[path]):
             several = ", ".join(map(name_of, files[path] + parts[path]))
             report(path, f"has several masks ({several}); none is used, keep one or put all in one folder")

@@ -40,6 +40,12 @@ GOOD = [
     "Good~(copy)~2",
     "test_good",
     "normal.old",
+    "goodparts",
+    "GoodParts",
+    "testgood",
+    "okparts",
+    "good~-~Kopie",
+    "Good(2)",
 ]
 DEFECTS = [
     "crack",
@@ -62,7 +68,8 @@ DEFECTS = [
     "combined",
     "thread_side",
     "scratch_2",
-    "goodness",
+    "nogood",
+    "hook",
     "broken",
     "books",
     "bypass",
@@ -72,6 +79,8 @@ UNCLEAR = [
     "ok_with_dent",
     "normal_wear",
     "almost_good",
+    "verygood",
+    "goodness",
     "reference",
     "negative",
     "negatives",
@@ -100,12 +109,28 @@ def test_splits_and_folders_of_masks_count_in_any_case() -> None:
     ]
     ranks = [mask_rank(name) for name in ("Ground_Truth", "ground truth", "Masks", "MASK", "gt")]
     assert ranks == sorted(rank for rank in ranks if rank is not None)
-    assert mask_rank("masked") is None
+    assert all(mask_rank(name) is not None for name in ("mask_images", "BinaryMasks", "defect_masks", "GT_png"))
+    assert [mask_rank(name) for name in ("masked", "face_mask", "crack_mask", "mask_tape")] == [None] * 4
     assert fold(unicodedata.normalize("NFD", "Düse")) == fold("DÜSE")
 
 
 @pytest.mark.parametrize(
-    "name", ["0_mask", "0_Mask", "0-GT", "0_gt", "0.label", "0 seg", "0_ground_truth", "mask_0", "GT-0", "0_masks"]
+    "name",
+    [
+        "0_mask",
+        "0_Mask",
+        "0-GT",
+        "0_gt",
+        "0.label",
+        "0 seg",
+        "0_ground_truth",
+        "mask_0",
+        "GT-0",
+        "0_masks",
+        "0 (mask)",
+        "0_mask_1",
+        "0_mask2",
+    ],
 )
 def test_masks_are_named_after_their_images(name: str) -> None:
     assert "0" in masked_names(name)

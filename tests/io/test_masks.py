@@ -101,6 +101,20 @@ def test_noise_of_jpeg_masks_is_cut(tmp_path, value, quality, mode):
     assert notes == [masks.NOTE_CUT]
 
 
+def test_lossless_webp_and_fractions(tmp_path):
+    pixels = np.zeros((64, 96), np.uint8)
+    pixels[5:20, 5:20], pixels[30:50, 30:50] = 1, 2
+    Image.fromarray(pixels).convert("RGB").save(tmp_path / "m.webp", lossless=True)
+    mask, notes = read(tmp_path / "m.webp")
+    assert np.array_equal(mask, pixels > 0)
+    assert notes == []
+    soft = np.asarray(draw_disk((384, 256))[0].resize((96, 64), Image.Resampling.BOX)).astype(np.float32) / 255
+    Image.fromarray(soft).save(tmp_path / "m.tif")
+    mask, notes = read(tmp_path / "m.tif")
+    assert np.array_equal(mask, soft > 0.5)
+    assert notes == [masks.NOTE_CUT]
+
+
 def test_class_numbers_in_jpeg_masks_are_noted(tmp_path):
     draw_disk(value=2)[0].save(tmp_path / "m.jpg", quality=95)
     assert masks.NOTE_DARK in read(tmp_path / "m.jpg")[1]

@@ -157,6 +157,15 @@ def test_channels_of_an_image(tmp_path: Path) -> None:
     ]
 
 
+def test_numbered_masks_of_an_image_are_combined(tmp_path: Path) -> None:
+    draw(tmp_path / "a", "good/0.png", "bad/1.png", "bad/1_mask_1.png", "bad/1_mask_2.png")
+    draw(tmp_path / "b", "good/0.png", "bad/1.png", "masks/bad/1_mask1.png", "masks/bad/1_mask2.png")
+    for root, count in (("a", 2), ("b", 2)):
+        dataset = read_dataset(tmp_path / root)
+        assert [len(image.mask_paths) for image in dataset.objects[0].test] == [count, 0]
+        assert dataset.problems == ()
+
+
 @pytest.mark.parametrize("folder", ["images", "rgb", "Images"])
 def test_images_and_masks_may_be_beside_each_other(tmp_path: Path, folder: str) -> None:
     draw(tmp_path, f"nut/{folder}/good/0.png", f"nut/{folder}/bad/1.png", "nut/Masks/bad/1.png")
