@@ -134,7 +134,8 @@ def pair(
     """Return the masks of each image that has any; report masks that are not used, and anomalous images without.
 
     A mask has its image's name, the name with a word for masks (``_mask``, ``_GT`` …), or lies in a folder of that
-    name: all files there are combined, as are numbered masks (``_mask_1``). Without a label it fits an image of any label, if only one has its name.
+    name: all files there are combined, as are numbered masks (``_mask_1``). Without a label it fits an image of any
+    label, if only one has its name.
     """
     by_name: dict[tuple[str, str], list[Path]] = defaultdict(list)
     for image in images:

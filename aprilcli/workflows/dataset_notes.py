@@ -36,4 +36,4 @@ class MaskNotes:
         """Yield a line per object and note, with the number of masks and the first of them."""
         for (object_name, note), paths in self._paths.items():
             count = "1 mask" if len(paths) == 1 else f"{len(paths)} masks"
-            yield f"{object_name}: {count} (first {relative_path(paths[0], root)}): {note}"
+            yield f"{object_name}: {count}, first {relative_path(paths[0], root)}, {note}"

@@ -311,7 +311,7 @@ def test_how_masks_were_read_and_what_was_left_out_is_told_once(parts: Path, mod
     assert result.exit_code == 0, result.output
     noted = [line for line in result.stderr.splitlines() if "compression or soft edges" in line]
     assert len(noted) == 1
-    assert noted[0].startswith("problem: steel_part: 6 masks (first steel_part/ground_truth/spot/")
+    assert noted[0].startswith("problem: steel_part: 6 masks, first steel_part/ground_truth/spot/")
     assert result.stderr.count("left out system folders: steel_part/test/spot/@eaDir/") == 1
 
 
