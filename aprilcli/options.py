@@ -158,6 +158,7 @@ class ReadOptions:
         parse_range,
     ] = None
     max_pixels: Annotated[int, _option("--max-pixels", "Largest accepted image, width x height.", min=1)] = MAX_PIXELS
+    follow: Annotated[bool, _option("--follow", "Enter linked folders.")] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +171,6 @@ class PartOptions(ModelOptions, ReadOptions):
         _option("--object", "Name of the object in the prompts.", show_default="object, or the bank's"),
     ] = None
     banks: Annotated[Path, _option("--banks", "Folder of the parts' bank files.")] = Path("banks")
-    follow: Annotated[bool, _option("--follow", "Enter linked folders.")] = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,12 +48,12 @@ def auroc(labels: ArrayLike, scores: ArrayLike) -> float:
 
 
 def f1_max(labels: ArrayLike, scores: ArrayLike) -> float:
-    """Return the best F1 over all thresholds, in [0, 1]; nan without anomalous elements."""
+    """Return the best F1 over all thresholds, in [0, 1]; nan unless both labels occur: it would be 1 for any scores."""
     return _rank_metrics(*_split(labels, scores))[1]
 
 
 def average_precision(labels: ArrayLike, scores: ArrayLike) -> float:
-    """Return the sum of (recall_n - recall_{n-1}) · precision_n, in [0, 1]; nan without anomalous elements."""
+    """Return the sum of (recall_n - recall_{n-1}) · precision_n, in [0, 1]; nan unless both labels occur, as F1."""
     return _rank_metrics(*_split(labels, scores))[2]
 
 
@@ -136,9 +136,8 @@ class PixelScores:
     def metrics(self) -> dict[str, float]:
         """Return ``PIXEL_METRICS``, each in [0, 1].
 
-        nan: all of them without anomalous pixels; AUROC and both PRO metrics without normal pixels; ``pro_segm`` also
-        if its thresholds give only one FPR below the limit, for example for a constant map, because the area is divided
-        by the range of the FPR.
+        nan: all of them unless there are anomalous and normal pixels; ``pro_segm`` also if its thresholds give only one
+        FPR below the limit, for example for a constant map, because the area is divided by the range of the FPR.
 
         ``pro_segm`` is the paper's: 200 equally spaced thresholds from the smallest score towards the largest, pixels
         strictly above, overlap averaged over regions, FPR < 0.3 rescaled to [0, 1] by its range, trapezoidal rule.
@@ -240,7 +239,7 @@ def _split(labels: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.float64], N
 def _rank_metrics(anomalous: Scores, normal: Scores) -> tuple[float, float, float]:
     """Return AUROC, F1-max and AP of ascending scores of one dtype, by the sums in the module's docstring."""
     p, n = len(anomalous), len(normal)
-    if not p:
+    if not p or not n:
         return math.nan, math.nan, math.nan
     wins, f1, precisions = 0, 0.0, []  # wins: 2 per pair in which the anomalous score is higher, 1 per tie
     for start in range(0, p, _BLOCK):
@@ -251,7 +250,7 @@ def _rank_metrics(anomalous: Scores, normal: Scores) -> tuple[float, float, floa
         wins += int(below.sum()) + int(not_above.sum())
         f1 = max(f1, float((2 * tp / (tp + fp + p)).max()))
         precisions.append(float((tp / (tp + fp)).sum()))
-    return wins / (2 * n * p) if n else math.nan, f1, math.fsum(precisions) / p
+    return wins / (2 * n * p), f1, math.fsum(precisions) / p
 
 
 def _fraction_at_least(ascending: Scores, thresholds: Scores) -> NDArray[np.float64]:

@@ -62,25 +62,31 @@ def check_images(
     pool: Executor,
     advance: Callable[[], None],
     read: Callable[[Path], SourceImage] = read_image,
+    on_mask_note: Callable[[TrainingImage, str], None] | None = None,
 ) -> str:
     """Read every image and mask once, so that unreadable files are found before training, and fingerprint them.
 
-    Returns the data set's fingerprint. Calls ``advance`` after each image. ``read`` decodes an image file. Raises
-    InputError naming the files that cannot be used.
+    Returns the data set's fingerprint. Calls ``advance`` after each image. ``read`` decodes an image file.
+    ``on_mask_note`` is called with each note on how a mask was read. Raises InputError naming the files that cannot be
+    used.
     """
 
-    def examine(image: TrainingImage) -> tuple[list[str], str]:
+    def examine(image: TrainingImage) -> tuple[list[str], str, list[str]]:
         paths = (image.labeled.path, *image.labeled.mask_paths)
+        notes: list[str] = []
         try:
-            read_mask(image.labeled, read(image.labeled.path).size_hw)
-            return [digest_line(path, dataset.root) for path in paths], ""
+            read_mask(image.labeled, read(image.labeled.path).size_hw, notes.append)
+            return [digest_line(path, dataset.root) for path in paths], "", notes
         except InputError as error:
-            return [], str(error)
+            return [], str(error), notes
 
     lines: list[str] = []
     wrong: list[tuple[str, str]] = []
-    for image, (found, error) in zip(images, pool.map(examine, images), strict=True):
+    for image, (found, error, notes) in zip(images, pool.map(examine, images), strict=True):
         lines += found
+        if on_mask_note is not None:
+            for note in notes:
+                on_mask_note(image, note)
         if error:
             wrong.append((relative_path(image.labeled.path, dataset.root), error))
         advance()

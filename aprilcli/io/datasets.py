@@ -8,31 +8,50 @@ btad      ``<object>/train/ok``, ``test/{ok,ko}``, ``ground_truth/ko/<stem>.png`
 ad2       ``<object>/train/good``, ``validation/good``, ``test_public/{good,bad,ground_truth/bad/<stem>_mask.png}``:
           MVTec AD 2; its private test images are not read
 visa      ``<object>/Data/...`` and ``split_csv/1cls.csv``: VisA as published
-folder    ``<object>/<label>/...``, good labels named good, normal or ok in any case; also below ``test``. Masks,
-          if any, in ``ground_truth``, ``masks`` or ``mask``, with or without a folder per label. Good training images
-          are those in ``train/<good>``, or those in ``<good>`` if there is a ``<good>_test`` next to it
+folder    ``<object>/<label>/...``, also below ``test`` (without it, ``val`` or ``images``). Good labels have names such
+          as good, normal, ok, good_2 or no_defect (see ``label_names.judge``). Masks lie beside their images
+          (``0_mask``, ``0_GT``, or ``0.png`` beside ``0.jpg``), or in a folder ``ground_truth``, ``masks``, ``gt`` … of
+          the object, with or without a folder per label, or of a label. Good training images are those in
+          ``train/<good>`` and ``<good>_train``, or those in ``<good>`` if there is a ``<good>_test`` next to it
 ========  ==========================================================================================================
 
-The root is one object, a set of objects, or a set of such sets. Masks are assigned to images by name, never by order:
-``<stem>``, ``<stem>_mask``, or all files in a folder ``<stem>``, which are combined.
+The root is one object, a set of objects, or a set of such sets. Names of splits, labels and masks count in any case
+and Unicode form. Masks are assigned to images by name, never by order: ``<stem>``, ``<stem>_mask``, or all files in a
+folder ``<stem>``, which are combined. Results of this program and system folders are left out. Links to folders are
+entered where splits, labels and objects are expected, unless their target is read already; below, only with ``follow``.
 """
 
 from __future__ import annotations
 
 import csv
+import os
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from aprilcli.defaults import LAYOUTS
 from aprilcli.errors import InputError, OptionError
-from aprilcli.io.image_formats import has_image_extension
+from aprilcli.io.label_names import (
+    IMAGE_FOLDERS,
+    TEST,
+    TRAIN,
+    VALIDATION,
+    Label,
+    fold,
+    judge,
+    mask_rank,
+    masked_names,
+    same_form,
+    split_in,
+    split_of,
+)
+from aprilcli.io.pairing import Candidate, Content, pair, sort_content
+from aprilcli.io.walk import LeftOut, find_images, is_image, left_out
 
 GOOD = "good"  # the ``defect`` of normal images
 
-_GOOD_NAMES = frozenset({"good", "normal", "ok"})
-_MASK_FOLDERS = ("ground_truth", "masks", "mask")
-_NOT_LABELS = frozenset({*_MASK_FOLDERS, "train", "test", "validation"})
+_PLAIN_GOOD = frozenset({"good", "normal", "ok"})
 _VISA_TABLE = Path("split_csv", "1cls.csv")
 _VISA_COLUMNS = ("object", "split", "label", "image", "mask")
 _LOOKED_FOR = (
@@ -71,24 +90,33 @@ class LabeledObject:
     @property
     def category(self) -> str:
         """Its name in the prompts: the last part of ``name``."""
-        return self.name.rpartition("/")[2]
+        return same_form(self.name.rpartition("/")[2])
 
 
 @dataclass(frozen=True)
 class LabeledDataset:
-    """What was recognized below ``root``; ``problems``: a line for each file that is missing or not used."""
+    """What was recognized below ``root``.
+
+    ``problems``: a line for each image or mask that is missing or not used. ``other_files``: a line on all files that
+    are not images, or none. ``notes``: what was decided by names. ``left_out``: folders that were not entered, relative
+    to the root.
+    """
 
     layout: str
     root: Path
     objects: tuple[LabeledObject, ...]
     problems: tuple[str, ...]
+    other_files: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    left_out: tuple[tuple[str, LeftOut], ...] = ()
 
 
-def read_dataset(root: Path, layout: str = "auto") -> LabeledDataset:
-    """Find the objects, images and masks of a labeled folder, without opening an image.
+def read_dataset(root: Path, layout: str = "auto", *, follow: bool = False) -> LabeledDataset:
+    """Find the objects, images and masks of a labeled folder; images are opened only to tell masks of equal names.
 
-    ``layout``: one of ``LAYOUTS``, or ``auto`` to recognize it. Dotfiles are skipped. Raises OptionError for an unknown
-    layout; InputError if the folder does not exist, does not fit the layout, or has objects of different layouts.
+    ``layout``: one of ``LAYOUTS``, or ``auto`` to recognize it. Dotfiles are skipped. ``follow``: enter linked folders
+    inside label folders. Raises OptionError for an unknown layout; InputError if the folder does not exist, does not
+    fit the layout, has objects of different layouts, or label folders that may be good or not.
     """
     if layout not in ("auto", *LAYOUTS):
         raise OptionError(f"unknown layout {layout}; choose auto, {', '.join(LAYOUTS)}")
@@ -100,128 +128,355 @@ def read_dataset(root: Path, layout: str = "auto") -> LabeledDataset:
         raise InputError(f"{root}: no such folder; give a folder of labeled images")
     table = _visa_table(root) if layout in ("auto", "visa") else None
     if table is not None:
-        notes = _Notes(table.parents[1], [])
-        return LabeledDataset("visa", root, tuple(_read_visa(table, root, notes)), tuple(notes.problems))
-    found, others = _find_objects(root, layout)
+        tree = _Tree(table.parents[1], follow)
+        return tree.dataset("visa", _read_visa(table, root, tree), root)
+    tree = _Tree(root, follow)
+    found, others = _find_objects(tree, layout)
     layouts = sorted(set(found.values()))
     if not layouts:
         raise InputError(f"{root}: no labeled folder ({layout}); looked for {_LOOKED_FOR}; found {_listing(root)}")
+    if "folder" in layouts and set(layouts) <= {"folder", "mvtec", "btad", "loco"}:
+        layouts = ["folder"]  # which reads the others in the same way
     if len(layouts) > 1:
         examples = ", ".join(f"{next(f for f in found if found[f] == name)} is {name}" for name in layouts)
         raise InputError(f"{root}: objects of different layouts ({examples}); choose one layout, or give one object")
-    notes = _Notes(root, [])
     for folder in others:
-        notes.add(folder, f"not an object of layout {layouts[0]}; left out")
-    objects = tuple(_read_object(folder, layouts[0], notes) for folder in found)
-    return LabeledDataset(layouts[0], root, objects, tuple(notes.problems))
+        tree.add(folder, f"not an object of layout {layouts[0]}; left out")
+    return tree.dataset(layouts[0], [_read_object(folder, layouts[0], tree) for folder in found], root)
 
 
-@dataclass(frozen=True)
-class _Notes:
-    """Collects problems, with paths relative to the root."""
+class _Tree:
+    """Lists the folders and images of a data set, and collects what is not used, with paths relative to the root."""
 
-    root: Path
-    problems: list[str]
+    def __init__(self, root: Path, follow: bool) -> None:
+        self.root = root
+        self.notes: list[str] = []
+        self.unclear: list[str] = []
+        self._follow = follow
+        self._problems: list[str] = []
+        self._left_out: dict[str, LeftOut] = {}
+        self._folders: dict[Path, list[Path]] = {}
+        self._not_images: list[Path] = []
 
     def add(self, path: Path, message: str) -> None:
-        self.problems.append(f"{self.name(path)}: {message}")
+        """Add a problem."""
+        self._problems.append(f"{self.name(path)}: {message}")
 
     def name(self, path: Path) -> str:
+        """Return a path relative to the root, with ``/``."""
         return path.relative_to(self.root).as_posix()
 
+    def dataset(self, layout: str, objects: list[LabeledObject], root: Path) -> LabeledDataset:
+        """Return the data set with all that was collected. Raises InputError if labels are unclear."""
+        if self.unclear:
+            raise InputError(
+                f"{root}: it is not clear whether these folders contain good images or a defect: "
+                f"{', '.join(self.unclear)}; rename each to good, or to the name of its defect"
+            )
+        return LabeledDataset(
+            layout=layout,
+            root=root,
+            objects=tuple(objects),
+            problems=tuple(dict.fromkeys(self._problems)),
+            other_files=tuple(self._describe_other_files()),
+            notes=tuple(self.notes),
+            left_out=tuple(self._left_out.items()),
+        )
 
-def _find_objects(root: Path, layout: str) -> tuple[dict[Path, str], list[Path]]:
+    def _describe_other_files(self) -> Iterator[str]:
+        if self._not_images:
+            count = len(self._not_images)
+            files = "1 file that is not an image" if count == 1 else f"{count} files that are not images"
+            yield f"{files}, first {self.name(self._not_images[0])}; left out"
+
+    def folders(self, parent: Path) -> list[Path]:
+        """Return the folders in a folder, sorted, without dotfiles, results of this program and system folders.
+
+        A link is left out if its target contains or is contained in the folder itself or another one beside it.
+        """
+        if parent not in self._folders:
+            self._folders[parent] = list(self._list_folders(parent))
+        return self._folders[parent]
+
+    def _list_folders(self, parent: Path) -> Iterator[Path]:
+        folders = [child for child in _children(parent) if child.is_dir()]
+        entered = [os.path.realpath(parent)] if any(folder.is_symlink() for folder in folders) else []
+        targets = {folder: os.path.realpath(folder) for folder in folders if not folder.is_symlink()}
+        for folder in folders:
+            if (reason := left_out(folder, follow=True)) is not None or self._has_only_results(folder):
+                self._left_out[f"{self.name(folder)}/"] = reason or LeftOut.results
+            elif folder.is_symlink():
+                target = os.path.realpath(folder)
+                other = next((f for f, known in targets.items() if _overlap(target, known)), None)
+                if other is not None or any(_is_in(folder, target) for folder in entered):
+                    self.add(folder, f"links to {target}, which is read already; left out")
+                    continue
+                targets[folder] = target
+                yield folder
+            else:
+                yield folder
+
+    def _has_only_results(self, folder: Path) -> bool:
+        """Return whether a folder is an output folder of this program."""
+        if not any((folder / record).is_file() for record in ("run.json", "metrics.json")):
+            return False
+        children = [child for child in _children(folder) if child.is_dir()]
+        reasons = [left_out(child, follow=True) for child in children]
+        is_output = bool(reasons) and all(reason is not None for reason in reasons) and LeftOut.results in reasons
+        return is_output and not any(is_image(child) for child in _children(folder) if child.is_file())
+
+    def images(self, folder: Path) -> list[Path]:
+        """Return the images in a folder and its subfolders, sorted."""
+        found: list[Path] = []
+        prefix = f"{self.name(folder)}/"
+
+        def on_left_out(relative: str, reason: LeftOut) -> None:
+            self._left_out[prefix + relative] = reason
+
+        for image in find_images(folder, follow=self._follow, on_left_out=on_left_out):
+            if image.error is not None:
+                raise InputError(image.error)
+            if self._follow and (link := self._link_into_root(image.path, folder)) is not None:
+                self.add(link, "links into the data set; left out")
+                continue
+            found.append(image.path)
+        known = set(found)
+        for parent in dict.fromkeys((folder, *(path.parent for path in found))):
+            self._not_images += [p for p in _children(parent) if p not in known and p.is_file() and not is_image(p)]
+        return found
+
+    def _link_into_root(self, path: Path, folder: Path) -> Path | None:
+        """Return the linked folder between a label folder and an image if its target is in the data set."""
+        for parent in path.parents:
+            if parent == folder:
+                return None
+            if parent.is_symlink() and _overlap(os.path.realpath(parent), os.path.realpath(self.root)):
+                return parent
+        return None
+
+    def stray_images(self, folder: Path) -> list[Path]:
+        """Return the images directly in a folder."""
+        return [path for path in _children(folder) if path.is_file() and is_image(path)]
+
+    def splits(self, folder: Path, split: str) -> list[Path]:
+        """Return the folders of a split; without a test split, ``images`` and the like are its folder."""
+        found = [child for child in self.folders(folder) if split_of(child.name) == split]
+        if split == TEST and not found:
+            found = [child for child in self.folders(folder) if fold(child.name) in IMAGE_FOLDERS]
+        return found
+
+    def labels(self, parents: list[Path]) -> list[Path]:
+        """Return the folders of labels: neither splits nor folders of masks."""
+        return [
+            child
+            for parent in parents
+            for child in self.folders(parent)
+            if split_of(child.name) is None and mask_rank(child.name) is None and child not in self.splits(parent, TEST)
+        ]
+
+    def good_labels(self, parents: list[Path]) -> list[Path]:
+        """Return the folders of good images."""
+        return [label for label in self.labels(parents) if judge(label.name) == Label.good]
+
+
+def _is_in(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
+
+
+def _overlap(first: str, second: str) -> bool:
+    return _is_in(first, second) or _is_in(second, first)
+
+
+def _find_objects(tree: _Tree, layout: str) -> tuple[dict[Path, str], list[Path]]:
     """Return the objects at the first depth that has any, each with its layout, and the other folders there."""
-    level = [root]
+    level = [tree.root]
     for _ in range(3):
-        found = {folder: name for folder in level if (name := _layout_of(folder, layout))}
+        found = {folder: name for folder in level if (name := _layout_of(tree, folder, layout))}
         if found:
             return found, [folder for folder in level if folder not in found]
-        level = [child for folder in level for child in _folders(folder)]
+        level = _distinct(tree, [child for folder in level for child in tree.folders(folder)])
     return {}, []
 
 
-def _layout_of(folder: Path, layout: str) -> str | None:
-    """Return the layout that ``folder`` fits as an object: the given one, or with ``auto`` the first."""
-    has_test = (folder / "test").is_dir()
-    is_mvtec = has_test and ((folder / "train" / "good").is_dir() or (folder / "test" / "good").is_dir())
+def _distinct(tree: _Tree, folders: list[Path]) -> list[Path]:
+    """Return the folders without links whose target is, contains or is in another of them; report these."""
+    if not any(folder.is_symlink() for folder in folders):
+        return folders
+    targets: dict[Path, str] = {}
+    for folder in sorted(folders, key=lambda folder: folder.is_symlink()):
+        target = os.path.realpath(folder)
+        if folder.is_symlink() and any(_overlap(target, known) for known in targets.values()):
+            tree.add(folder, f"links to {target}, which is read already; left out")
+        else:
+            targets[folder] = target
+    return [folder for folder in folders if folder in targets]
+
+
+def _layout_of(tree: _Tree, folder: Path, layout: str) -> str | None:
+    """Return the layout that ``folder`` fits as an object: the given one, or with ``auto`` the first.
+
+    Public data sets are recognized by their exact names, and otherwise read as ``folder``, which accepts more names.
+    """
+
+    def has(split: str, good: str) -> bool:
+        if layout == "auto":
+            return (folder / split / good).is_dir()
+        return any(fold(label.name) == good for label in tree.labels(tree.splits(folder, split)))
+
+    has_test = (folder / "test").is_dir() if layout == "auto" else bool(tree.splits(folder, TEST))
+    is_mvtec = has_test and (has(TRAIN, "good") or has(TEST, "good"))
+    is_btad = has_test and (has(TRAIN, "ok") or has(TEST, "ok"))
     is_loco = (folder / "validation" / "good").is_dir() or any(
-        _folders(kind) for kind in _folders(folder / "ground_truth")
+        tree.folders(kind) for kind in tree.folders(folder / "ground_truth")
     )
+    if not tree.splits(folder, TRAIN) and any(_is_object(tree, label) for label in tree.labels([folder])):
+        return None  # a set; an object may be called test, good or mask
+    tested = [folder, *tree.splits(folder, TEST), *_validation_as_test(tree, folder)]
     fits = {
         "ad2": (folder / "test_public").is_dir(),
-        "btad": has_test and ((folder / "train" / "ok").is_dir() or (folder / "test" / "ok").is_dir()),
+        "btad": is_btad,
         "loco": is_mvtec and (is_loco or layout == "loco"),
         "mvtec": is_mvtec,
-        "folder": bool(_good_folders(folder) or _good_folders(folder / "test")),
+        "folder": bool(tree.good_labels(tested)),
     }
     return next((name for name, does in fits.items() if does and layout in ("auto", name)), None)
 
 
-def _read_object(folder: Path, layout: str, notes: _Notes) -> LabeledObject:
-    test = folder / ("test_public" if layout == "ad2" else "test")
-    if layout == "folder" and not _good_folders(test):
-        test = folder
-    mask_folders = [f for parent in dict.fromkeys((folder, test)) for f in _folders(parent) if f.name in _MASK_FOLDERS]
+def _is_object(tree: _Tree, folder: Path) -> bool:
+    """Return whether a folder that may be a label is an object: good images beside others, or in splits."""
+    splits = [child for split in (TRAIN, TEST, VALIDATION) for child in tree.splits(folder, split)]
+    labels = tree.labels([folder])
+    has_splits = bool(tree.good_labels(splits)) and bool(tree.splits(folder, TEST))
+    return has_splits or (len(labels) > 1 and any(fold(label.name) in _PLAIN_GOOD for label in labels))
+
+
+def _validation_as_test(tree: _Tree, folder: Path) -> list[Path]:
+    """Return the validation split if it contains defects and there is no test split."""
+    if tree.splits(folder, TEST) or not tree.splits(folder, TRAIN):
+        return []
+    validation = tree.splits(folder, VALIDATION)
+    labels = tree.labels(validation)
+    return validation if any(judge(label.name) == Label.defect for label in labels) else []
+
+
+def _read_object(folder: Path, layout: str, tree: _Tree) -> LabeledObject:
+    tests, validation = tree.splits(folder, TEST), tree.splits(folder, VALIDATION)
+    if layout == "ad2":
+        tests = [folder / "test_public"]
+    elif layout == "folder":
+        if as_test := _validation_as_test(tree, folder):
+            tests, validation = as_test, []
+            tree.notes.append(f"{tree.name(folder)}: no test split; the images of {as_test[0].name} are tested")
+        elif not tree.good_labels(tests):
+            tests = [folder, *tests]
+    parents = list(dict.fromkeys((folder, *tests)))
+    mask_folders = sorted(
+        (f for parent in parents for f in tree.folders(parent) if mask_rank(f.name) is not None),
+        key=lambda f: (parents.index(f.parent), mask_rank(f.name)),
+    )
     for other in mask_folders[1:]:
-        notes.add(other, f"masks are read from {notes.name(mask_folders[0])} instead; left out")
-    labels = [label for label in _folders(test) if label.name not in _NOT_LABELS]
-    train = _good_folders(folder / "train")
-    if layout == "folder" and any(label.name.casefold().endswith("_test") and _is_good(label) for label in labels):
-        good = [label for label in labels if label.name.casefold() in _GOOD_NAMES]
-        train, labels = train + good, [label for label in labels if label not in good]
-    for other in (f for f in _folders(folder / "train") if f not in train):
-        notes.add(other, "training images that are not good; left out")
-    for parent in dict.fromkeys((folder, folder / "train", test)):
-        for stray in (p for p in _children(parent) if p.is_file() and has_image_extension(p.name)):
-            notes.add(stray, "an image outside the label folders; left out")
-    images = {path: label for label in labels for path in _images(label, notes)}
-    masks = _pair(images, mask_folders[0], notes) if mask_folders else {}
+        tree.add(other, f"masks are read from {tree.name(mask_folders[0])} instead; left out")
+    trains = tree.splits(folder, TRAIN)
+    train, further, labels = tree.good_labels(trains), tree.good_labels(validation), tree.labels(tests)
+    label_masks = {label: base for label in labels if (base := _base_label(label, labels)) is not None}
+    labels = [label for label in labels if label not in label_masks]
+    if folder in tests:
+        split_good = [label for label in labels if judge(label.name) == Label.good]
+        by_split = {label: split_in(label.name) for label in split_good}
+        is_split = TEST in by_split.values()
+        train += [label for label, split in by_split.items() if split == TRAIN or (is_split and split is None)]
+        further += [label for label, split in by_split.items() if split == VALIDATION]
+    labels = [label for label in labels if label not in (*train, *further)]
+    distinct = _distinct(tree, [*train, *further, *labels])
+    train, further, labels = ([f for f in group if f in distinct] for group in (train, further, labels))
+    for parents, used, kind in ((trains, train, "training"), (validation, further, "validation")):
+        for other in tree.labels(parents):
+            if other not in used and judge(other.name) != Label.good:
+                tree.add(other, f"{kind} images that are not good; left out")
+    for parent in dict.fromkeys((folder, *trains, *tests)):
+        for stray in tree.stray_images(parent):
+            tree.add(stray, "an image outside the label folders; left out")
+    _note_good_names(folder, [*train, *further, *labels], tree)
+    good_train = [image.path for good in train for image in _read_label(good, tree, find_beside=True).images]
+    good_further = [image.path for good in further for image in _read_label(good, tree, find_beside=True).images]
     return LabeledObject(
-        notes.name(folder) if folder != notes.root else folder.resolve().name,
-        tuple(path for good in train for path in _images(good, notes)),
-        tuple(
-            LabeledImage(path, GOOD if _is_good(label) else label.name, int(not _is_good(label)), masks.get(path, ()))
-            for path, label in images.items()
-        ),
-        tuple(path for good in _good_folders(folder / "validation") for path in _images(good, notes)),
+        tree.name(folder) if folder != tree.root else folder.resolve().name,
+        tuple(good_train),
+        tuple(_read_test(labels, mask_folders[:1], label_masks, tree)),
+        tuple(good_further),
     )
 
 
-def _pair(images: dict[Path, Path], mask_folder: Path, notes: _Notes) -> dict[Path, tuple[Path, ...]]:
-    """Assign masks to images (given with their label's folder) by name; note the others."""
-    by_name: dict[tuple[str, str], list[Path]] = defaultdict(list)
-    for path, label in images.items():
-        stem = path.relative_to(label).with_suffix("").as_posix()
-        by_name[label.name, stem].append(path)
-        by_name["", stem].append(path)
-    labels = {label.name for label in images.values()}
-    files: dict[Path, list[Path]] = defaultdict(list)  # whole masks of an image
-    parts: dict[Path, list[Path]] = defaultdict(list)  # masks in a folder of its name
-    unclear: set[Path] = set()
-    for mask in _images(mask_folder, notes):
-        place = PurePath(mask.relative_to(mask_folder).with_suffix(""))
-        kind = place.parts[0] if place.parts[0] in labels and len(place.parts) > 1 else ""
-        name, folder_name = place.relative_to(kind).as_posix(), place.relative_to(kind).parent.as_posix()
-        whole = by_name.get((kind, name)) or by_name.get((kind, name.removesuffix("_mask")))
-        fitting = whole or by_name.get((kind, folder_name), [])
-        if not fitting:
-            notes.add(mask, "mask without an image; left out")
-        elif len(fitting) > 1:
-            notes.add(mask, f"mask fits {' and '.join(map(notes.name, fitting))}; left out, rename one of the images")
-            unclear.update(fitting)
-        else:
-            (files if whole else parts)[fitting[0]].append(mask)
-    paired: dict[Path, tuple[Path, ...]] = {}
-    for path, label_folder in images.items():
-        if len(files[path]) > 1 or (files[path] and parts[path]):
-            several = ", ".join(map(notes.name, files[path] + parts[path]))
-            notes.add(path, f"has several masks ({several}); none is used, keep one or put all in one folder")
-        elif files[path] or parts[path]:
-            paired[path] = tuple(files[path] + parts[path])
-        elif path not in unclear and not _is_good(label_folder):
-            notes.add(path, f"labeled {label_folder.name} but without a mask; its pixels are left out")
-    return paired
+def _base_label(label: Path, labels: list[Path]) -> str | None:
+    """Return the label whose masks a folder contains by its name: ``crack_mask`` beside ``crack``."""
+    names = {fold(other.name): same_form(other.name) for other in labels}
+    return next((names[fold(name)] for name in masked_names(label.name) if fold(name) in names), None)
+
+
+def _note_good_names(folder: Path, labels: list[Path], tree: _Tree) -> None:
+    """Tell which folders were recognized as good by more than a plain name."""
+    names = [label.name for label in labels if judge(label.name) == Label.good and fold(label.name) not in _PLAIN_GOOD]
+    if names:
+        tree.notes.append(f"{folder.resolve().name}: read as good images: {', '.join(dict.fromkeys(names))}")
+
+
+def _read_label(label: Path, tree: _Tree, *, find_beside: bool) -> Content:
+    """Read a label folder; report channels that are left out and images of one name."""
+    content = sort_content(label, same_form(label.name), tree.images(label), find_beside=find_beside)
+    for channel in content.left_out:
+        tree.add(channel, "a channel beside the images; left out")
+    for path in content.orphans:
+        tree.add(path, "mask without an image; left out")
+    for path in content.unclear:
+        tree.add(path, "another image beside it has the same name and neither is clearly a mask; both are used")
+    return content
+
+
+def _read_test(
+    labels: list[Path], mask_folders: list[Path], label_masks: dict[Path, str], tree: _Tree
+) -> Iterator[LabeledImage]:
+    """Read the test images of an object and assign their masks."""
+    names = {same_form(label.name) for label in labels}
+    masks = [mask for folder in mask_folders for mask in _masks(folder, names, tree)]
+    for folder, base in label_masks.items():
+        masks += [Candidate(mask.path, base, mask.name) for mask in _masks(folder, set(), tree)]
+    has_masks = {mask.label for mask in masks}
+    contents: list[tuple[Path, Content]] = []
+    for label in labels:
+        if judge(label.name) == Label.unclear:
+            if tree.images(label):
+                tree.unclear.append(tree.name(label))
+            continue
+        find_beside = not has_masks & {same_form(label.name), ""}
+        contents.append((label, _read_label(label, tree, find_beside=find_beside)))
+    images = [image for _, content in contents for image in content.images]
+    masks += [mask for _, content in contents for mask in content.masks]
+    beside = {path: found for _, content in contents for path, found in content.beside.items()}
+    if beside:
+        path, (mask, *_) = next(iter(beside.items()))
+        count = sum(map(len, beside.values()))
+        tree.notes.append(f"masks beside their images: {count}, first {tree.name(mask)} of {tree.name(path)}")
+    has_any = bool(mask_folders or masks or beside)
+    anomalous = {i.path for label, content in contents if judge(label.name) != Label.good for i in content.images}
+    paired = pair(images, anomalous if has_any else set(), masks, beside, tree.add, tree.name)
+    for image in images:
+        is_good = image.path not in anomalous
+        yield LabeledImage(image.path, GOOD if is_good else image.label, int(not is_good), paired.get(image.path, ()))
+
+
+def _masks(folder: Path, labels: set[str], tree: _Tree) -> Iterator[Candidate]:
+    """Return the files in a folder of masks, each with its label if the path names one."""
+    by_fold = {fold(label): label for label in sorted(labels)}
+    paths = tree.stray_images(folder) + [path for sub in tree.folders(folder) for path in tree.images(sub)]
+    for path in paths:
+        place = PurePath(same_form(path.relative_to(folder).as_posix())).with_suffix("")
+        parts = place.parts
+        if len(parts) > 2 and split_of(parts[0]) is not None and parts[0] not in labels:
+            parts = parts[1:]  # the split is repeated below the folder of masks
+        label = ""
+        if len(parts) > 1:
+            label = parts[0] if parts[0] in labels else by_fold.get(fold(parts[0]), "")
+        yield Candidate(path, label, PurePath(*parts[bool(label) :]).as_posix())
 
 
 def _visa_table(root: Path) -> Path | None:
@@ -232,17 +487,17 @@ def _visa_table(root: Path) -> Path | None:
     return table if (root / "Data").is_dir() and table.is_file() else None
 
 
-def _read_visa(table: Path, root: Path, notes: _Notes) -> list[LabeledObject]:
+def _read_visa(table: Path, root: Path, tree: _Tree) -> list[LabeledObject]:
     """Read the objects in VisA's table, or only ``root``; note what is only in the table or only on disk."""
     only = None if table.parents[1] == root else root.resolve().name
     rows: dict[str, dict[Path, dict[str, str]]] = defaultdict(dict)
     for row in _visa_rows(table):
-        image = notes.root / row["image"]
+        image = tree.root / row["image"]
         if only in (None, row["object"]):
             if image in rows[row["object"]]:
-                notes.add(image, "listed twice; the first entry is used")
+                tree.add(image, "listed twice; the first entry is used")
             rows[row["object"]].setdefault(image, row)
-    return [_read_visa_object(name, dict(sorted(rows[name].items())), notes) for name in sorted(rows)]
+    return [_read_visa_object(name, dict(sorted(rows[name].items())), tree) for name in sorted(rows)]
 
 
 def _visa_rows(table: Path) -> list[dict[str, str]]:
@@ -262,43 +517,31 @@ def _visa_rows(table: Path) -> list[dict[str, str]]:
     return rows
 
 
-def _read_visa_object(name: str, rows: dict[Path, dict[str, str]], notes: _Notes) -> LabeledObject:
+def _read_visa_object(name: str, rows: dict[Path, dict[str, str]], tree: _Tree) -> LabeledObject:
     train: list[Path] = []
     test: list[LabeledImage] = []
-    listed = {notes.root / row["mask"] for row in rows.values() if row["mask"]} | set(rows)
+    listed = {tree.root / row["mask"] for row in rows.values() if row["mask"]} | set(rows)
     for image, row in rows.items():
         label = int(row["label"] == "anomaly")
-        mask = notes.root / row["mask"] if row["mask"] else None
+        mask = tree.root / row["mask"] if row["mask"] else None
         if not image.is_file():
-            notes.add(image, "listed but missing; left out")
+            tree.add(image, "listed but missing; left out")
         elif row["split"] == "test":
             if mask and not mask.is_file():
-                notes.add(mask, f"listed as mask of {notes.name(image)} but missing; its pixels are left out")
+                tree.add(mask, f"listed as mask of {tree.name(image)} but missing; its pixels are left out")
                 mask = None
             elif label and not mask:
-                notes.add(image, "labeled anomaly but without a mask; its pixels are left out")
+                tree.add(image, "labeled anomaly but without a mask; its pixels are left out")
             test.append(LabeledImage(image, "bad" if label else GOOD, label, (mask,) if mask else ()))
         elif row["split"] == "train" and not label:
             train.append(image)
         else:
-            notes.add(image, f"{row['label']} in split {row['split']}; left out")
+            tree.add(image, f"{row['label']} in split {row['split']}; left out")
     for kind in ("Images", "Masks"):
-        for path in _images(notes.root / name / "Data" / kind, notes):
+        for path in tree.images(tree.root / name / "Data" / kind):
             if path not in listed:
-                notes.add(path, "not listed in 1cls.csv; left out")
+                tree.add(path, "not listed in 1cls.csv; left out")
     return LabeledObject(name, tuple(train), tuple(test))
-
-
-def _is_good(folder: Path) -> bool:
-    return folder.name.casefold().removesuffix("_test") in _GOOD_NAMES
-
-
-def _good_folders(parent: Path) -> list[Path]:
-    return [folder for folder in _folders(parent) if _is_good(folder)]
-
-
-def _folders(parent: Path) -> list[Path]:
-    return [child for child in _children(parent) if child.is_dir()]
 
 
 def _children(parent: Path) -> list[Path]:
@@ -309,20 +552,6 @@ def _children(parent: Path) -> list[Path]:
         return sorted(child for child in parent.iterdir() if not child.name.startswith("."))
     except OSError as error:
         raise InputError(f"{parent}: the folder cannot be listed ({error.strerror}); check its permissions") from error
-
-
-def _images(folder: Path, notes: _Notes) -> list[Path]:
-    """Return the images in a folder and its subfolders, sorted within each."""
-    images: list[Path] = []
-    others: list[Path] = []
-    for child in _children(folder):
-        if child.is_dir():
-            images += _images(child, notes)
-        else:
-            (images if has_image_extension(child.name) else others).append(child)
-    if others:
-        notes.add(folder, f"{len(others)} files that are not images, first {others[0].name}; left out")
-    return images
 
 
 def _listing(folder: Path) -> str:

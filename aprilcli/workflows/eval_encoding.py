@@ -9,7 +9,7 @@ Symbols: S model input side, N stages, h·w patches, K references of all setting
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,7 +29,9 @@ from aprilcli.io.datasets import GOOD, LabeledImage, LabeledObject
 from aprilcli.io.masks import read_mask
 from aprilcli.io.walk import FoundImage
 from aprilcli.options import EvalOptions
-from aprilcli.types import Detection, Evidence, ImageFeatures
+from aprilcli.types import Detection, Evidence, ImageFeatures, ModelSpec
+from aprilcli.workflows.dataset_notes import MaskNotes
+from aprilcli.workflows.eval_copies import Thumbnail, equal_files, find_copies, make_thumbnail
 from aprilcli.workflows.eval_references import References, Setting, draw_order
 from aprilcli.workflows.pipeline import PreparedImage, Reader, batches, map_ahead
 
@@ -68,7 +70,8 @@ class EncodedObject:
 
     ``references``: per setting, the images drawn, relative to the data set. ``calibration``: good images that are
     neither tested nor references; ``calibration_source``: where they come from. ``problems`` and ``notes``: for the
-    user. ``digests``: a line ``<relative path> NUL <SHA-256>`` for each test image and mask.
+    user. ``digests``: a line ``<relative path> NUL <SHA-256>`` for each test image and mask. ``leaked``: test images of
+    which a reference or calibration image is a copy.
     """
 
     settings: tuple[Setting, ...]
@@ -79,6 +82,7 @@ class EncodedObject:
     problems: tuple[str, ...]
     notes: tuple[str, ...]
     digests: tuple[str, ...]
+    leaked: tuple[str, ...] = ()
 
     def bank_of(self, setting: Setting) -> int | None:
         """Return the position of a setting's bank in ``EncodedImage.distances``; None for zero shots."""
@@ -127,7 +131,24 @@ class ObjectEncoder:
                 return list(self._encode_images(images, reader, detector, references, banks, advance))
 
             tested, calibration = encode(item.test), encode(chosen)
-        problems = [*drawn.problems, *(problem for _, read in tested for problem in read.problems)]
+        spec = detector.encoder.spec
+        trained = [
+            make_thumbnail(self._root / name, name, pixels, spec)
+            for name, pixels in zip(drawn.names, drawn.pixels, strict=True)
+        ]
+        trained += [read.thumbnail for _, read in calibration if read.thumbnail is not None]
+        copies = find_copies([read.thumbnail for _, read in tested if read.thumbnail is not None], trained)
+        mask_notes = MaskNotes()
+        for _, read in tested:
+            for note in read.mask_notes:
+                mask_notes.add(item.name, read.labeled.mask_paths[0], note)
+        problems = [*drawn.problems, *mask_notes.problems(self._root)]
+        problems += [problem for _, read in tested for problem in read.problems]
+        names = {relative_path(path, self._root): path for path in item.train_good}
+        problems += _copies_of_unused(
+            {name: path for name, path in names.items() if name not in drawn.names}, item, self._root
+        )
+        problems += _same_under_two_labels(item, [read for _, read in tested])
         problems += [f"{image.error}; not used for calibration" for image, _ in calibration if image.error is not None]
         readable = tuple(image for image, _ in calibration if image.error is None)
         if self._options.calibrate and not readable:
@@ -143,6 +164,7 @@ class ObjectEncoder:
             problems=tuple(problems),
             notes=tuple(dict.fromkeys(note for _, read in (*tested, *calibration) for note in read.image.notes)),
             digests=tuple(line for _, read in tested for line in read.digests),
+            leaked=tuple(dict.fromkeys(test.name for test, _ in copies)),
         )
 
     def _calibration_images(self, item: LabeledObject, drawn: References) -> list[LabeledImage]:
@@ -174,10 +196,10 @@ class ObjectEncoder:
         banks: list[tuple[int, ...]],
         advance: Callable[..., None],
     ) -> Iterator[tuple[EncodedImage, _Read]]:
-        size, batch_size = detector.encoder.spec.image_size, self._options.batch_size
+        batch_size = self._options.batch_size
 
         def read(image: LabeledImage) -> _Read:
-            return _read_image(image, self._root, reader, size)
+            return _read_image(image, self._root, reader, detector.encoder.spec)
 
         ahead = 2 * (self._options.workers + batch_size)
         for batch in batches(map_ahead(self._pool, read, images, ahead), batch_size):
@@ -221,9 +243,46 @@ class _Read:
     has_pixels: bool = False
     problems: tuple[str, ...] = ()
     digests: tuple[str, ...] = ()
+    mask_notes: tuple[str, ...] = ()
+    thumbnail: Thumbnail | None = field(default=None, repr=False)
 
 
-def _read_image(labeled: LabeledImage, root: Path, reader: Reader, size: int) -> _Read:
+def _read_image(labeled: LabeledImage, root: Path, reader: Reader, spec: ModelSpec) -> _Read:
+    read = _read_image_and_mask(labeled, root, reader, spec.image_size)
+    if read.image.pixels is None:
+        return read
+    name = read.image.found.relative
+    return replace(read, thumbnail=make_thumbnail(labeled.path, name, read.image.pixels, spec))
+
+
+def _copies_of_unused(unused: Mapping[str, Path], item: LabeledObject, root: Path) -> list[str]:
+    """Report test images that are equal to training images which no setting draws: these are not decoded."""
+    pairs = equal_files([image.path for image in item.test], list(unused.values()))
+    if not pairs:
+        return []
+    first, other = (relative_path(path, root) for path in pairs[0])
+    return [f"{item.name}: {len(pairs)} test images are also training images (first {first} and {other}); remove them"]
+
+
+def _same_under_two_labels(item: LabeledObject, images: Sequence[_Read]) -> list[str]:
+    """Report test images of different labels that are copies of each other."""
+    label_of = {read.image.found.relative: read.labeled.defect for read in images}
+    thumbnails = [read.thumbnail for read in images if read.thumbnail is not None]
+    pairs = [
+        (first.name, second.name)
+        for first, second in find_copies(thumbnails, thumbnails)
+        if first.name < second.name and label_of[first.name] != label_of[second.name]
+    ]
+    if not pairs:
+        return []
+    count = len({name for pair in pairs for name in pair})
+    named = (
+        f"{item.name}: {count} test images are the same under different labels (first {pairs[0][0]} and {pairs[0][1]})"
+    )
+    return [f"{named}; remove them from one label"]
+
+
+def _read_image_and_mask(labeled: LabeledImage, root: Path, reader: Reader, size: int) -> _Read:
     name = relative_path(labeled.path, root)
     image = reader(FoundImage(labeled.path, name))
     if image.pixels is None:
@@ -231,8 +290,9 @@ def _read_image(labeled: LabeledImage, root: Path, reader: Reader, size: int) ->
     digests = [digest_line(labeled.path, root)]
     if not labeled.has_mask:
         return _Read(labeled, image, digests=tuple(digests))  # already among the problems of the data set
+    notes: list[str] = []
     try:
-        mask = read_mask(labeled, image.size_hw)
+        mask = read_mask(labeled, image.size_hw, notes.append)
         digests += [digest_line(path, root) for path in labeled.mask_paths]
     except InputError as error:
         return _Read(labeled, image, problems=(f"{error}; its pixels are left out",), digests=tuple(digests))
@@ -241,7 +301,7 @@ def _read_image(labeled: LabeledImage, root: Path, reader: Reader, size: int) ->
     resized = resize_mask(mask, size) > 0
     vanished = f"{name}: its defect is too small for a mask of {size} x {size} pixels; all pixels count as normal"
     problems = () if resized.any() else (vanished,)
-    return _Read(labeled, image, resized, True, problems, tuple(digests))
+    return _Read(labeled, image, resized, True, problems, tuple(digests), tuple(notes))
 
 
 def _evidence(

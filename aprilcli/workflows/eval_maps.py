@@ -42,9 +42,7 @@ class MapFiles:
         """Name the files of ``images``; each gets the ``description``. Raises InputError if a name leads outside."""
         self._is_ad2 = layout == "ad2"
         self._description = dict(description)
-        folder = out / ("anomaly_images" if self._is_ad2 else "anomaly_maps")
-        split = "test_public" if self._is_ad2 else "test"
-        self._paths = [inside(folder, f"{object_name}/{split}/{name}.tiff") for name in _map_names(images)]
+        self._paths = [inside(out, name) for name in map_names(object_name, layout, images)]
 
     def write(self, position: int, anomaly_map: NDArray[np.float32]) -> None:
         """Write the map [H, W] of the image at ``position``. Raises OutputError."""
@@ -52,7 +50,13 @@ class MapFiles:
         map_files.write_map(self._paths[position], values, self._description)
 
 
-def _map_names(images: Sequence[LabeledImage]) -> list[str]:
+def map_names(object_name: str, layout: str, images: Sequence[LabeledImage]) -> list[str]:
+    """Return the file of each image's map, relative to the output folder; all are different."""
+    folder, split = ("anomaly_images", "test_public") if layout == "ad2" else ("anomaly_maps", "test")
+    return [f"{folder}/{object_name}/{split}/{name}.tiff" for name in _names_in_split(images)]
+
+
+def _names_in_split(images: Sequence[LabeledImage]) -> list[str]:
     """Return ``<defect>/<id>`` of each image, all different."""
     parents: dict[str, list[str]] = {}
     for image in images:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import csv
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from aprilcli.types import ModelSpec
 from aprilcli.workflows.eval_results import MEAN, SCORE_COLUMNS, Report, Result, count_defects
 
 DEVIATION = "deviation"
+FEW = 10  # test images of a kind, below which one image changes the measures by more than a few points
 
 
 def write_scores_csv(path: Path, results: Iterable[Result]) -> None:
@@ -85,6 +86,7 @@ def captions(
     without = [item.name for item in dataset.objects if not any(i.label and i.mask_paths for i in item.test)]
     if without:
         lines.append(f"no masks, so no pixel measures: {', '.join(without)}")
+    lines += _thin_sets(dataset)
     if options.calibrate:
         listed = "; ".join(f"{name} {source or 'no images, so no threshold'}" for name, source in sources.items())
         lines.append(
@@ -92,6 +94,20 @@ def captions(
             f"{options.false_alarm_rate:g}; calibrated on good images that are neither tested nor references: {listed}"
         )
     return tuple(lines)
+
+
+def _thin_sets(dataset: LabeledDataset) -> Iterator[str]:
+    """Yield a line on the objects with test images of one kind only, and one on those with few of a kind."""
+    counts = {
+        item.name: (sum(not i.label for i in item.test), sum(i.label for i in item.test)) for item in dataset.objects
+    }
+    one_kind = {name: "good" if not good else "anomalous" for name, (good, bad) in counts.items() if not (good and bad)}
+    if one_kind:
+        listed = ", ".join(f"{name} (no {kind} test images)" for name, kind in one_kind.items())
+        yield f"undefined and not in the means: image measures of {listed}"
+    few = [f"{name} ({good} good, {bad} anomalous)" for name, (good, bad) in counts.items() if 0 < min(good, bad) < FEW]
+    if few:
+        yield f"fewer than {FEW} test images of a kind, so the numbers are rough: {', '.join(few)}"
 
 
 def describe_dataset(dataset: LabeledDataset, fingerprint: str) -> dict[str, Any]:

@@ -5,12 +5,11 @@ read the folder → per object: draw references → encode each image once → p
 
 from __future__ import annotations
 
-import shutil
 import time
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 from aprilcli.core.backbone import Backbone
 from aprilcli.core.calibration import check_rate
@@ -18,14 +17,16 @@ from aprilcli.core.detector import Detector
 from aprilcli.core.projector import Projector, load_projector
 from aprilcli.core.prompts import encode_prompts
 from aprilcli.defaults import PAPER, SHOTS
-from aprilcli.errors import InputError, OptionError, OutputError
+from aprilcli.errors import InputError, OptionError
 from aprilcli.io import paper_tables, records
-from aprilcli.io.atomic import claimed, output_errors, remove_leftovers
+from aprilcli.io.atomic import claimed
 from aprilcli.io.data_fingerprint import data_fingerprint
 from aprilcli.io.datasets import LabeledDataset, read_dataset
+from aprilcli.io.label_names import same_form
 from aprilcli.options import EvalOptions, Fusion, describe
-from aprilcli.workflows import eval_leakage, eval_report, eval_table
+from aprilcli.workflows import eval_leakage, eval_output, eval_report, eval_table
 from aprilcli.workflows.console import Console
+from aprilcli.workflows.dataset_notes import print_dataset_notes
 from aprilcli.workflows.eval_encoding import ObjectEncoder
 from aprilcli.workflows.eval_measures import measure_object
 from aprilcli.workflows.eval_plots import require_matplotlib
@@ -33,8 +34,8 @@ from aprilcli.workflows.eval_references import Setting
 from aprilcli.workflows.eval_results import Report, Result, count_defects
 from aprilcli.workflows.loading import load_model
 
-OUTPUTS = ("metrics.csv", "metrics.json", "scores.csv", "anomaly_maps", "anomaly_images", "plots")
 LISTED_PROBLEMS = 20
+LISTED_ALIKE = 5  # problems with the same message, so that they do not hide others
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def run_eval(options: EvalOptions, console: Console) -> EvalSummary:
     """
     started, began = records.timestamp(), time.monotonic()
     _check_options(options)
-    dataset = _choose_objects(read_dataset(options.dataset, options.layout), options.objects)
+    dataset = _choose_objects(read_dataset(options.dataset, options.layout, follow=options.follow), options.objects)
     settings = _settings(options, dataset, console)
     _print_dataset(dataset, console)
     busy = f"{options.out}: another eval is writing here; wait for it, or choose another --out"
@@ -68,15 +69,19 @@ def _evaluate(
     options: EvalOptions, dataset: LabeledDataset, settings: tuple[Setting, ...], started: str, console: Console
 ) -> EvalSummary:
     """Measure and write, while the output folder is locked."""
-    _check_output(options.out, options.overwrite)
+    planned = eval_output.planned_outputs(options, dataset)
+    owned = eval_output.check_output(options.out, options.overwrite, planned)
     backbone = load_model(options, console)
     projector = load_projector(options.projector, options.model, backbone.spec, progress=console.is_interactive)
-    _clear_output(options.out)
+    eval_output.remove_outputs(options.out, owned)
+    begun = {"versions": records.versions(), "outputs": planned, "started": started}
+    records.write_json(options.out / eval_output.RECORD, begun)  # without "finished"
     results: list[Result] = []
     problems: list[str] = []
     notes: list[str] = []
     digests: list[str] = []
     sources: dict[str, str] = {}
+    leaked: dict[str, tuple[str, ...]] = {}
     with ThreadPoolExecutor(max_workers=options.workers) as pool:
         encoder = ObjectEncoder(dataset.root, settings, pool, options)
         total = sum(encoder.count_images(item) for item in dataset.objects)
@@ -87,6 +92,7 @@ def _evaluate(
                 problems += encoded.problems
                 digests += encoded.digests
                 sources[item.name] = encoded.calibration_source
+                leaked[item.name] = encoded.leaked
                 measured = measure_object(options, dataset.layout, item, encoded, backbone.spec, pool)
                 results += measured
                 notes += [*detector.notes, *encoded.notes]
@@ -97,18 +103,18 @@ def _evaluate(
     fingerprint = data_fingerprint(digests)
     unreadable = [row for result in results if result.setting == settings[0] for row in result.rows if row.error]
     problems += [f"{row.path}: left out ({row.error})" for row in unreadable]
-    _print_problems(problems, console)
+    _print_problems([*problems, *dataset.other_files], console)
     report = Report(
         results=tuple(results),
         captions=eval_report.captions(options, dataset, backbone.spec, sources),
-        leakage=eval_leakage.leakage(dataset, projector, fingerprint),
+        leakage=eval_leakage.leakage(dataset, projector, fingerprint, leaked),
         paper=paper_tables.recognize(item.category for item in dataset.objects) if options.model == PAPER else None,
         is_calibrated=options.calibrate,
     )
     eval_report.write_metrics_csv(options.out / "metrics.csv", report)
     eval_report.write_scores_csv(options.out / "scores.csv", results)
     record = {
-        "versions": records.versions(),
+        **begun,
         "options": describe(options),
         "model": backbone.spec.to_json(),
         "device": str(backbone.encoder.device),
@@ -116,14 +122,13 @@ def _evaluate(
         "projector": projector.identity if projector is not None else None,
         "settings": [asdict(setting) for setting in settings],
         "dataset": eval_report.describe_dataset(dataset, fingerprint),
-        "problems": [*dataset.problems, *problems],
+        "problems": [*dataset.problems, *problems, *dataset.other_files],
         "unreadable": len(unreadable),
         **({"calibration": sources} if options.calibrate else {}),
         **eval_report.describe_report(report),
-        "started": started,
         "finished": records.timestamp(),
     }
-    records.write_json(options.out / "metrics.json", record)
+    records.write_json(options.out / eval_output.RECORD, record)
     return EvalSummary(eval_table.draw_table(report), tuple(results), len(unreadable))
 
 
@@ -140,11 +145,12 @@ def _check_options(options: EvalOptions) -> None:
 def _choose_objects(dataset: LabeledDataset, names: tuple[str, ...] | None) -> LabeledDataset:
     """Keep the objects with the given names or categories."""
     if names is not None:
-        known = {name for item in dataset.objects for name in (item.name, item.category)}
+        names = tuple(map(same_form, names))
+        known = {same_form(name) for item in dataset.objects for name in (item.name, item.category)}
         if unknown := [name for name in names if name not in known]:
             present = ", ".join(item.name for item in dataset.objects)
             raise OptionError(f"--objects {','.join(unknown)}: not in {dataset.root}; its objects are {present}")
-        chosen = tuple(item for item in dataset.objects if item.name in names or item.category in names)
+        chosen = tuple(item for item in dataset.objects if {same_form(item.name), item.category} & set(names))
         dataset = replace(dataset, objects=chosen)
     if not any(item.test for item in dataset.objects):
         raise InputError(f"{dataset.root}: no test images in layout {dataset.layout}; check the path")
@@ -185,32 +191,22 @@ def _print_dataset(dataset: LabeledDataset, console: Console) -> None:
             f"  {item.name}: {len(item.train_good)} good for training; test: {good} good, "
             f"{anomalous} anomalous ({defects or 'none'}), {masks or 'no'} masks"
         )
+    print_dataset_notes(dataset, console)
     _print_problems(dataset.problems, console)
 
 
 def _print_problems(problems: Sequence[str], console: Console) -> None:
-    listed = problems if console.verbose else problems[:LISTED_PROBLEMS]
+    listed = problems
+    if not console.verbose:
+        alike = Counter[str]()
+        listed = []
+        for problem in problems:
+            message = problem.partition(": ")[2] or problem
+            alike[message] += 1
+            if alike[message] <= LISTED_ALIKE:
+                listed.append(problem)
+        listed = listed[:LISTED_PROBLEMS]
     for problem in listed:
         console.note(f"problem: {problem}")
     if len(listed) < len(problems):
         console.note(f"and {len(problems) - len(listed)} more problems; metrics.json lists them all")
-
-
-def _check_output(out: Path, overwrite: bool) -> None:
-    """Remove files left by killed runs, and refuse a folder with results."""
-    with output_errors(out):
-        present = [name for name in OUTPUTS if (out / name).exists()]
-    if present and not overwrite:
-        raise OutputError(
-            f"{out}: already holds results ({', '.join(present)}); choose another --out, or replace with --overwrite"
-        )
-    remove_leftovers(out, below=False)  # those in subfolders are deleted with the results
-
-
-def _clear_output(out: Path) -> None:
-    for path in (out / name for name in OUTPUTS):
-        with output_errors(path):
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)

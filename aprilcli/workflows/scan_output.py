@@ -57,9 +57,10 @@ def refuse_results(out: Path) -> None:
 
 
 def remove_results(out: Path) -> None:
-    """Delete the results of an earlier scan and nothing else. Raises OutputError if ``maps`` is not from a scan."""
-    if (out / MAPS).exists() and not (out / RUN).exists():
-        raise OutputError(f"{out / MAPS}: exists without a scan's {RUN}; move it, or choose another --out")
+    """Delete the results of an earlier scan and nothing else. Raises OutputError if they are not from a scan."""
+    for name in (MAPS, SCORES) if not (out / RUN).exists() else ():
+        if (out / name).exists():
+            raise OutputError(f"{out / name}: exists without a scan's {RUN}; move it, or choose another --out")
     with output_errors(out):
         if (out / MAPS).exists():
             remove_tree(out / MAPS)

@@ -33,6 +33,7 @@ from aprilcli.io.paper_tables import recognize
 from aprilcli.options import TrainOptions
 from aprilcli.workflows.checkpoint import Record
 from aprilcli.workflows.console import Console
+from aprilcli.workflows.dataset_notes import MaskNotes, print_dataset_notes
 from aprilcli.workflows.loading import load_model
 from aprilcli.workflows.train_run import TrainingRun, describe_record, image_reader, refuse_existing
 
@@ -57,7 +58,7 @@ def run_train(options: TrainOptions, console: Console) -> TrainSummary:
     started, began = records.timestamp(), time.monotonic()
     _check_options(options)
     # Unlike Path.resolve, this accepts circular links, which are then not a folder.
-    dataset = read_dataset(Path(os.path.realpath(options.dataset)), options.layout)
+    dataset = read_dataset(Path(os.path.realpath(options.dataset)), options.layout, follow=options.follow)
     images = training_images(dataset)
     _print_problems(dataset, console)
     rng = np.random.default_rng([options.seed, 0])  # epochs count from 1
@@ -135,7 +136,8 @@ def _check_outputs(options: TrainOptions) -> None:
 
 
 def _print_problems(dataset: LabeledDataset, console: Console) -> None:
-    for problem in dataset.problems:
+    print_dataset_notes(dataset, console)
+    for problem in (*dataset.problems, *dataset.other_files):
         console.detail(problem)
     if dataset.problems and not console.verbose:
         console.note(f"problems in the data set: {len(dataset.problems)} (list them with --verbose)")
@@ -155,8 +157,14 @@ def _describe_data(
     pool: ThreadPoolExecutor,
     console: Console,
 ) -> dict[str, Any]:
+    mask_notes = MaskNotes()
     with console.progress(len(images), "checking images") as advance:
-        fingerprint = check_images(dataset, images, pool, advance, image_reader(options))
+        fingerprint = check_images(
+            *(dataset, images, pool, advance, image_reader(options)),
+            on_mask_note=lambda image, note: mask_notes.add(image.object_name, image.labeled.mask_paths[0], note),
+        )
+    for problem in mask_notes.problems(dataset.root):
+        console.note(f"problem: {problem}")
     return {
         "name": dataset.root.name,
         "layout": dataset.layout,

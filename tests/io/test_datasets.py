@@ -8,7 +8,7 @@ from PIL import Image
 
 from aprilcli.defaults import LAYOUTS
 from aprilcli.errors import InputError, OptionError
-from aprilcli.io.datasets import LabeledImage, read_dataset
+from aprilcli.io.datasets import read_dataset
 from aprilcli.io.masks import read_mask
 
 BLANK = np.zeros((4, 6), np.uint8)
@@ -27,7 +27,7 @@ def grow(root, *paths):
 def read(root, layout="auto"):
     """Read a tree that must have no problems; return layout and {object: (train, validation, {test image: ...})}."""
     dataset = read_dataset(root, layout)
-    assert dataset.problems == ()
+    assert (dataset.problems, dataset.other_files) == ((), ())
     assert dataset.root == root
     return dataset.layout, {
         item.name: (
@@ -53,7 +53,8 @@ def test_images_are_known_by_the_extensions_that_scan_knows(tmp_path):
 
 
 def problems(root, layout="auto"):
-    return list(read_dataset(root, layout).problems)
+    dataset = read_dataset(root, layout)
+    return [*dataset.problems, *dataset.other_files]
 
 
 MVTEC = [
@@ -385,7 +386,8 @@ def test_unused_files_are_problems(tmp_path):
         "nut/masks: masks are read from nut/ground_truth instead; left out",
         "nut/train/bent: training images that are not good; left out",
         "nut/test/7.png: an image outside the label folders; left out",
-        "nut/test/bent: 2 files that are not images, first notes.txt; left out",
+        "nut/test/bent/raw.heic: labeled bent but without a mask; its pixels are left out",
+        "1 file that is not an image, first nut/test/bent/notes.txt; left out",
     ]
 
 
@@ -411,62 +413,3 @@ def test_folders_without_or_with_several_layouts_are_refused(tmp_path):
     grow(tmp_path, *MVTEC, "01/train/ok/0.png", "01/test/ko/1.png")
     with pytest.raises(InputError, match=r"01 is btad, .*nut is mvtec.*choose one layout"):
         read_dataset(tmp_path)
-
-
-def save(path, pixels, mode=None):
-    image = Image.fromarray(np.asarray(pixels, np.uint8))
-    (image if mode is None else image.convert(mode)).save(path)
-    return path
-
-
-@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "I;16"])
-def test_masks_of_every_kind(tmp_path, mode):
-    pixels = BLANK.copy()
-    pixels[1, 2:4] = 255
-    path = tmp_path / "mask.png"
-    if mode == "P":  # class numbers, as in VisA; the palette's colors do not matter
-        image = Image.fromarray(pixels // 255 * 3).convert("P")
-        image.putpalette([255, 255, 255, 9, 9, 9, 0, 0, 0, 0, 0, 0])
-        image.save(path)
-    elif mode == "I;16":
-        Image.fromarray(pixels.astype(np.uint16) * 100).save(path)
-    else:
-        save(path, pixels, mode)
-    mask = read_mask(LabeledImage(tmp_path / "image.png", "bent", 1, (path,)), (4, 6))
-    assert mask.dtype == bool
-    assert np.array_equal(mask, pixels > 0)
-
-
-def test_every_class_number_counts(tmp_path):
-    path = save(tmp_path / "mask.png", [[0, 1, 2], [7, 0, 255]])
-    mask = read_mask(LabeledImage(tmp_path / "image.png", "bad", 1, (path,)), (2, 3))
-    assert mask.tolist() == [[False, True, True], [True, False, True]]
-
-
-def test_masks_that_do_not_fit_are_refused(tmp_path):
-    image = tmp_path / "image.png"
-    some, none = save(tmp_path / "some.png", BLANK + 1), save(tmp_path / "none.png", BLANK)
-    (tmp_path / "torn.png").write_bytes(some.read_bytes()[:50])
-    cases = [
-        ((1, (some,)), (6, 4), r"some\.png: mask of 6 by 4 pixels for .*image\.png of 4 by 6"),
-        ((1, (none,)), (4, 6), r"none\.png: empty mask, but .*image\.png is labeled bent"),
-        ((0, (some,)), (4, 6), r"some\.png: marks a defect, but .*image\.png is labeled good"),
-        ((1, ()), (4, 6), r"image\.png: labeled bent but without a mask"),
-        ((1, (tmp_path / "torn.png",)), (4, 6), r"torn\.png: cannot read the mask of .*image\.png"),
-        ((1, (tmp_path / "gone.png",)), (4, 6), r"gone\.png: cannot read the mask of .*image\.png"),
-    ]
-    for (label, masks), size_hw, message in cases:
-        with pytest.raises(InputError, match=message) as raised:
-            read_mask(LabeledImage(image, "bent" if label else "good", label, masks), size_hw)
-        assert "\n" not in str(raised.value)
-
-
-def test_good_images_have_an_empty_mask(tmp_path):
-    image = LabeledImage(tmp_path / "image.png", "good", 0)
-    assert image.has_mask
-    assert not LabeledImage(tmp_path / "image.png", "bent", 1).has_mask
-    mask = read_mask(image, (3, 5))
-    assert mask.shape == (3, 5)
-    assert not mask.any()
-    empty = save(tmp_path / "empty.png", BLANK)
-    assert not read_mask(LabeledImage(tmp_path / "image.png", "good", 0, (empty,)), (4, 6)).any()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import statistics
 from pathlib import Path
 
@@ -87,6 +88,19 @@ def test_the_table_is_on_stdout_uncut_and_notes_are_on_stderr(parts: Path, model
     quiet = run_eval(parts, tmp_path / "quiet", *model, *EVAL_SETTINGS, "--quiet")
     assert quiet.stderr == ""
     assert quiet.stdout == result.stdout
+
+
+def test_an_object_with_test_images_of_one_kind_is_not_in_the_means(
+    parts: Path, model: list[str], tmp_path: Path
+) -> None:
+    shutil.rmtree(parts / "metal_nut" / "test" / "good")
+    result = run_eval(parts, tmp_path / "out", *model, "--shots", 0)
+    bolt, nut = (row["metrics"] for row in read_record(tmp_path / "out")["results"])
+    assert [name for name in METRICS if nut[name] is None] == [*METRICS[5:]]
+    mean = read_record(tmp_path / "out")["summaries"][-1]["mean"]
+    assert [mean[name] for name in METRICS[5:]] == [bolt[name] for name in METRICS[5:]]
+    assert "undefined and not in the means: image measures of metal_nut (no good test images)" in result.stdout
+    assert "so the numbers are rough: bolt (3 good, 3 anomalous)" in result.stdout
 
 
 @pytest.mark.parametrize("whole", [True, False])

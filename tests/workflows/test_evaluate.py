@@ -384,4 +384,4 @@ def test_ctrl_c_ends_an_evaluation_with_130(parts: Path, model: list[str], tmp_p
     interrupted = run_and_signal(signal.SIGINT, "open", "metal_nut/test/scratch/000.png", *command)
     assert interrupted.returncode == 130, interrupted.stderr
     assert "Traceback" not in interrupted.stderr
-    assert not (tmp_path / "out" / "metrics.json").exists()
+    assert "finished" not in read_record(tmp_path / "out")

@@ -301,6 +301,20 @@ def test_refused_in_one_line_before_anything_is_written(
     assert {path.name for path in tmp_path.iterdir()} <= {parts.name, ".p.safetensors.lock"}
 
 
+def test_how_masks_were_read_and_what_was_left_out_is_told_once(parts: Path, model: list[str], tmp_path: Path) -> None:
+    for path in (parts / "steel_part" / "ground_truth" / "spot").glob("*.png"):
+        with Image.open(path) as mask:
+            mask.save(path.with_suffix(".jpg"))
+        path.unlink()
+    draw_images(parts / "steel_part" / "test" / "spot" / "@eaDir", 2)
+    result = run_train(parts, tmp_path / "p.safetensors", model, "--epochs", 1)
+    assert result.exit_code == 0, result.output
+    noted = [line for line in result.stderr.splitlines() if "compression or soft edges" in line]
+    assert len(noted) == 1
+    assert noted[0].startswith("problem: steel_part: 6 masks, first steel_part/ground_truth/spot/")
+    assert result.stderr.count("left out system folders: steel_part/test/spot/@eaDir/") == 1
+
+
 def test_an_object_without_any_mask_gives_a_note(parts: Path, model: list[str], tmp_path: Path) -> None:
     shutil.copytree(parts / "steel_part", parts / "brass_part")
     shutil.rmtree(parts / "brass_part" / "ground_truth")
