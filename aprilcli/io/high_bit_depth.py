@@ -19,7 +19,7 @@ from aprilcli.errors import InputError
 MAX_SIDE = 1_000_000  # pixels; the time to decode a longer side is out of proportion
 MAX_COMMENT_BYTES = 1 << 16  # in a PGM or PPM of text
 BLOCK_ROWS = 256  # rows scaled at a time, so that a large image needs no second copy in float64
-CHANNEL_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # of a PNG
+CHANNEL_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # of a PNG or HEIC
 PHOTOMETRIC_MODES = {0: "L", 1: "L", 2: "RGB", 5: "CMYK"}  # by a TIFF's photometric interpretation
 UNCOMPRESSED, PACKBITS = 1, 32773  # TIFF compressions; these ignore the Predictor tag
 TIFF_COMPRESSIONS = (UNCOMPRESSED, 5, 8, PACKBITS, 32946, 34925, 50000)  # LZW, deflate, old deflate, LZMA, Zstandard
@@ -97,10 +97,17 @@ def to_eight_bit(pixels: StoredPixels, value_range: tuple[float, float] | None) 
         black_white = (0.0, 1.0)
     color_channels = values.shape[-1] - (pixels.mode in ("LA", "RGBA"))
     color = _scale(values[..., :color_channels], black_white)
-    alpha = _scale(values[..., color_channels:], pixels.black_white or _type_range(values.dtype))
+    alpha = _scale(values[..., color_channels:], _alpha_range(pixels, values[..., color_channels:]))
     scaled = np.concatenate([255 - color if pixels.inverted else color, alpha], axis=-1)
     height, width = scaled.shape[:2]
     return Image.frombytes(pixels.mode, (width, height), scaled.tobytes())
+
+
+def _alpha_range(pixels: StoredPixels, alpha: NDArray[Any]) -> tuple[float, float]:
+    """Return the values of transparent and opaque: as the colors' black and white, or else the type's range."""
+    lowest, highest = _type_range(alpha.dtype)
+    white = pixels.black_white[1] if pixels.black_white else highest
+    return lowest, highest if alpha.size and alpha.max() > white else white
 
 
 def _type_range(dtype: np.dtype[Any]) -> tuple[float, float]:
@@ -216,7 +223,7 @@ def read_tiff(file: BinaryIO, max_pixels: int) -> TiffPage:
     elif extra:
         mode += "A"
         if PREMULTIPLIED in page.extrasamples:
-            values = _unpremultiply(values, (black_white or _type_range(values.dtype))[1])
+            values = unpremultiply(values, (black_white or _type_range(values.dtype))[1])
     pixels = StoredPixels(mode, values, black_white, inverted=page.photometric == 0)
     return TiffPage(pixels, orientation.value if orientation else 1, profile.value if profile else None, has_more)
 
@@ -285,7 +292,7 @@ def _integer_range(bits: int, kind: str) -> tuple[float, float] | None:
     return float(lowest), float(lowest + 2**bits - 1)
 
 
-def _unpremultiply(values: NDArray[Any], white: float) -> NDArray[Any]:
+def unpremultiply(values: NDArray[Any], white: float) -> NDArray[Any]:
     """Divide the colors of [H, W, C] values by alpha, the last channel; ``white`` is the value of opaque alpha."""
     alpha = values[..., -1:]
     factor = white / np.where(alpha > 0, alpha, white).astype(np.float64)

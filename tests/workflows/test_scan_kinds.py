@@ -47,7 +47,10 @@ def damaged_forms(files: dict[str, bytes]) -> dict[str, tuple[bytes, str]]:
     return cut | {
         "png empty": (b"", "the file is empty"),
         "jpg text": (b"hello", "not an image, or not in a supported format"),
-        "png gif": (b"GIF89a\x01\x00\x01\x00", "not an image, or not in a supported format"),
+        "png gif": (b"GIF89a\x01\x00\x01\x00", "a damaged GIF"),
+        "heic random": (b"\0\0\0\x18ftypheic" + bytes(range(256)) * 8, "cannot be read as an image"),
+        "jxl": (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL is not a supported format; save it as JPEG, PNG or TIFF"),
+        "gif bomb": (b"GIF89a\xff\xff\xff\xff\0\0\0", "65535 x 65535 pixels are more than the limit"),
         "png bomb": (bomb(files["png"]), "20000 x 20000 pixels are more than the limit"),
         "webp bomb": (b"RIFF" + bytes([22, 0, 0, 0]) + b"WEBP" + canvas, "16777216 x 16777216 pixels"),
         "pgm bomb": (b"P5 99999 99999 255\n" + bytes(100), "99999 x 99999 pixels are more than the limit"),
