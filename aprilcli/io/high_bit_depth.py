@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import re
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
+from itertools import product
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -42,13 +43,12 @@ class StoredPixels:
 
 
 @dataclass(frozen=True)
-class TiffPage:
-    """The first page of a TIFF: its pixels, EXIF ``orientation``, ICC ``profile``, and whether more pages follow."""
+class TiffImage:
+    """The image of a TIFF: its pixels, EXIF ``orientation`` and ICC ``profile``."""
 
     pixels: StoredPixels
     orientation: int
     profile: bytes | None
-    has_more: bool
 
 
 def read_stored_pixels(file: BinaryIO, pil_image: ImageFile.ImageFile) -> StoredPixels | None:
@@ -68,11 +68,18 @@ def read_stored_pixels(file: BinaryIO, pil_image: ImageFile.ImageFile) -> Stored
 
 
 def needs_tifffile(pil_image: ImageFile.ImageFile) -> bool:
-    """Return whether Pillow misreads a TIFF: over 8 bits, signed, or uncompressed planes with an extra channel."""
+    """Return whether Pillow misreads a TIFF.
+
+    Over 8 bits, signed, several images in one page, or uncompressed planes with an extra channel.
+    """
     if not isinstance(pil_image, TiffImagePlugin.TiffImageFile):
         return False
     tags = pil_image.tag_v2
-    if any(bits > 8 and bits != 12 for bits in tags.get(258, (1,))) or 2 in tags.get(339, ()):
+    if (
+        any(bits > 8 and bits != 12 for bits in tags.get(258, (1,)))
+        or 2 in tags.get(339, ())
+        or tags.get(32997, 1) != 1
+    ):
         return True
     return bool(tags.get(284) == 2 and 338 in tags and tags.get(259, 1) == UNCOMPRESSED)
 
@@ -183,40 +190,43 @@ def _read_pnm(file: BinaryIO, pil_image: ImageFile.ImageFile, rawmode: str) -> S
     return StoredPixels(mode, values.reshape(shape), (0.0, float(white)))
 
 
-def read_tiff(file: BinaryIO, max_pixels: int) -> TiffPage:
-    """Read the first page of a TIFF that Pillow cannot read in full: 16 bits and more, floats, planes with alpha.
+def read_tiff(file: BinaryIO, indexes: tuple[int, ...], max_pixels: int) -> TiffImage:
+    """Read a TIFF that Pillow cannot read in full: 16 bits and more, floats, planes with alpha, colors as pages.
 
+    ``indexes``: the image's page, or the gray pages of red, green and blue, which have the same size and type.
     Raises InputError for more than ``max_pixels`` pixels, a kind that is not supported, and missing strips or tiles.
     """
     file.seek(0)
     with tifffile.TiffFile(file) as tiff:
-        page = tiff.pages[0]
-        check_size(page.imagewidth, page.imagelength, max_pixels)
-        if page.is_tiled:
-            check_size(page.tilewidth, page.tilelength, max_pixels)
-        mode = PHOTOMETRIC_MODES.get(page.photometric)
-        extra = 0 if mode is None else page.samplesperpixel - len(mode)
-        is_plain = page.imagedepth == 1 and page.tiledepth == 1 and page.compression in TIFF_COMPRESSIONS
-        if page.dtype is None or page.dtype.kind not in "iuf" or page.bitspersample != 8 * page.dtype.itemsize:
-            is_plain = False
-        if mode is None or extra not in (0, 1) or not is_plain:
-            kind = f"{page.samplesperpixel} x {page.bitspersample} bit, photometric {int(page.photometric)}"
-            kind += f", compression {int(page.compression)}"
-            raise InputError(f"a TIFF of this kind cannot be read ({kind}); save it as RGB or gray, uncompressed")
-        _check_segments(page, tiff.filehandle.size)
-        if page.compression == UNCOMPRESSED:
-            page.predictor = 1  # as libtiff does: a predictor belongs to a compression
-            values = page.asarray().reshape(page.shaped)[:, 0]
-        else:
-            values = _decompress_page(file, page)
-        values = np.concatenate(list(values), axis=-1)  # planes become channels
+        page = tiff.pages[indexes[0]]
+        pixels = [_read_page(file, tiff.pages[index], max_pixels) for index in indexes]
         orientation, profile = page.tags.get(274), page.tags.get(34675)
-        try:
-            has_more = tiff.pages[1] is not None
-        except IndexError:
-            has_more = False
-        except (tifffile.TiffFileError, ValueError, struct.error):  # a damaged page, which does not matter here
-            has_more = True
+    first = pixels[0]
+    if len(pixels) > 1:
+        first = replace(first, mode="RGB", values=np.concatenate([plane.values for plane in pixels], axis=-1))
+    return TiffImage(first, orientation.value if orientation else 1, profile.value if profile else None)
+
+
+def _read_page(file: BinaryIO, page: Any, max_pixels: int) -> StoredPixels:
+    check_size(page.imagewidth, page.imagelength, max_pixels)
+    if page.is_tiled:
+        check_size(page.tilewidth, page.tilelength, max_pixels)
+    mode = PHOTOMETRIC_MODES.get(page.photometric)
+    extra = 0 if mode is None else page.samplesperpixel - len(mode)
+    is_plain = page.tiledepth == 1 and page.compression in TIFF_COMPRESSIONS
+    if page.dtype is None or page.dtype.kind not in "iuf" or page.bitspersample != 8 * page.dtype.itemsize:
+        is_plain = False
+    if mode is None or extra not in (0, 1) or not is_plain:
+        kind = f"{page.samplesperpixel} x {page.bitspersample} bit, photometric {int(page.photometric)}"
+        kind += f", compression {int(page.compression)}"
+        raise InputError(f"a TIFF of this kind cannot be read ({kind}); save it as RGB or gray, uncompressed")
+    _check_segments(page, page.parent.filehandle.size)
+    if page.compression == UNCOMPRESSED:
+        page.predictor = 1  # as libtiff does: a predictor belongs to a compression
+        values = page.asarray().reshape(page.shaped)[:, 0]
+    else:
+        values = _decompress_page(file, page)
+    values = np.concatenate(list(values), axis=-1)  # planes become channels
     black_white = _integer_range(page.bitspersample, values.dtype.kind)
     if extra and (UNSPECIFIED in page.extrasamples or mode == "CMYK"):
         values = values[..., :-1]
@@ -224,8 +234,7 @@ def read_tiff(file: BinaryIO, max_pixels: int) -> TiffPage:
         mode += "A"
         if PREMULTIPLIED in page.extrasamples:
             values = unpremultiply(values, (black_white or _type_range(values.dtype))[1])
-    pixels = StoredPixels(mode, values, black_white, inverted=page.photometric == 0)
-    return TiffPage(pixels, orientation.value if orientation else 1, profile.value if profile else None, has_more)
+    return StoredPixels(mode, values, black_white, inverted=page.photometric == 0)
 
 
 def _check_segments(page: Any, file_size: int) -> None:
@@ -234,6 +243,8 @@ def _check_segments(page: Any, file_size: int) -> None:
     is_whole = len(offsets) == math.prod(page.chunked) and min(offsets) > 0
     if not page.is_contiguous:  # else the lengths are not used
         is_whole = is_whole and len(lengths) == len(offsets) and min(lengths) > 0 and max(lengths) <= file_size
+    if page.imagedepth > 1 and page.compression == UNCOMPRESSED:  # all images of the page are read
+        is_whole = is_whole and page.nbytes <= file_size
     if not is_whole:
         raise InputError("a strip or tile of the TIFF is missing; the file is damaged, save or copy it again")
 
@@ -243,9 +254,12 @@ def _decompress_page(file: BinaryIO, page: Any) -> NDArray[Any]:
     height, width, channels = page.imagelength, page.imagewidth, page.samplesperpixel if page.planarconfig == 1 else 1
     rows, columns = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, width)
     down, across = math.ceil(height / rows), math.ceil(width / columns)
-    values = np.empty((len(page.dataoffsets) // (down * across), height, width, channels), page.dtype)
-    for index, (offset, length) in enumerate(zip(page.dataoffsets, page.databytecounts, strict=True)):
-        plane, top, left = index // (down * across), index // across % down * rows, index % across * columns
+    planes = len(page.dataoffsets) // (down * across * page.imagedepth)
+    values = np.empty((planes, height, width, channels), page.dtype)
+    for plane, place in product(range(planes), range(down * across)):
+        index = plane * page.imagedepth * down * across + place  # of the first image of a stack in one page
+        offset, length = page.dataoffsets[index], page.databytecounts[index]
+        top, left = place // across * rows, place % across * columns
         count = rows if page.is_tiled else min(rows, height - top)
         file.seek(offset)
         content = _decompress(file.read(length), page, (count, columns * channels * page.dtype.itemsize))

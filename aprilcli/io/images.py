@@ -25,6 +25,7 @@ from aprilcli.errors import InputError, OptionError
 from aprilcli.io.heif import is_heif_supported, read_heif
 from aprilcli.io.high_bit_depth import check_size, needs_tifffile, read_stored_pixels, read_tiff, to_eight_bit
 from aprilcli.io.image_formats import HEAD, format_of
+from aprilcli.io.tiff_pages import ImagePages, find_pages
 from aprilcli.text import printable
 
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "PPM", "GIF", "AVIF")  # Pillow's names of the formats that are read
@@ -136,10 +137,13 @@ def _decode(file: BinaryIO, value_range: tuple[float, float] | None, max_pixels:
             return _decode_heif(file, value_range, max_pixels)
         raise InputError(_why_unknown(head)) from None
     with opened as pil_image:
+        pages = _image_pages(file, pil_image)
+        if pages.indexes[0] > 0:
+            pil_image.seek(pages.indexes[0])
         _check_limits(file, pil_image, max_pixels)
-        if needs_tifffile(pil_image):
+        if needs_tifffile(pil_image) or len(pages.indexes) > 1:
             return _decode_tiff(file, value_range, max_pixels)
-        notes = [NOTE_PAGES] if _has_more_frames(pil_image) else []
+        notes = [NOTE_PAGES] if pages.has_more else []
         if pil_image.format == "AVIF":
             _check_avif(file, value_range, notes)
         pixels = read_stored_pixels(file, pil_image)
@@ -151,10 +155,11 @@ def _decode(file: BinaryIO, value_range: tuple[float, float] | None, max_pixels:
 
 
 def _decode_tiff(file: BinaryIO, value_range: tuple[float, float] | None, max_pixels: int) -> SourceImage:
-    page = read_tiff(file, max_pixels)
-    notes = [NOTE_PAGES] if page.has_more else []
-    rgb = _to_rgb(to_eight_bit(page.pixels, value_range), page.profile, notes)
-    return SourceImage(_upright(rgb, page.orientation), tuple(notes))
+    pages = find_pages(file)
+    image = read_tiff(file, pages.indexes, max_pixels)
+    notes = [NOTE_PAGES] if pages.has_more else []
+    rgb = _to_rgb(to_eight_bit(image.pixels, value_range), image.profile, notes)
+    return SourceImage(_upright(rgb, image.orientation), tuple(notes))
 
 
 def _decode_heif(file: BinaryIO, value_range: tuple[float, float] | None, max_pixels: int) -> SourceImage:
@@ -227,9 +232,7 @@ def _check_avif(file: BinaryIO, value_range: tuple[float, float] | None, notes: 
     """Refuse a range for values that Pillow has scaled to 8 bits."""
     file.seek(0)
     if value_range is not None and HIGH_BIT_AVIF.search(file.read(PROPERTY_BYTES)):
-        raise InputError(
-            "a value range cannot be applied to an AVIF of more than 8 bits; save it as a 16-bit PNG or TIFF"
-        )
+        raise InputError("a value range cannot be applied to an AVIF of more than 8 bits; save it as PNG or TIFF")
     _note_hdr(file, notes)
 
 
@@ -239,13 +242,18 @@ def _note_hdr(file: BinaryIO, notes: list[str]) -> None:
         notes.append(NOTE_HDR)
 
 
-def _has_more_frames(pil_image: ImageFile.ImageFile) -> bool:
+def _image_pages(file: BinaryIO, pil_image: ImageFile.ImageFile) -> ImagePages:
+    """Return which pages or frames to use: the first, except for a TIFF that says otherwise."""
     if pil_image.format == "MPO":  # the second view of a stereo camera
-        return False
+        return ImagePages()
     try:
-        return bool(getattr(pil_image, "is_animated", False))
-    except DECODER_ERRORS:  # a damaged frame, which does not matter here
-        return True
+        if isinstance(pil_image, TiffImagePlugin.TiffImageFile):
+            return find_pages(file)
+        return ImagePages(has_more=bool(getattr(pil_image, "is_animated", False)))
+    except InputError:
+        raise
+    except DECODER_ERRORS:  # a damaged frame, which does not matter here, or a TIFF that Pillow may still read
+        return ImagePages(has_more=not isinstance(pil_image, TiffImagePlugin.TiffImageFile))
 
 
 def _orientation(pil_image: ImageFile.ImageFile, notes: list[str]) -> int:

@@ -240,7 +240,7 @@ def test_an_hdr_image_gives_a_note(tmp_path: Path) -> None:
         assert NOTE_HDR in read_image(tmp_path / name).notes, name
 
 
-def test_an_avif_of_ten_bits_ignores_no_range_silently(tmp_path: Path) -> None:
+def test_a_value_range_for_an_avif_of_ten_bits_is_refused(tmp_path: Path) -> None:
     content = bytearray(encoded("AVIF", COLOR, quality=100, subsampling="4:4:4"))
     (tmp_path / "a.avif").write_bytes(content)
     assert abs(decoded(tmp_path / "a.avif", value_range=(0, 1023)) - COLOR).mean() < 8
@@ -248,7 +248,7 @@ def test_an_avif_of_ten_bits_ignores_no_range_silently(tmp_path: Path) -> None:
     channels = content.index(b"pixi") + 9
     content[channels : channels + 3] = bytes([10, 10, 10])
     (tmp_path / "a.avif").write_bytes(content)
-    assert "an AVIF of more than 8 bits, which ignores a value range; save it as" in refusal(
+    assert "a value range cannot be applied to an AVIF of more than 8 bits; save it as" in refusal(
         tmp_path / "a.avif", value_range=(0, 1023)
     )
 
