@@ -52,10 +52,12 @@ def tiff(array: np.ndarray, **options: Any) -> bytes:
     return stream.getvalue()
 
 
-def png(values: np.ndarray, interlaced: bool = False, transparent: tuple[int, ...] = ()) -> bytes:
+def png(
+    values: np.ndarray, interlaced: bool = False, transparent: tuple[int, ...] = (), significant: tuple[int, ...] = ()
+) -> bytes:
     """Encode [H, W, C] uint8 or uint16 without Pillow, which writes neither 16-bit color nor interlaced PNGs.
 
-    Rows use the filters none, sub and up in turn.
+    ``significant``: bits of each channel that an sBIT chunk declares. Rows use the filters none, sub and up in turn.
     """
     height, width, channels = values.shape
     bits = 8 * values.dtype.itemsize
@@ -78,6 +80,8 @@ def png(values: np.ndarray, interlaced: bool = False, transparent: tuple[int, ..
     color_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
     header = struct.pack(">IIBBBBB", width, height, bits, color_type, 0, 0, interlaced)
     content = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
+    if significant:
+        content += chunk(b"tEXt", b"Comment\0sBIT") + chunk(b"sBIT", bytes(significant))
     if transparent:
         content += chunk(b"tRNS", struct.pack(f">{len(transparent)}H", *transparent))
     content += chunk(b"IDAT", zlib.compress(b"".join(filtered(part) for part in parts if part.size)))

@@ -6,7 +6,7 @@ import math
 import re
 import struct
 from dataclasses import dataclass, replace
-from io import BytesIO
+from io import SEEK_CUR, BytesIO
 from itertools import product
 from typing import Any, BinaryIO
 
@@ -161,7 +161,32 @@ def _read_png(file: BinaryIO, pil_image: ImageFile.ImageFile, rawmode: str) -> S
     if "transparency" in pil_image.info:
         is_clear = (values == np.asarray(pil_image.info["transparency"])).all(axis=-1, keepdims=True)
         values = np.concatenate([values, np.where(is_clear, 0, 65535)], axis=-1).astype(np.uint16)
-    return StoredPixels(CHANNEL_MODES[values.shape[-1]], values, (0.0, 65535.0))
+    return StoredPixels(CHANNEL_MODES[values.shape[-1]], values, (0.0, float(_png_white(file, values))))
+
+
+def _png_white(file: BinaryIO, values: NDArray[np.uint16]) -> int:
+    """Return the value of white in a PNG of 16 bits that may declare fewer significant bits.
+
+    By the PNG specification (section 11.3.2.4) values of fewer bits are scaled to all 16; cameras often leave them as
+    they are. Those do not exceed the declared bits.
+    """
+    colors = values[..., : 3 if values.shape[-1] > 2 else 1]
+    bits = _significant_bits(file)
+    return 2**bits - 1 if colors.max() < 2**bits else 65535
+
+
+def _significant_bits(file: BinaryIO) -> int:
+    """Read the most significant bits of a color from a PNG's sBIT chunk; 16 without one."""
+    file.seek(8)
+    while len(header := file.read(8)) == 8:
+        length, name = struct.unpack(">I4s", header)
+        if name == b"IDAT":  # sBIT precedes it
+            break
+        if name == b"sBIT":
+            bits = file.read(min(length, 4))
+            return min(16, max(bits[: 3 if len(bits) > 2 else 1], default=16)) or 16
+        file.seek(length + 4, SEEK_CUR)  # its content and checksum
+    return 16
 
 
 def _read_pnm(file: BinaryIO, pil_image: ImageFile.ImageFile, rawmode: str) -> StoredPixels | None:
@@ -227,7 +252,9 @@ def _read_page(file: BinaryIO, page: Any, max_pixels: int) -> StoredPixels:
     else:
         values = _decompress_page(file, page)
     values = np.concatenate(list(values), axis=-1)  # planes become channels
-    black_white = _integer_range(page.bitspersample, values.dtype.kind)
+    black_white = _declared_range(page, values[..., : len(mode)]) or _integer_range(
+        page.bitspersample, values.dtype.kind
+    )
     if extra and (UNSPECIFIED in page.extrasamples or mode == "CMYK"):
         values = values[..., :-1]
     elif extra:
@@ -296,6 +323,42 @@ def _undo_predictor(content: NDArray[np.uint8], page: Any, channels: int) -> NDA
     if predictor == DIFFERENCES:
         values = np.cumsum(values, axis=1, dtype=f"u{itemsize}")
     return values.astype(f"u{itemsize}", copy=False).view(page.dtype)
+
+
+def _declared_range(page: Any, colors: NDArray[Any]) -> tuple[float, float] | None:
+    """Return black and white as a TIFF's tags declare them; None without tags that can mean this.
+
+    Many programs state the smallest and largest value of each image instead. White is therefore only taken from a tag
+    if it is the largest number of some bits (or 1), and if no value is outside the range.
+    """
+    if colors.dtype.itemsize == 1:
+        return None
+    tags = page.tags
+    black, white = _largest(tags.get(340) or tags.get(280)), _largest(tags.get(341) or tags.get(281))
+    if white is None or white < 1 or not math.log2(white + 1).is_integer():
+        return None
+    low, high = float(colors.min()), float(colors.max())
+    if black is None or not black <= low:
+        black = -white - 1 if colors.dtype.kind == "i" else 0.0
+    return (black, white) if black <= low and black < white and high <= white else None
+
+
+def _largest(tag: Any) -> float | None:
+    """Return a tag's largest value: one per channel."""
+    return None if tag is None else float(np.max(tag.value))
+
+
+def uses_little_of_its_range(pixels: StoredPixels) -> bool:
+    """Return whether an image of more than 8 bits per channel leaves most of its type's range unused.
+
+    That is the case if a file of 16 bits holds the values of a camera of 14 bits or fewer without declaring them.
+    """
+    values = pixels.values[..., : len(pixels.mode.removesuffix("A"))]
+    is_declared = pixels.black_white not in (None, _type_range(values.dtype))
+    if values.dtype.itemsize == 1 or is_declared or pixels.mode == "CMYK":  # paper without ink is 0
+        return False
+    low, high = float(values.min()), float(values.max())
+    return high < _type_range(values.dtype)[1] / 4 or (values.dtype.kind == "i" and low >= 0)
 
 
 def _integer_range(bits: int, kind: str) -> tuple[float, float] | None:

@@ -23,7 +23,15 @@ from PIL import ExifTags, Image, ImageCms, ImageFile, PngImagePlugin, TiffImageP
 from aprilcli.defaults import MAX_PIXELS
 from aprilcli.errors import InputError, OptionError
 from aprilcli.io.heif import is_heif_supported, read_heif
-from aprilcli.io.high_bit_depth import check_size, needs_tifffile, read_stored_pixels, read_tiff, to_eight_bit
+from aprilcli.io.high_bit_depth import (
+    StoredPixels,
+    check_size,
+    needs_tifffile,
+    read_stored_pixels,
+    read_tiff,
+    to_eight_bit,
+    uses_little_of_its_range,
+)
 from aprilcli.io.image_formats import HEAD, format_of
 from aprilcli.io.tiff_pages import ImagePages, find_pages
 from aprilcli.text import printable
@@ -40,6 +48,10 @@ PROPERTY_BYTES = 1 << 16  # of an AVIF or HEIC: its properties precede its coded
 MAX_REASON = 200  # characters
 NOTE_PAGES = "images with several pages: only the first page is used"
 NOTE_HDR = "HDR images (PQ or HLG): read as if they were sRGB; export them as SDR"
+NOTE_RANGE = (
+    "images of more than 8 bits that use less than a quarter of their range: if they are too dark, state which values "
+    "are black and white with a value range"
+)
 NOTE_TRANSPARENT = "transparent images: placed on a white background"
 NOTE_PROFILE = "images with a damaged or unsuitable color profile: the profile is ignored"
 NOTE_EXIF = "images with damaged EXIF data: their rotation is ignored"
@@ -149,7 +161,7 @@ def _decode(file: BinaryIO, value_range: tuple[float, float] | None, max_pixels:
         pixels = read_stored_pixels(file, pil_image)
         if pixels is None:
             pil_image.load()
-        decoded = pil_image if pixels is None else to_eight_bit(pixels, value_range)
+        decoded = pil_image if pixels is None else _eight_bit(pixels, value_range, notes)
         rgb = _to_rgb(decoded, pil_image.info.get("icc_profile"), notes)
         return SourceImage(_upright(rgb, _orientation(pil_image, notes)), tuple(notes))
 
@@ -158,15 +170,28 @@ def _decode_tiff(file: BinaryIO, value_range: tuple[float, float] | None, max_pi
     pages = find_pages(file)
     image = read_tiff(file, pages.indexes, max_pixels)
     notes = [NOTE_PAGES] if pages.has_more else []
-    rgb = _to_rgb(to_eight_bit(image.pixels, value_range), image.profile, notes)
+    rgb = _to_rgb(_eight_bit(image.pixels, value_range, notes), image.profile, notes)
     return SourceImage(_upright(rgb, image.orientation), tuple(notes))
 
 
 def _decode_heif(file: BinaryIO, value_range: tuple[float, float] | None, max_pixels: int) -> SourceImage:
-    image = read_heif(file, max_pixels)
+    try:
+        image = read_heif(file, max_pixels)
+    except (ValueError, RuntimeError, SyntaxError, EOFError) as error:  # of libheif
+        raise InputError(_damaged("HEIC")) from error
     notes = [NOTE_PAGES] if image.has_more else []
     _note_hdr(file, notes)
-    return SourceImage(_to_rgb(to_eight_bit(image.pixels, value_range), image.profile, notes), tuple(notes))
+    return SourceImage(_to_rgb(_eight_bit(image.pixels, value_range, notes), image.profile, notes), tuple(notes))
+
+
+def _eight_bit(pixels: StoredPixels, value_range: tuple[float, float] | None, notes: list[str]) -> Image.Image:
+    if value_range is None and uses_little_of_its_range(pixels):
+        notes.append(NOTE_RANGE)
+    return to_eight_bit(pixels, value_range)
+
+
+def _damaged(name: str) -> str:
+    return f"a damaged {name} image, or an unsupported kind of {name}; save or copy it again"
 
 
 def _why_unknown(head: bytes) -> str:
@@ -175,7 +200,7 @@ def _why_unknown(head: bytes) -> str:
     if name == "JPEG":
         return "a damaged JPEG, or an unsupported kind (12 bit, lossless); save it as an 8-bit JPEG or as PNG"
     if name in FORMAT_NAMES:
-        return f"a damaged {name} image, or an unsupported kind of {name}; save or copy it again"
+        return _damaged(name)
     if name == "HEIC":
         return "a HEIC image; install the extra 'heif' (the package pillow-heif), or save it as JPEG or PNG"
     if name is not None:

@@ -502,7 +502,7 @@ def test_a_very_long_side_is_refused(tmp_path: Path, size_wh: tuple[int, int]) -
         (b"II*\0\x10\0\0\0CR\2\0" + bytes(40), "camera raw is not"),
         (b"\0\0\0\x18ftypcrx \0\0\0\1", "camera raw is not"),
         (b"\0\0\0\x18ftypavif" + bytes(50), "a damaged AVIF"),
-        (b"\0\0\0\x18ftypheic" + bytes(50), "cannot be read as an image"),
+        (b"\0\0\0\x18ftypheic" + bytes(50), "a damaged HEIC image"),
         (b"\x89PNG\r\n\x1a\n", "a damaged PNG"),
         (b"\xff\xd8\xff\xe0", "a damaged JPEG"),
         (b"II*\0\0\0\0\0", "image"),

@@ -48,7 +48,7 @@ def damaged_forms(files: dict[str, bytes]) -> dict[str, tuple[bytes, str]]:
         "png empty": (b"", "the file is empty"),
         "jpg text": (b"hello", "not an image, or not in a supported format"),
         "png gif": (b"GIF89a\x01\x00\x01\x00", "a damaged GIF"),
-        "heic random": (b"\0\0\0\x18ftypheic" + bytes(range(256)) * 8, "cannot be read as an image"),
+        "heic random": (b"\0\0\0\x18ftypheic" + bytes(range(256)) * 8, "a damaged HEIC image"),
         "jxl": (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL is not a supported format; save it as JPEG, PNG or TIFF"),
         "gif bomb": (b"GIF89a\xff\xff\xff\xff\0\0\0", "65535 x 65535 pixels are more than the limit"),
         "png bomb": (bomb(files["png"]), "20000 x 20000 pixels are more than the limit"),
