@@ -105,9 +105,9 @@ def read_image(
 ) -> SourceImage:
     """Decode a JPEG, PNG, TIFF, BMP, WebP, GIF, AVIF or PNM image, or a HEIC image if pillow-heif is installed.
 
-    The content decides which, not the name. The result is upright (EXIF), on white where transparent, in sRGB, and the
-    first page or frame of several. More than 8 bits
-    are scaled linearly to 8: from the type's range ([0, 1] for floats), or from ``value_range`` (black, white).
+    The content decides which, not the name. The result is upright, on white where transparent, in sRGB, and the first
+    page or frame of several. More than 8 bits are scaled linearly to 8: from ``value_range`` (black, white), or else
+    from the range that the file declares, or from the type's range ([0, 1] for floats).
     Raises InputError, one line, if the file cannot be decoded or has more than ``max_pixels`` pixels; OptionError for
     an invalid ``value_range``; MemoryError if memory is short, whether or not the file is damaged.
     """

@@ -156,7 +156,7 @@ def _describe_data(
     console: Console,
 ) -> dict[str, Any]:
     with console.progress(len(images), "checking images") as advance:
-        fingerprint = check_images(dataset, images, pool, advance, image_reader(options))
+        fingerprint = check_images(dataset, images, pool, advance, image_reader(options, console.note_once))
     return {
         "name": dataset.root.name,
         "layout": dataset.layout,

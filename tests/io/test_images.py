@@ -461,6 +461,22 @@ def test_hidden_scans_of_a_jpeg_are_counted(tmp_path: Path, progressive: bool, h
     assert f"more than {MAX_SCANS} scans" in refusal(tmp_path / "a.jpg")
 
 
+@pytest.mark.parametrize("block", [2, 7, 100, 10_000])
+def test_scans_are_counted_across_blocks_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    monkeypatch.setattr("aprilcli.io.images.BLOCK_BYTES", block)
+    content = encoded("JPEG", GRAY, progressive=True)
+    start = content.index(b"\xff\xda")
+    header = content[start : start + 2 + int.from_bytes(content[start + 2 : start + 4], "big")]
+    for further, is_refused in ((0, False), (MAX_SCANS - content.count(b"\xff\xda"), False), (MAX_SCANS, True)):
+        (tmp_path / "a.jpg").write_bytes(content[:start] + header * further + content[start:])
+        if is_refused:
+            assert f"more than {MAX_SCANS} scans" in refusal(tmp_path / "a.jpg")
+        else:
+            decoded(tmp_path / "a.jpg")
+
+
 def test_a_twelve_bit_jpeg_is_refused_by_name(tmp_path: Path) -> None:
     content = bytearray(encoded("JPEG", GRAY))
     content[content.index(b"\xff\xc0") + 4] = 12
