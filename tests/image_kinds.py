@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pillow_heif
 import pytest
 import tifffile
 from PIL import Image, ImageCms
@@ -33,6 +34,17 @@ def encoded(file_format: str, array: np.ndarray, mode: str = "", **options: Any)
     return stream.getvalue()
 
 
+def heic(*values: np.ndarray, mode: str = "", **options: Any) -> bytes:
+    """Encode [H, W, C] uint8 or uint16 as HEIC of 8 or 10 bits, without loss; several arrays are several images."""
+    file = pillow_heif.HeifFile()
+    for array in values:
+        chosen = mode or {1: "L", 3: "RGB", 4: "RGBA"}[array.shape[2]] + ";16" * (array.dtype == np.uint16)
+        file.add_frombytes(chosen, array.shape[1::-1], array.tobytes())
+    stream = io.BytesIO()
+    file.save(stream, **{"quality": -1, "chroma": 444, "matrix_coefficients": 0} | options)
+    return stream.getvalue()
+
+
 def tiff(array: np.ndarray, **options: Any) -> bytes:
     """Encode with tifffile."""
     stream = io.BytesIO()
@@ -40,10 +52,12 @@ def tiff(array: np.ndarray, **options: Any) -> bytes:
     return stream.getvalue()
 
 
-def png(values: np.ndarray, interlaced: bool = False, transparent: tuple[int, ...] = ()) -> bytes:
+def png(
+    values: np.ndarray, interlaced: bool = False, transparent: tuple[int, ...] = (), significant: tuple[int, ...] = ()
+) -> bytes:
     """Encode [H, W, C] uint8 or uint16 without Pillow, which writes neither 16-bit color nor interlaced PNGs.
 
-    Rows use the filters none, sub and up in turn.
+    ``significant``: bits of each channel that an sBIT chunk declares. Rows use the filters none, sub and up in turn.
     """
     height, width, channels = values.shape
     bits = 8 * values.dtype.itemsize
@@ -66,6 +80,8 @@ def png(values: np.ndarray, interlaced: bool = False, transparent: tuple[int, ..
     color_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
     header = struct.pack(">IIBBBBB", width, height, bits, color_type, 0, 0, interlaced)
     content = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
+    if significant:
+        content += chunk(b"tEXt", b"Comment\0sBIT") + chunk(b"sBIT", bytes(significant))
     if transparent:
         content += chunk(b"tRNS", struct.pack(f">{len(transparent)}H", *transparent))
     content += chunk(b"IDAT", zlib.compress(b"".join(filtered(part) for part in parts if part.size)))
@@ -179,6 +195,13 @@ def lossy_forms(color: np.ndarray) -> dict[str, bytes]:
         "bmp palette": encoded("BMP", color, "P"),
         "bmp 5-6-5": _bmp_565(color),
         "webp": encoded("WEBP", color, quality=95),
+        "gif": encoded("GIF", color),
+        "gif animated": encoded("GIF", color, save_all=True, append_images=[Image.fromarray(255 - color)]),
+        "avif": encoded("AVIF", color, quality=95),
+        "avif turned": encoded("AVIF", np.rot90(color, 1).copy(), quality=95, exif=turn.tobytes()),
+        "avif animated": encoded("AVIF", color, save_all=True, append_images=[Image.fromarray(255 - color)]),
+        "heic": heic(color),
+        "heic turned": heic(np.rot90(color, 1).copy(), exif=turn.tobytes()),
         "tif jpeg": encoded("TIFF", color, compression="jpeg", quality=95),
         "tif profile": encoded("TIFF", color[..., ::-1].copy(), icc_profile=profile),
     }

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+
+from aprilcli.io.tensor_files import open_tensors
 
 
 def fingerprint(weights: Mapping[str, torch.Tensor], description: str = "") -> str:
@@ -34,7 +35,7 @@ def model_fingerprint(model: torch.nn.Module, config: Mapping[str, Any], weights
     """
     weights = {name: tensor for name, tensor in model.state_dict().items() if not is_position(name)}
     if weights_file is not None:
-        with safe_open(weights_file, framework="pt") as file:
+        with open_tensors(weights_file) as file:
             weights |= {name: file.get_tensor(name) for name in file.keys() if is_position(name)}  # noqa: SIM118
     return fingerprint(weights, architecture(config))
 

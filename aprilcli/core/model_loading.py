@@ -13,7 +13,6 @@ import open_clip
 import torch
 from open_clip.model import CLIP, CustomTextCLIP, _build_vision_tower, resize_pos_embed
 from open_clip.transformer import QuickGELU
-from safetensors import safe_open
 
 from aprilcli.core.backbone import Backbone, TextEncoder, TorchImageEncoder
 from aprilcli.core.catalogue import (
@@ -31,6 +30,7 @@ from aprilcli.core.tokenizer import load_tokenizer
 from aprilcli.core.towers import Tower, tower_of
 from aprilcli.defaults import TINY
 from aprilcli.errors import ArtifactError, BackboneError, OptionError
+from aprilcli.io.tensor_files import mappable, open_tensors
 from aprilcli.text import first_line
 from aprilcli.types import LOGIT_SCALE, MAX_IMAGE_SIZE, MAX_LOGIT_SCALE, ModelSpec
 
@@ -63,7 +63,8 @@ def load_backbone(
     path = weights_file(source)
     with _loading(source):
         clip = _build(_configured(config, blueprint, size))
-        open_clip.load_checkpoint(clip, str(path))
+        with mappable(path) if path.suffix == ".safetensors" else contextlib.nullcontext(path) as mapped:
+            open_clip.load_checkpoint(clip, str(mapped))
     _check_weights(source, clip)
     tower = tower_of(clip.visual)
     tower.resize(size)
@@ -194,7 +195,7 @@ def _configured(config: Configuration, blueprint: Tower, size: int) -> dict[str,
 
 def _check_layers(config: dict[str, Any], weights: Path) -> None:
     """Refuse more layers than the file holds tensors: each costs time, even without memory. Raises ValueError."""
-    with safe_open(weights, framework="pt") as file:
+    with open_tensors(weights) as file:
         held = len(file.keys())
     layers = [config["text_cfg"].get("layers", 0), *np.atleast_1d(config["vision_cfg"].get("layers", 0)).tolist()]
     if sum(layers) > held:
@@ -203,7 +204,7 @@ def _check_layers(config: dict[str, Any], weights: Path) -> None:
 
 def _check_declared_size(model: torch.nn.Module, weights: Path) -> None:
     """Refuse, before memory is allocated, many more weights than the file holds. Raises ValueError."""
-    with safe_open(weights, framework="pt") as file:
+    with open_tensors(weights) as file:
         held = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118  # not a dict
     declared = sum(weight.numel() for weight in model.parameters())
     if declared > 2 * held + SPARE_WEIGHTS:
@@ -237,7 +238,7 @@ def _check_stages(name: str, stages: tuple[int, ...], depth: int) -> tuple[int, 
 def _read_weights(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
     """Read a checkpoint's tensors one by one, sorted by name."""
     if path.suffix == ".safetensors":
-        with safe_open(path, framework="pt") as file:
+        with open_tensors(path) as file:
             for name in sorted(file.keys()):
                 yield name, file.get_tensor(name)
     else:

@@ -19,12 +19,13 @@ from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeVar
 
 import torch
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from aprilcli import __version__
 from aprilcli.errors import ArtifactError, OutputError
 from aprilcli.io.atomic import written_aside
 from aprilcli.io.files import size_of_file
+from aprilcli.io.tensor_files import open_tensors
 from aprilcli.text import printable, quoted
 
 T = TypeVar("T")
@@ -215,7 +216,7 @@ def _opened(path: Path) -> Iterator[Any]:
     try:
         with as_read_errors(path):
             _check_start(path)
-            with safe_open(path, framework="pt", device="cpu") as file:
+            with open_tensors(path) as file:
                 yield file
     except SafetensorError as error:
         raise _damaged(path, f"not a valid safetensors file: {quoted(str(error))}") from error

@@ -1,25 +1,36 @@
 """Write files completely or not at all: to a hidden file in the same folder, synced, then renamed.
 
 A process that is killed while writing leaves the old file unchanged, and at most one hidden file beside it, which
-``remove_leftovers`` deletes. ``claimed`` keeps a second writer out.
+``remove_leftovers`` deletes. ``claimed`` keeps a second writer out. What a file system does not support of this is
+left out with a note, a warning of this module's logger.
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import logging
 import os
 import secrets
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO, Any
 
 import filelock
 
 from aprilcli.errors import OutputError
 
+NOTE_LOCK = "the file system has no locks: do not run two commands that write to the same place"
+NOTE_SYNC = "the file system cannot sync files: after a power failure the last results may be damaged"
+_LOGGER = logging.getLogger(__name__)
 _LEFTOVER_PREFIX = ".aprilcli-"
+
+# What calls answer that a file system does not support, on network drives above all; they fail in the same way there
+# for all files, so the work continues without them. Not EIO, which is a fault of the disk.
+_UNSUPPORTED = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK, errno.EPERM)
 
 _ADVICE = {
     errno.ENOSPC: "free some space or choose another place",
@@ -60,7 +71,7 @@ def written_aside(path: Path) -> Iterator[Path]:
             path.parent.mkdir(parents=True, exist_ok=True)
             yield aside
             with aside.open("r+b") as file:
-                os.fsync(file.fileno())
+                sync(file)
             aside.replace(path)
             _sync_folder(path.parent)
     finally:
@@ -72,16 +83,36 @@ def _leftover_prefix(path: Path) -> str:
     return f"{_LEFTOVER_PREFIX}{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:8]}-"
 
 
+def sync(file: IO[Any]) -> None:
+    """Write an open file's content to disk; where the file system does not support this, log a note instead."""
+    try:
+        os.fsync(file.fileno())
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+        _LOGGER.warning(NOTE_SYNC)
+
+
 @contextmanager
-def claimed(lock_path: Path, busy: str) -> Iterator[None]:
-    """Hold the lock ``lock_path``, creating missing folders; OutputError(``busy``) if another process holds it."""
-    lock = filelock.FileLock(lock_path, timeout=0)
+def claimed(lock_path: Path, busy: str, timeout: float = 0) -> Iterator[None]:
+    """Hold the lock ``lock_path``, creating missing folders; OutputError(``busy``) if another process holds it.
+
+    Waits ``timeout`` seconds for it. Where the file system has no locks, logs a note and continues without.
+    """
+    lock = filelock.FileLock(lock_path, timeout=timeout)
     with output_errors(lock_path):
         lock_path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            lock.acquire()
+            with warnings.catch_warnings():
+                # filelock warns before it makes a file the lock, which would outlive a killed process.
+                warnings.simplefilter("error")
+                lock.acquire()
         except filelock.Timeout as error:
             raise OutputError(busy) from error
+        except (OSError, NotImplementedError, UserWarning) as error:
+            if isinstance(error, OSError) and error.errno not in _UNSUPPORTED:
+                raise
+            _LOGGER.warning(NOTE_LOCK)
     try:
         yield
     finally:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import re
 import struct
-from dataclasses import dataclass
-from io import BytesIO
+from dataclasses import dataclass, replace
+from io import SEEK_CUR, BytesIO
+from itertools import product
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -19,7 +20,7 @@ from aprilcli.errors import InputError
 MAX_SIDE = 1_000_000  # pixels; the time to decode a longer side is out of proportion
 MAX_COMMENT_BYTES = 1 << 16  # in a PGM or PPM of text
 BLOCK_ROWS = 256  # rows scaled at a time, so that a large image needs no second copy in float64
-CHANNEL_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # of a PNG
+CHANNEL_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # of a PNG or HEIC
 PHOTOMETRIC_MODES = {0: "L", 1: "L", 2: "RGB", 5: "CMYK"}  # by a TIFF's photometric interpretation
 UNCOMPRESSED, PACKBITS = 1, 32773  # TIFF compressions; these ignore the Predictor tag
 TIFF_COMPRESSIONS = (UNCOMPRESSED, 5, 8, PACKBITS, 32946, 34925, 50000)  # LZW, deflate, old deflate, LZMA, Zstandard
@@ -42,13 +43,12 @@ class StoredPixels:
 
 
 @dataclass(frozen=True)
-class TiffPage:
-    """The first page of a TIFF: its pixels, EXIF ``orientation``, ICC ``profile``, and whether more pages follow."""
+class TiffImage:
+    """The image of a TIFF: its pixels, EXIF ``orientation`` and ICC ``profile``."""
 
     pixels: StoredPixels
     orientation: int
     profile: bytes | None
-    has_more: bool
 
 
 def read_stored_pixels(file: BinaryIO, pil_image: ImageFile.ImageFile) -> StoredPixels | None:
@@ -68,11 +68,18 @@ def read_stored_pixels(file: BinaryIO, pil_image: ImageFile.ImageFile) -> Stored
 
 
 def needs_tifffile(pil_image: ImageFile.ImageFile) -> bool:
-    """Return whether Pillow misreads a TIFF: over 8 bits, signed, or uncompressed planes with an extra channel."""
+    """Return whether Pillow misreads a TIFF.
+
+    Over 8 bits, signed, several images in one page, or uncompressed planes with an extra channel.
+    """
     if not isinstance(pil_image, TiffImagePlugin.TiffImageFile):
         return False
     tags = pil_image.tag_v2
-    if any(bits > 8 and bits != 12 for bits in tags.get(258, (1,))) or 2 in tags.get(339, ()):
+    if (
+        any(bits > 8 and bits != 12 for bits in tags.get(258, (1,)))
+        or 2 in tags.get(339, ())
+        or tags.get(32997, 1) != 1
+    ):
         return True
     return bool(tags.get(284) == 2 and 338 in tags and tags.get(259, 1) == UNCOMPRESSED)
 
@@ -97,10 +104,17 @@ def to_eight_bit(pixels: StoredPixels, value_range: tuple[float, float] | None) 
         black_white = (0.0, 1.0)
     color_channels = values.shape[-1] - (pixels.mode in ("LA", "RGBA"))
     color = _scale(values[..., :color_channels], black_white)
-    alpha = _scale(values[..., color_channels:], pixels.black_white or _type_range(values.dtype))
+    alpha = _scale(values[..., color_channels:], _alpha_range(pixels, values[..., color_channels:]))
     scaled = np.concatenate([255 - color if pixels.inverted else color, alpha], axis=-1)
     height, width = scaled.shape[:2]
     return Image.frombytes(pixels.mode, (width, height), scaled.tobytes())
+
+
+def _alpha_range(pixels: StoredPixels, alpha: NDArray[Any]) -> tuple[float, float]:
+    """Return the values of transparent and opaque: as the colors' black and white, or else the type's range."""
+    lowest, highest = _type_range(alpha.dtype)
+    white = pixels.black_white[1] if pixels.black_white else highest
+    return lowest, highest if alpha.size and alpha.max() > white else white
 
 
 def _type_range(dtype: np.dtype[Any]) -> tuple[float, float]:
@@ -147,7 +161,32 @@ def _read_png(file: BinaryIO, pil_image: ImageFile.ImageFile, rawmode: str) -> S
     if "transparency" in pil_image.info:
         is_clear = (values == np.asarray(pil_image.info["transparency"])).all(axis=-1, keepdims=True)
         values = np.concatenate([values, np.where(is_clear, 0, 65535)], axis=-1).astype(np.uint16)
-    return StoredPixels(CHANNEL_MODES[values.shape[-1]], values, (0.0, 65535.0))
+    return StoredPixels(CHANNEL_MODES[values.shape[-1]], values, (0.0, float(_png_white(file, values))))
+
+
+def _png_white(file: BinaryIO, values: NDArray[np.uint16]) -> int:
+    """Return the value of white in a PNG of 16 bits that may declare fewer significant bits.
+
+    By the PNG specification (section 11.3.2.4) values of fewer bits are scaled to all 16; cameras often leave them as
+    they are. Those do not exceed the declared bits.
+    """
+    colors = values[..., : 3 if values.shape[-1] > 2 else 1]
+    bits = _significant_bits(file)
+    return 2**bits - 1 if colors.max() < 2**bits else 65535
+
+
+def _significant_bits(file: BinaryIO) -> int:
+    """Read the most significant bits of a color from a PNG's sBIT chunk; 16 without one."""
+    file.seek(8)
+    while len(header := file.read(8)) == 8:
+        length, name = struct.unpack(">I4s", header)
+        if name == b"IDAT":  # sBIT precedes it
+            break
+        if name == b"sBIT":
+            bits = file.read(min(length, 4))
+            return min(16, max(bits[: 3 if len(bits) > 2 else 1], default=16)) or 16
+        file.seek(length + 4, SEEK_CUR)  # its content and checksum
+    return 16
 
 
 def _read_pnm(file: BinaryIO, pil_image: ImageFile.ImageFile, rawmode: str) -> StoredPixels | None:
@@ -176,49 +215,53 @@ def _read_pnm(file: BinaryIO, pil_image: ImageFile.ImageFile, rawmode: str) -> S
     return StoredPixels(mode, values.reshape(shape), (0.0, float(white)))
 
 
-def read_tiff(file: BinaryIO, max_pixels: int) -> TiffPage:
-    """Read the first page of a TIFF that Pillow cannot read in full: 16 bits and more, floats, planes with alpha.
+def read_tiff(file: BinaryIO, indexes: tuple[int, ...], max_pixels: int) -> TiffImage:
+    """Read a TIFF that Pillow cannot read in full: 16 bits and more, floats, planes with alpha, colors as pages.
 
+    ``indexes``: the image's page, or the gray pages of red, green and blue, which have the same size and type.
     Raises InputError for more than ``max_pixels`` pixels, a kind that is not supported, and missing strips or tiles.
     """
     file.seek(0)
     with tifffile.TiffFile(file) as tiff:
-        page = tiff.pages[0]
-        check_size(page.imagewidth, page.imagelength, max_pixels)
-        if page.is_tiled:
-            check_size(page.tilewidth, page.tilelength, max_pixels)
-        mode = PHOTOMETRIC_MODES.get(page.photometric)
-        extra = 0 if mode is None else page.samplesperpixel - len(mode)
-        is_plain = page.imagedepth == 1 and page.tiledepth == 1 and page.compression in TIFF_COMPRESSIONS
-        if page.dtype is None or page.dtype.kind not in "iuf" or page.bitspersample != 8 * page.dtype.itemsize:
-            is_plain = False
-        if mode is None or extra not in (0, 1) or not is_plain:
-            kind = f"{page.samplesperpixel} x {page.bitspersample} bit, photometric {int(page.photometric)}"
-            kind += f", compression {int(page.compression)}"
-            raise InputError(f"a TIFF of this kind cannot be read ({kind}); save it as RGB or gray, uncompressed")
-        _check_segments(page, tiff.filehandle.size)
-        if page.compression == UNCOMPRESSED:
-            page.predictor = 1  # as libtiff does: a predictor belongs to a compression
-            values = page.asarray().reshape(page.shaped)[:, 0]
-        else:
-            values = _decompress_page(file, page)
-        values = np.concatenate(list(values), axis=-1)  # planes become channels
+        page = tiff.pages[indexes[0]]
+        pixels = [_read_page(file, tiff.pages[index], max_pixels) for index in indexes]
         orientation, profile = page.tags.get(274), page.tags.get(34675)
-        try:
-            has_more = tiff.pages[1] is not None
-        except IndexError:
-            has_more = False
-        except (tifffile.TiffFileError, ValueError, struct.error):  # a damaged page, which does not matter here
-            has_more = True
-    black_white = _integer_range(page.bitspersample, values.dtype.kind)
+    first = pixels[0]
+    if len(pixels) > 1:
+        first = replace(first, mode="RGB", values=np.concatenate([plane.values for plane in pixels], axis=-1))
+    return TiffImage(first, orientation.value if orientation else 1, profile.value if profile else None)
+
+
+def _read_page(file: BinaryIO, page: Any, max_pixels: int) -> StoredPixels:
+    check_size(page.imagewidth, page.imagelength, max_pixels)
+    if page.is_tiled:
+        check_size(page.tilewidth, page.tilelength, max_pixels)
+    mode = PHOTOMETRIC_MODES.get(page.photometric)
+    extra = 0 if mode is None else page.samplesperpixel - len(mode)
+    is_plain = page.tiledepth == 1 and page.compression in TIFF_COMPRESSIONS
+    if page.dtype is None or page.dtype.kind not in "iuf" or page.bitspersample != 8 * page.dtype.itemsize:
+        is_plain = False
+    if mode is None or extra not in (0, 1) or not is_plain:
+        kind = f"{page.samplesperpixel} x {page.bitspersample} bit, photometric {int(page.photometric)}"
+        kind += f", compression {int(page.compression)}"
+        raise InputError(f"a TIFF of this kind cannot be read ({kind}); save it as RGB or gray, uncompressed")
+    _check_segments(page, page.parent.filehandle.size)
+    if page.compression == UNCOMPRESSED:
+        page.predictor = 1  # as libtiff does: a predictor belongs to a compression
+        values = page.asarray().reshape(page.shaped)[:, 0]
+    else:
+        values = _decompress_page(file, page)
+    values = np.concatenate(list(values), axis=-1)  # planes become channels
+    black_white = _declared_range(page, values[..., : len(mode)]) or _integer_range(
+        page.bitspersample, values.dtype.kind
+    )
     if extra and (UNSPECIFIED in page.extrasamples or mode == "CMYK"):
         values = values[..., :-1]
     elif extra:
         mode += "A"
         if PREMULTIPLIED in page.extrasamples:
-            values = _unpremultiply(values, (black_white or _type_range(values.dtype))[1])
-    pixels = StoredPixels(mode, values, black_white, inverted=page.photometric == 0)
-    return TiffPage(pixels, orientation.value if orientation else 1, profile.value if profile else None, has_more)
+            values = unpremultiply(values, (black_white or _type_range(values.dtype))[1])
+    return StoredPixels(mode, values, black_white, inverted=page.photometric == 0)
 
 
 def _check_segments(page: Any, file_size: int) -> None:
@@ -227,6 +270,8 @@ def _check_segments(page: Any, file_size: int) -> None:
     is_whole = len(offsets) == math.prod(page.chunked) and min(offsets) > 0
     if not page.is_contiguous:  # else the lengths are not used
         is_whole = is_whole and len(lengths) == len(offsets) and min(lengths) > 0 and max(lengths) <= file_size
+    if page.imagedepth > 1 and page.compression == UNCOMPRESSED:  # all images of the page are read
+        is_whole = is_whole and page.nbytes <= file_size
     if not is_whole:
         raise InputError("a strip or tile of the TIFF is missing; the file is damaged, save or copy it again")
 
@@ -236,9 +281,12 @@ def _decompress_page(file: BinaryIO, page: Any) -> NDArray[Any]:
     height, width, channels = page.imagelength, page.imagewidth, page.samplesperpixel if page.planarconfig == 1 else 1
     rows, columns = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, width)
     down, across = math.ceil(height / rows), math.ceil(width / columns)
-    values = np.empty((len(page.dataoffsets) // (down * across), height, width, channels), page.dtype)
-    for index, (offset, length) in enumerate(zip(page.dataoffsets, page.databytecounts, strict=True)):
-        plane, top, left = index // (down * across), index // across % down * rows, index % across * columns
+    planes = len(page.dataoffsets) // (down * across * page.imagedepth)
+    values = np.empty((planes, height, width, channels), page.dtype)
+    for plane, place in product(range(planes), range(down * across)):
+        index = plane * page.imagedepth * down * across + place  # of the first image of a stack in one page
+        offset, length = page.dataoffsets[index], page.databytecounts[index]
+        top, left = place // across * rows, place % across * columns
         count = rows if page.is_tiled else min(rows, height - top)
         file.seek(offset)
         content = _decompress(file.read(length), page, (count, columns * channels * page.dtype.itemsize))
@@ -277,6 +325,42 @@ def _undo_predictor(content: NDArray[np.uint8], page: Any, channels: int) -> NDA
     return values.astype(f"u{itemsize}", copy=False).view(page.dtype)
 
 
+def _declared_range(page: Any, colors: NDArray[Any]) -> tuple[float, float] | None:
+    """Return black and white as a TIFF's tags declare them; None without tags that can mean this.
+
+    Many programs state the smallest and largest value of each image instead. White is therefore only taken from a tag
+    if it is the largest number of some bits (or 1), and if no value is outside the range.
+    """
+    if colors.dtype.itemsize == 1:
+        return None
+    tags = page.tags
+    black, white = _largest(tags.get(340) or tags.get(280)), _largest(tags.get(341) or tags.get(281))
+    if white is None or white < 1 or not math.log2(white + 1).is_integer():
+        return None
+    low, high = float(colors.min()), float(colors.max())
+    if black is None or not black <= low:
+        black = -white - 1 if colors.dtype.kind == "i" else 0.0
+    return (black, white) if black <= low and black < white and high <= white else None
+
+
+def _largest(tag: Any) -> float | None:
+    """Return a tag's largest value: one per channel."""
+    return None if tag is None else float(np.max(tag.value))
+
+
+def uses_little_of_its_range(pixels: StoredPixels) -> bool:
+    """Return whether an image of more than 8 bits per channel leaves most of its type's range unused.
+
+    That is the case if a file of 16 bits holds the values of a camera of 14 bits or fewer without declaring them.
+    """
+    values = pixels.values[..., : len(pixels.mode.removesuffix("A"))]
+    is_declared = pixels.black_white not in (None, _type_range(values.dtype))
+    if values.dtype.itemsize == 1 or is_declared or pixels.mode == "CMYK":  # paper without ink is 0
+        return False
+    low, high = float(values.min()), float(values.max())
+    return high < _type_range(values.dtype)[1] / 4 or (values.dtype.kind == "i" and low >= 0)
+
+
 def _integer_range(bits: int, kind: str) -> tuple[float, float] | None:
     """Return the range of an integer type; None for floats and beyond 16 bits, which no sensor fills."""
     if kind not in "iu" or bits > 16:
@@ -285,7 +369,7 @@ def _integer_range(bits: int, kind: str) -> tuple[float, float] | None:
     return float(lowest), float(lowest + 2**bits - 1)
 
 
-def _unpremultiply(values: NDArray[Any], white: float) -> NDArray[Any]:
+def unpremultiply(values: NDArray[Any], white: float) -> NDArray[Any]:
     """Divide the colors of [H, W, C] values by alpha, the last channel; ``white`` is the value of opaque alpha."""
     alpha = values[..., -1:]
     factor = white / np.where(alpha > 0, alpha, white).astype(np.float64)

@@ -20,10 +20,13 @@ _SIGNATURES = {
     b"II+\0": "TIFF",
     b"MM\0+": "TIFF",
     b"\0\0\0\x0cJXL ": "JPEG XL",
+    b"\xff\x0a": "JPEG XL",
     b"\0\0\0\x0cjP  ": "JPEG 2000",
     b"\xff\x4f\xff\x51": "JPEG 2000",
     b"II\xbc\x01": "JPEG XR",
     b"8BPS": "Photoshop",
+    b"gimp xcf": "GIMP",
+    b"DDS ": "DDS",
     b"v/1\x01": "OpenEXR",
     b"#?RADIANCE": "Radiance",
     b"SIMPLE  =": "FITS",
@@ -35,7 +38,8 @@ _SIGNATURES = {
 }
 _BRANDS = {  # of an ISO media file, after "ftyp"
     **dict.fromkeys((b"avif", b"avis"), "AVIF"),
-    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), "HEIC"),
+    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"), "HEIC"),
+    **dict.fromkeys((b"mif1", b"mif2", b"msf1", b"miaf"), "HEIC"),  # or an AVIF, which Pillow then reads
     b"crx ": "camera raw",
 }
 _PNM = (b"P1", b"P2", b"P3", b"P4", b"P5", b"P6", b"P7", b"PF", b"Pf")
@@ -59,4 +63,6 @@ def format_of(head: bytes) -> str | None:
         return "PNM"
     if head[128:132] == b"DICM":
         return "DICOM"
+    if head[:4] in (b"II*\0", b"MM\0*") and head[8:10] == b"CR":  # a TIFF otherwise
+        return "camera raw"
     return next((name for signature, name in _SIGNATURES.items() if head.startswith(signature)), None)

@@ -19,7 +19,6 @@ from pathlib import Path
 
 import platformdirs
 import torch
-from filelock import FileLock
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -27,7 +26,7 @@ from aprilcli import __version__
 from aprilcli.defaults import MVTEC, VISA
 from aprilcli.errors import ArtifactError, OutputError
 from aprilcli.io.artifacts import Schema, read_artifact, write_artifact
-from aprilcli.io.atomic import output_errors, remove_leftovers
+from aprilcli.io.atomic import claimed, output_errors, remove_leftovers
 from aprilcli.io.authors_format import read_authors_file
 from aprilcli.text import first_line
 
@@ -77,8 +76,8 @@ def fetch_projector(name: str, *, progress: bool = False) -> dict[str, torch.Ten
     if tensors is None:
         try:
             with output_errors(path):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with FileLock(path.parent / ".lock", timeout=_DEADLINE_S):  # a timeout is an OSError
+                busy = f"{path}: another process is still downloading it; wait for it"
+                with claimed(path.parent / ".lock", busy, timeout=_DEADLINE_S):
                     tensors = _cached(path, wanted) or _fetch(path, name, wanted, progress)
         except OutputError as error:
             raise OutputError(f"{error}; APRILCLI_CACHE sets the cache folder") from error

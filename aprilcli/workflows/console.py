@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,7 +20,10 @@ SPEED_PERIOD = 3600.0  # seconds that rate and remaining time are computed from:
 
 
 class Console:
-    """Prints notes and progress on stderr, results on stdout; ``quiet`` leaves only results and errors."""
+    """Prints notes and progress on stderr, results on stdout; ``quiet`` leaves only results and errors.
+
+    Warnings that the package's modules log are notes, too.
+    """
 
     def __init__(self, quiet: bool = False, verbose: bool = False) -> None:
         """Use colors and bars only on a terminal; ``verbose`` adds details."""
@@ -28,6 +32,9 @@ class Console:
         self._out = rich.console.Console(highlight=False, soft_wrap=True)
         self._err = rich.console.Console(stderr=True, highlight=False, soft_wrap=True)
         self._printed: set[str] = set()
+        logger = logging.getLogger("aprilcli")
+        logger.handlers[:] = [_Notes(self)]
+        logger.propagate = False  # libraries print what reaches the root logger
 
     @property
     def is_interactive(self) -> bool:
@@ -75,6 +82,17 @@ class Console:
         ) as progress:
             bar = progress.add_task(task, total=total)
             yield lambda count=1, task=None: progress.update(bar, advance=count, description=task)
+
+
+class _Notes(logging.Handler):
+    """Prints each warning of a logger once."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(logging.WARNING)
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._console.note_once(record.getMessage())
 
 
 class _RateColumn(TextColumn):

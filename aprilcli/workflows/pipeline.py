@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,9 @@ from aprilcli.text import printable
 # Errors of the machine, not of the file.
 TRANSIENT_ERRNOS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE)
 TRY_AGAIN = "try again"  # the stamp of no file, so a resumed scan reads the file again
+BLANK = "a blank image, all pixels are nearly equal; check the camera, its lens cap and the light"
 NO_IMAGES = "no images in it; check the path"
+BLANK_LEVELS = 2  # of 256; the pixels of a photographed surface differ by more
 LISTED = 5  # names in a note; the others are counted
 
 Item = TypeVar("Item")
@@ -86,7 +88,10 @@ def batches(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads and prepares files; ``prepare`` turns a decoded image into the model's input [3, S, S]."""
+    """Reads and prepares files; ``prepare`` turns a decoded image into the model's input [3, S, S].
+
+    A blank image is an error: it would score as a good part, though the camera shows none.
+    """
 
     prepare: Callable[[SourceImage], NDArray[np.float32]]
     value_range: tuple[float, float] | None
@@ -99,6 +104,9 @@ class Reader:
             return PreparedImage(found, error=found.error, stamp=before)
         try:
             source = read_image(found.path, value_range=self.value_range, max_pixels=self.max_pixels)
+            if _is_blank(source):
+                message = f"{printable(found.path)}: {BLANK}"
+                return PreparedImage(found, notes=source.notes, error=message, stamp=before)
             pixels = self.prepare(source)
         except InputError as error:
             cause = error.__cause__
@@ -108,6 +116,12 @@ class Reader:
             message = f"{printable(found.path)}: not enough memory to decode it; free some, or use fewer --workers"
             return PreparedImage(found, error=message, stamp=TRY_AGAIN)
         return PreparedImage(found, pixels, source.size_hw, source.notes, stamp=before)
+
+
+def _is_blank(source: SourceImage) -> bool:
+    """Return whether no channel varies by more than ``BLANK_LEVELS``."""
+    bands: Any = source.rgb.getextrema()  # a pair per channel
+    return all(high - low <= BLANK_LEVELS for low, high in bands)
 
 
 def stamp(found: FoundImage) -> str:

@@ -7,7 +7,6 @@ A row is appended to ``scores.csv`` once its map is complete and on disk. ``.jou
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -22,7 +21,7 @@ from aprilcli.core.decision import DecisionRule
 from aprilcli.errors import InputError, OutputError
 from aprilcli.io import append_file, map_files, scores_csv
 from aprilcli.io.atomic import claimed as claimed_lock
-from aprilcli.io.atomic import output_errors, remove_leftovers, remove_tree
+from aprilcli.io.atomic import output_errors, remove_leftovers, remove_tree, sync
 from aprilcli.io.walk import base_of, is_image
 from aprilcli.options import MapSize, ScanOptions
 from aprilcli.types import Detection
@@ -143,4 +142,4 @@ def flush(out: Path) -> None:
     with output_errors(out):
         for name in (SCORES, JOURNAL):
             with (out / name).open("rb+") as stream:
-                os.fsync(stream.fileno())
+                sync(stream)

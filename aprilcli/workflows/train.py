@@ -160,7 +160,7 @@ def _describe_data(
     mask_notes = MaskNotes()
     with console.progress(len(images), "checking images") as advance:
         fingerprint = check_images(
-            *(dataset, images, pool, advance, image_reader(options)),
+            *(dataset, images, pool, advance, image_reader(options, console.note_once)),
             on_mask_note=lambda image, note: mask_notes.add(image.object_name, image.labeled.mask_paths[0], note),
         )
     for problem in mask_notes.problems(dataset.root):

@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -212,9 +211,18 @@ def describe_record(record: Record) -> str:
     return text
 
 
-def image_reader(options: TrainOptions) -> Callable[[Path], SourceImage]:
-    """Return the function that decodes training images."""
-    return partial(read_image, value_range=options.value_range, max_pixels=options.max_pixels)
+def image_reader(
+    options: TrainOptions, note: Callable[[str], None] = lambda text: None
+) -> Callable[[Path], SourceImage]:
+    """Return the function that decodes training images; it calls ``note`` with each image's notes."""
+
+    def read(path: Path) -> SourceImage:
+        source = read_image(path, value_range=options.value_range, max_pixels=options.max_pixels)
+        for text in source.notes:
+            note(text)
+        return source
+
+    return read
 
 
 def refuse_existing(options: TrainOptions) -> None:

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from aprilcli.errors import OutputError
-from aprilcli.io.atomic import claimed_file, output_errors, remove_leftovers, remove_tree, written_aside
+from aprilcli.io.atomic import (
+    NOTE_LOCK,
+    NOTE_SYNC,
+    claimed_file,
+    output_errors,
+    remove_leftovers,
+    remove_tree,
+    written_aside,
+)
+from aprilcli.workflows.console import Console
 
 
 def _names(folder: Path) -> list[str]:
@@ -173,6 +184,71 @@ def test_claiming_a_file_deletes_the_leftovers_of_its_killed_writers(tmp_path: P
     assert not left[beside].exists()
     assert left[other].exists()
     assert mine.read_bytes() == b"half"
+
+
+@pytest.fixture
+def notes() -> Iterator[list[str]]:
+    """Collect what the module logs."""
+    logged: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: logged.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("aprilcli.io.atomic")
+    logger.addHandler(handler)
+    yield logged
+    logger.removeHandler(handler)
+
+
+def failing(code: int) -> Callable[..., None]:
+    def call(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    return call
+
+
+UNSUPPORTED = [errno.ENOTSUP, errno.ENOSYS, errno.EPERM, errno.EINVAL, errno.ENOLCK]
+
+
+@pytest.mark.parametrize("code", UNSUPPORTED, ids=errno.errorcode.get)
+def test_a_file_system_without_locks_gives_a_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, notes: list[str], code: int
+) -> None:
+    monkeypatch.setattr("fcntl.flock", failing(code))
+    for _ in range(2):  # no lock is left behind
+        with claimed_file(tmp_path / "a", "busy"):
+            (tmp_path / "a").write_text("x")
+    assert notes == [NOTE_LOCK] * 2
+
+
+@pytest.mark.parametrize("code", UNSUPPORTED, ids=errno.errorcode.get)
+def test_a_file_system_that_cannot_sync_gives_a_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, notes: list[str], code: int
+) -> None:
+    monkeypatch.setattr(os, "fsync", failing(code))
+    _write(tmp_path / "a", b"complete")
+    assert (tmp_path / "a").read_bytes() == b"complete"
+    assert notes == [NOTE_SYNC]
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC, errno.EDQUOT], ids=errno.errorcode.get)
+def test_a_fault_of_the_disk_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    (tmp_path / "a").write_text("old")
+    for call in ("os.fsync", "fcntl.flock"):
+        with monkeypatch.context() as patch:
+            patch.setattr(call, failing(code))
+            with pytest.raises(OutputError, match=os.strerror(code)), claimed_file(tmp_path / "a", "busy"):
+                _write(tmp_path / "a")
+        assert (tmp_path / "a").read_text() == "old"
+
+
+def test_the_console_prints_a_note_of_the_file_system_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "fsync", failing(errno.ENOTSUP))
+    for quiet, count in ((False, 1), (True, 0)):
+        Console(quiet=quiet)
+        for _ in range(2):
+            _write(tmp_path / "a")
+        assert capsys.readouterr().err.count(NOTE_SYNC) == count
 
 
 def test_removing_a_tree_keeps_the_targets_of_its_links(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from image_kinds import (
 )
 from PIL import Image
 
-from aprilcli.io.images import NOTE_TRANSPARENT, read_image
+from aprilcli.io.images import NOTE_RANGE, NOTE_TRANSPARENT, read_image
 
 COMPRESSIONS = ["tiff_lzw", "packbits", "tiff_adobe_deflate", "tiff_deflate", "zstd", "lzma"]
 
@@ -46,7 +46,7 @@ def test_one_transparent_color_in_sixteen_bits(tmp_path: Path) -> None:
     image = read_image(write_png(tmp_path / "a.png", values, transparent=(0x1235,) * 3))
     assert np.asarray(image.rgb)[0, 0].tolist() == [255] * 3
     assert np.asarray(image.rgb)[1, 1].tolist() == [0x12] * 3
-    assert image.notes == (NOTE_TRANSPARENT,)
+    assert image.notes == (NOTE_RANGE, NOTE_TRANSPARENT)
     gray = write_png(tmp_path / "b.png", values[..., :1], transparent=(0x1235,))
     assert decoded(gray)[0, 0].tolist() == [255] * 3
     assert decoded(gray)[1, 1].tolist() == [0x12] * 3
@@ -115,12 +115,104 @@ def test_white_is_zero(tmp_path: Path, dtype: type) -> None:
 def test_twelve_bits_in_sixteen_need_a_range(tmp_path: Path) -> None:
     twelve = wide(GRAY) >> 4
     Image.fromarray(twelve).save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png").notes == (NOTE_RANGE,)
+    assert read_image(tmp_path / "a.png", value_range=(0, 4095)).notes == ()
     assert decoded(tmp_path / "a.png").max() <= 16  # scaled linearly, so dark, not saturated
     assert abs(decoded(tmp_path / "a.png", value_range=(0, 4095))[..., 0] - GRAY).max() <= 1
     write_png(tmp_path / "b.png", wide(COLOR) >> 4)
     assert abs(decoded(tmp_path / "b.png", value_range=(0, 4095)) - COLOR).max() <= 1
     saved(tmp_path / "c.png", COLOR)
     assert np.array_equal(decoded(tmp_path / "c.png", value_range=(0, 4095)), COLOR)  # does not apply to eight bits
+
+
+@pytest.mark.parametrize("interlaced", [False, True])
+@pytest.mark.parametrize("bits", [10, 12, 14])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_a_png_declares_its_significant_bits(tmp_path: Path, channels: int, bits: int, interlaced: bool) -> None:
+    eight = {1: GRAY[..., None], 2: np.dstack([GRAY, FADE]), 3: COLOR, 4: CLEAR}[channels]
+    expected = decoded(write_png(tmp_path / "a.png", eight))
+    stored = wide(eight) >> (16 - bits)
+    forms = {
+        "as they are": stored,
+        "shifted": (stored << (16 - bits)).astype(np.uint16),
+        "scaled": np.rint(stored / (2**bits - 1) * 65535).astype(np.uint16),
+    }
+    if channels in (2, 4):
+        forms["alpha of 16 bits"] = np.dstack([stored[..., :-1], wide(eight)[..., -1:]])
+    for name, values in forms.items():
+        path = write_png(tmp_path / "a.png", values, interlaced, significant=(bits,) * channels)
+        assert abs(decoded(path) - expected).max() <= 1, name
+        assert NOTE_RANGE not in read_image(path).notes
+    write_png(tmp_path / "a.png", stored, interlaced, significant=(bits,) * channels)
+    if channels in (1, 3):  # a given range takes precedence
+        half = decoded(tmp_path / "a.png", value_range=(0, 2 ** (bits + 1) - 1))
+        assert abs(half - expected / 2).max() <= 1
+
+
+def test_a_png_without_declared_bits_uses_its_type(tmp_path: Path) -> None:
+    for significant in ((), (16,), (0,)):
+        path = write_png(tmp_path / "a.png", wide(GRAY)[..., None] >> 4, significant=significant)
+        assert decoded(path).max() <= 16
+        assert read_image(path).notes == (NOTE_RANGE,)
+
+
+@pytest.mark.parametrize("options", [{}, {"compression": "zlib"}, {"planarconfig": "separate"}], ids=str)
+@pytest.mark.parametrize("bits", [10, 12, 14])
+def test_a_tiff_declares_its_largest_value(tmp_path: Path, bits: int, options: dict[str, Any]) -> None:
+    values = wide(COLOR) >> (16 - bits)
+    values = np.moveaxis(values, -1, 0) if options.get("planarconfig") else values
+    for code in (281, 341):
+        tags = [(code, "H", 3, (2**bits - 1,) * 3, True)]
+        tifffile.imwrite(tmp_path / "a.tif", values, photometric="rgb", extratags=tags, **options)
+        assert abs(decoded(tmp_path / "a.tif") - COLOR).max() <= 1
+        assert read_image(tmp_path / "a.tif").notes == ()
+        half = decoded(tmp_path / "a.tif", value_range=(0, 2 ** (bits + 1) - 1))
+        assert abs(half - COLOR / 2).max() <= 1
+
+
+def test_a_tiff_declares_its_smallest_value(tmp_path: Path) -> None:
+    values = np.rint(GRAY / 255 * (4095 - 256) + 256).astype(np.uint16)
+    tags = [(280, "H", 1, 256, True), (281, "H", 1, 4095, True)]
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="minisblack", extratags=tags)
+    assert np.array_equal(decoded(tmp_path / "a.tif")[..., 0], GRAY)
+    tifffile.imwrite(tmp_path / "a.tif", 4351 - values, photometric="miniswhite", extratags=tags)
+    assert np.array_equal(decoded(tmp_path / "a.tif")[..., 0], GRAY)
+
+
+def test_a_tiff_of_floats_declares_its_largest_value(tmp_path: Path) -> None:
+    tags = [(341, "f", 1, 4095.0, True)]
+    values = (GRAY / 255 * 4095).astype(np.float32)
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="minisblack", extratags=tags)
+    assert np.array_equal(decoded(tmp_path / "a.tif")[..., 0], GRAY)
+
+
+@pytest.mark.parametrize("declared", [(0, 3000), (17, 60001), (0, 1023)])
+def test_values_that_are_no_range_are_ignored(tmp_path: Path, declared: tuple[int, int]) -> None:
+    tags = [(280, "H", 1, declared[0], True), (281, "H", 1, declared[1], True)]
+    values = np.rint(GRAY / 255 * 3000).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="minisblack", extratags=tags)
+    assert np.array_equal(decoded(tmp_path / "a.tif")[..., 0], np.rint(values / 257))
+    assert read_image(tmp_path / "a.tif").notes == (NOTE_RANGE,)
+
+
+@pytest.mark.parametrize(
+    ("values", "is_noted"),
+    [
+        (wide(GRAY), False),
+        (wide(GRAY) // 3, False),  # a dark image
+        (wide(GRAY) >> 2, True),
+        (wide(GRAY) >> 4, True),
+        ((GRAY.astype(np.int32) * 257 - 32768).astype(np.int16), False),
+        (GRAY.astype(np.int16) * 16, True),
+        ((GRAY / 255).astype(np.float32), False),
+        ((GRAY / 255 / 16).astype(np.float32), True),
+        (GRAY // 16, False),
+    ],
+    ids=["16 bit", "dark", "14 bit", "12 bit", "signed", "no negative values", "float", "float of 12 bit", "8 bit"],
+)
+def test_a_small_part_of_the_range_gives_a_note(tmp_path: Path, values: np.ndarray, is_noted: bool) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="minisblack")
+    assert read_image(tmp_path / "a.tif").notes == ((NOTE_RANGE,) if is_noted else ())
 
 
 def test_values_outside_the_range_are_clipped(tmp_path: Path) -> None:

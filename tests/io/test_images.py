@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from image_kinds import (
     bomb,
     decoded,
     encoded,
+    heic,
     png,
     refusal,
     saved,
@@ -34,6 +37,7 @@ from aprilcli.errors import OptionError
 from aprilcli.io.images import (
     MAX_SCANS,
     NOTE_EXIF,
+    NOTE_HDR,
     NOTE_PAGES,
     NOTE_PROFILE,
     NOTE_TRANSPARENT,
@@ -180,6 +184,75 @@ def test_the_first_page_of_several_is_used_with_a_note(tmp_path: Path) -> None:
     assert image.notes == (NOTE_PAGES,)
 
 
+@pytest.mark.parametrize("name", ["a.gif", "a.avif"])
+def test_the_first_frame_of_several_is_used_with_a_note(tmp_path: Path, name: str) -> None:
+    frames = [Image.fromarray(COLOR), Image.fromarray(255 - COLOR)]
+    options = {"quality": 100, "subsampling": "4:4:4"} if name.endswith("avif") else {}
+    frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], **options)
+    image = read_image(tmp_path / name)
+    assert abs(np.asarray(image.rgb).astype(int) - COLOR).mean() < 8
+    assert image.notes == (NOTE_PAGES,)
+    frames[0].save(tmp_path / name)
+    assert read_image(tmp_path / name).notes == ()
+
+
+def test_the_main_image_of_a_heic_is_used(tmp_path: Path) -> None:
+    (tmp_path / "a.heic").write_bytes(heic(COLOR))
+    assert np.array_equal(decoded(tmp_path / "a.heic"), COLOR)
+    assert read_image(tmp_path / "a.heic").notes == ()
+    (tmp_path / "a.heic").write_bytes(heic(255 - COLOR, COLOR, primary_index=1))
+    image = read_image(tmp_path / "a.heic")
+    assert np.array_equal(np.asarray(image.rgb), COLOR)
+    assert image.notes == (NOTE_PAGES,)
+
+
+@pytest.mark.parametrize("stored", [GRAY[..., None], CLEAR], ids=["gray", "alpha"])
+def test_heic_of_other_channels(tmp_path: Path, stored: np.ndarray) -> None:
+    (tmp_path / "a.heic").write_bytes(heic(stored))
+    expected = stored if stored.shape[2] == 1 else ON_WHITE
+    assert abs(decoded(tmp_path / "a.heic") - expected).max() <= 1
+
+
+def test_heic_of_ten_bits_is_read_in_full(tmp_path: Path) -> None:
+    (tmp_path / "a.heic").write_bytes(heic(wide(COLOR)))
+    assert abs(decoded(tmp_path / "a.heic") - COLOR).max() <= 1
+    (tmp_path / "a.heic").write_bytes(heic(wide(COLOR) >> 2))
+    assert abs(decoded(tmp_path / "a.heic", value_range=(0, 255)) - COLOR).max() <= 4
+
+
+def test_a_heic_without_its_package_is_refused_with_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aprilcli.io.images.is_heif_supported", lambda: False)
+    (tmp_path / "a.heic").write_bytes(heic(COLOR))
+    assert "a HEIC image; install the extra 'heif' (the package pillow-heif), or save it as JPEG" in refusal(
+        tmp_path / "a.heic"
+    )
+
+
+def test_the_package_for_heic_is_imported_for_a_heic_only() -> None:
+    program = "import sys, aprilcli.io.images; assert 'pillow_heif' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_an_hdr_image_gives_a_note(tmp_path: Path) -> None:
+    for name, content in (("a.heic", heic(COLOR, transfer_characteristics=16)), ("b.avif", encoded("AVIF", COLOR))):
+        content = content.replace(b"colrnclx\0\1\0\x0d", b"colrnclx\0\x09\0\x10")
+        (tmp_path / name).write_bytes(content)
+        assert NOTE_HDR in read_image(tmp_path / name).notes, name
+
+
+def test_a_value_range_for_an_avif_of_ten_bits_is_refused(tmp_path: Path) -> None:
+    content = bytearray(encoded("AVIF", COLOR, quality=100, subsampling="4:4:4"))
+    (tmp_path / "a.avif").write_bytes(content)
+    assert abs(decoded(tmp_path / "a.avif", value_range=(0, 1023)) - COLOR).mean() < 8
+    content[content.index(b"av1C") + 6] |= 0x40
+    channels = content.index(b"pixi") + 9
+    content[channels : channels + 3] = bytes([10, 10, 10])
+    (tmp_path / "a.avif").write_bytes(content)
+    assert "a value range cannot be applied to an AVIF of more than 8 bits; save it as" in refusal(
+        tmp_path / "a.avif", value_range=(0, 1023)
+    )
+
+
 def test_the_second_view_of_an_mpo_is_not_a_page(tmp_path: Path) -> None:
     Image.fromarray(COLOR).save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[Image.fromarray(COLOR)])
     assert read_image(tmp_path / "a.jpg").notes == ()
@@ -205,6 +278,7 @@ def test_the_exif_rotation_is_applied_once(tmp_path: Path, orientation: int) -> 
     tag = [(ORIENTATION, "H", 1, orientation, True)]
     for name in ("a.png", "a.webp"):
         saved(tmp_path / name, COLOR, exif=exif, **({"lossless": True} if "w" in name else {}))
+    (tmp_path / "a.heic").write_bytes(heic(COLOR, exif=exif.tobytes()))
     tifffile.imwrite(tmp_path / "8.tif", COLOR, photometric="rgb", extratags=tag)
     tifffile.imwrite(tmp_path / "16.tif", wide(COLOR), photometric="rgb", extratags=tag)
     tifffile.imwrite(tmp_path / "16z.tif", wide(COLOR), photometric="rgb", extratags=tag, compression="zlib")
@@ -217,8 +291,9 @@ def test_the_exif_rotation_is_applied_once(tmp_path: Path, orientation: int) -> 
         assert np.array_equal(np.asarray(image.rgb), expected), path.name
     tifffile.imwrite(tmp_path / "gray.tif", wide(COLOR[..., 0]), photometric="minisblack", extratags=tag)
     assert np.array_equal(decoded(tmp_path / "gray.tif")[..., 0], expected[..., 0])
-    saved(tmp_path / "a.jpg", COLOR[..., 0], exif=exif, quality=98)
-    assert abs(decoded(tmp_path / "a.jpg")[..., 0] - expected[..., 0]).max() < 9
+    for name in ("a.jpg", "a.avif"):
+        saved(tmp_path / name, COLOR[..., 0], exif=exif.tobytes(), quality=98)
+        assert abs(decoded(tmp_path / name)[..., 0] - expected[..., 0]).max() < 9
 
 
 def test_damaged_exif_is_ignored_with_a_note(tmp_path: Path) -> None:
@@ -345,6 +420,22 @@ def test_a_webp_canvas_is_checked_before_it_is_allocated(tmp_path: Path) -> None
     assert "16777216 x 16777216 pixels" in refusal(tmp_path / "a.webp")
 
 
+@pytest.mark.parametrize("before", [b"", b"!\xf9\4\x08\0\0\0\0", b"\0"], ids=["plain", "disposed of", "a stray byte"])
+def test_the_first_frame_of_a_gif_is_checked_before_it_is_allocated(tmp_path: Path, before: bytes) -> None:
+    canvas = b"GIF89a" + struct.pack("<HHBBB", 8, 8, 0x80, 0, 0) + bytes(6)
+    (tmp_path / "a.gif").write_bytes(canvas + before + b"," + struct.pack("<4HBB", 1, 0, 60000, 60000, 0, 8))
+    assert "60001 x 60000 pixels" in refusal(tmp_path / "a.gif")
+
+
+@pytest.mark.parametrize("content", [heic(COLOR), encoded("AVIF", COLOR)], ids=["heic", "avif"])
+def test_a_huge_heic_or_avif_is_refused_before_decoding(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a").write_bytes(content)
+    assert "48 x 32 pixels are more than the limit of 1535" in refusal(tmp_path / "a", max_pixels=1535)
+    place = content.index(b"ispe") + 8
+    (tmp_path / "a").write_bytes(content[:place] + struct.pack(">II", 16000, 16000) + content[place + 8 :])
+    assert refusal(tmp_path / "a")
+
+
 def test_a_tiff_of_huge_tiles_is_refused(tmp_path: Path) -> None:
     for name, values in (("8.tif", COLOR), ("f.tif", (COLOR / 255).astype(np.float32))):
         tifffile.imwrite(tmp_path / name, values, photometric="rgb", tile=(16, 16))
@@ -368,6 +459,22 @@ def test_hidden_scans_of_a_jpeg_are_counted(tmp_path: Path, progressive: bool, h
     header = whole[start : start + 2 + int.from_bytes(whole[start + 2 : start + 4], "big")]
     (tmp_path / "a.jpg").write_bytes(whole[:start] + header + hidden + header * MAX_SCANS + whole[start:])
     assert f"more than {MAX_SCANS} scans" in refusal(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("block", [2, 7, 100, 10_000])
+def test_scans_are_counted_across_blocks_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    monkeypatch.setattr("aprilcli.io.images.BLOCK_BYTES", block)
+    content = encoded("JPEG", GRAY, progressive=True)
+    start = content.index(b"\xff\xda")
+    header = content[start : start + 2 + int.from_bytes(content[start + 2 : start + 4], "big")]
+    for further, is_refused in ((0, False), (MAX_SCANS - content.count(b"\xff\xda"), False), (MAX_SCANS, True)):
+        (tmp_path / "a.jpg").write_bytes(content[:start] + header * further + content[start:])
+        if is_refused:
+            assert f"more than {MAX_SCANS} scans" in refusal(tmp_path / "a.jpg")
+        else:
+            decoded(tmp_path / "a.jpg")
 
 
 def test_a_twelve_bit_jpeg_is_refused_by_name(tmp_path: Path) -> None:
@@ -395,9 +502,23 @@ def test_a_very_long_side_is_refused(tmp_path: Path, size_wh: tuple[int, int]) -
     ("content", "reason"),
     [
         (b"", "the file is empty"),
-        (b"hello", "not an image, or not in a supported format (JPEG, PNG, TIFF, BMP, WebP, PGM, PPM)"),
+        (
+            b"hello",
+            "not an image, or not in a supported format (JPEG, PNG, TIFF, BMP, WebP, GIF, AVIF, HEIC, PGM, PPM)",
+        ),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "not in a supported format"),
-        (b"GIF89a\x01\x00\x01\x00", "not in a supported format"),
+        (b"GIF89a\x01\x00\x01\x00", "a damaged GIF"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL is not a supported format; save it as JPEG, PNG or TIFF"),
+        (b"\xff\x0a\x7f\xff", "JPEG XL is not"),
+        (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000 is not"),
+        (b"8BPS\0\1", "Photoshop is not"),
+        (bytes(128) + b"DICM", "DICOM is not"),
+        (b"v/1\1", "OpenEXR is not"),
+        (b"FUJIFILMCCD-RAW 0201", "camera raw is not"),
+        (b"II*\0\x10\0\0\0CR\2\0" + bytes(40), "camera raw is not"),
+        (b"\0\0\0\x18ftypcrx \0\0\0\1", "camera raw is not"),
+        (b"\0\0\0\x18ftypavif" + bytes(50), "a damaged AVIF"),
+        (b"\0\0\0\x18ftypheic" + bytes(50), "a damaged HEIC image"),
         (b"\x89PNG\r\n\x1a\n", "a damaged PNG"),
         (b"\xff\xd8\xff\xe0", "a damaged JPEG"),
         (b"II*\0\0\0\0\0", "image"),

@@ -45,9 +45,14 @@ def damaged_forms(files: dict[str, bytes]) -> dict[str, tuple[bytes, str]]:
     cut = {f"{name}, cut": (content[: len(content) // 2], "") for name, content in files.items()}
     canvas = b"VP8X" + bytes([10, 0, 0, 0]) + bytes(4) + b"\xff" * 6
     return cut | {
+        "png blank": (encoded("PNG", np.full((40, 60), 200, np.uint8)), "a blank image"),
+        "png, one pixel": (encoded("PNG", np.full((1, 1), 200, np.uint8)), "a blank image"),
         "png empty": (b"", "the file is empty"),
         "jpg text": (b"hello", "not an image, or not in a supported format"),
-        "png gif": (b"GIF89a\x01\x00\x01\x00", "not an image, or not in a supported format"),
+        "png gif": (b"GIF89a\x01\x00\x01\x00", "a damaged GIF"),
+        "heic random": (b"\0\0\0\x18ftypheic" + bytes(range(256)) * 8, "a damaged HEIC image"),
+        "jxl": (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL is not a supported format; save it as JPEG, PNG or TIFF"),
+        "gif bomb": (b"GIF89a\xff\xff\xff\xff\0\0\0", "65535 x 65535 pixels are more than the limit"),
         "png bomb": (bomb(files["png"]), "20000 x 20000 pixels are more than the limit"),
         "webp bomb": (b"RIFF" + bytes([22, 0, 0, 0]) + b"WEBP" + canvas, "16777216 x 16777216 pixels"),
         "pgm bomb": (b"P5 99999 99999 255\n" + bytes(100), "99999 x 99999 pixels are more than the limit"),
@@ -62,9 +67,9 @@ def test_every_kind_of_image_in_one_folder(tmp_path: Path, color: np.ndarray) ->
     groups = {"color": color_forms(color), "gray": gray_forms(gray), "lossy": lossy_forms(color)}
     groups["bitmap"] = bitmap_forms(gray)
     groups["odd"] = {
-        "png, one pixel": encoded("PNG", np.full((1, 1), 200, np.uint8)),
-        "jpg, 20000 x 30": encoded("JPEG", np.full((30, 20000, 3), 128, np.uint8)),
-        "tif, 30 x 20000": encoded("TIFF", np.full((20000, 30), 128, np.uint8)),
+        "png, two pixels": encoded("PNG", np.array([[100, 200]], np.uint8)),
+        "jpg, 20000 x 30": encoded("JPEG", np.repeat(np.arange(0, 240, 8, dtype=np.uint8)[:, None], 20000, axis=1)),
+        "tif, 30 x 20000": encoded("TIFF", np.repeat(np.arange(0, 240, 8, dtype=np.uint8)[None], 20000, axis=0)),
         "JPG, upper case": groups["lossy"]["jpg"],
     }
     groups["color"] |= {"jpg, a PNG": groups["color"]["png"], "bmp, a TIFF": groups["color"]["tif"]}

@@ -69,7 +69,9 @@ def test_a_full_disk_is_one_line_and_resume_continues(arguments: list[str], imag
         3000  # bytes a file may have: a map outgrows it, as it would a full disk; run.json and the first rows do not
     )
     for seed, image in enumerate(sorted(images.glob("0[0-3].png"))):
-        Image.new("RGB", (16, 16), (seed * 40, 90, 30)).save(image)  # their maps are small
+        small = Image.new("RGB", (16, 16), (seed * 40, 90, 30))  # so are their maps
+        small.putpixel((8, 8), (200, 200, 200))
+        small.save(image)
     undisturbed = contents_of_new_scan(arguments, tmp_path)
 
     def few_bytes() -> None:

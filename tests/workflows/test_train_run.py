@@ -10,6 +10,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from helpers import (
     stop_in_second_epoch,
     stop_in_step,
 )
+from PIL import Image
 from safetensors.torch import load_file
 from sklearn.metrics import average_precision_score
 
@@ -39,7 +41,10 @@ from aprilcli.core.prompts import encode_prompts
 from aprilcli.core.training_set import prepare_input, split_validation, training_images
 from aprilcli.io.artifacts import read_header
 from aprilcli.io.datasets import read_dataset
+from aprilcli.io.images import NOTE_RANGE
+from aprilcli.options import TrainOptions
 from aprilcli.workflows import train_run
+from aprilcli.workflows.train_run import image_reader
 
 
 @pytest.fixture
@@ -354,3 +359,14 @@ def test_a_training_killed_at_any_moments_and_resumed_gives_the_same_file(
     assert killed.read_bytes() == straight.read_bytes()
     assert not list(tmp_path.glob(".aprilcli-*"))
     print(f"{kills} kills of a training of 40 epochs")
+
+
+def test_the_notes_of_training_images_are_passed_on(tmp_path: Path) -> None:
+    values = np.arange(600, dtype=np.uint16).reshape(20, 30)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    options = TrainOptions(dataset=tmp_path, out=tmp_path / "p.safetensors")
+    notes: list[str] = []
+    assert image_reader(options, notes.append)(tmp_path / "a.png").size_hw == (20, 30)
+    assert notes == [NOTE_RANGE]
+    image_reader(replace(options, value_range=(0, 1023)), notes.append)(tmp_path / "a.png")
+    assert notes == [NOTE_RANGE]
