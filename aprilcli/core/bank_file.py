@@ -22,6 +22,7 @@ SUFFIX = ".safetensors"
 PART_NAME = re.compile(r"\w[\w.-]{0,99}")
 CHECKED_BYTES = 8 * 1024**2  # of rows checked at a time
 UNIT_TOLERANCE = 0.01  # of rows' lengths: float16 rounds them by a tenth of that
+MEASURED = ("appearances", "fits", "spacings")  # tensors with a row per source
 LONGEST = 1 + UNIT_TOLERANCE  # elements of unit rows
 
 
@@ -46,6 +47,7 @@ def _tensors(fields: _Fields) -> dict[str, TensorSpec]:
         "text_scores": TensorSpec((count,), low=0, high=1, optional=True),
         "appearances": TensorSpec((count, appearance), low=-LONGEST, high=LONGEST, optional=True),
         "fits": TensorSpec((count,), low=-LARGEST, high=LARGEST, optional=True),
+        "spacings": TensorSpec((count,), low=0, high=2, optional=True),
     }
     for stage, width in enumerate(fields.spec.stage_widths):
         specs[f"features.{stage}"] = TensorSpec((None, width), ("F32", "F16"))
@@ -109,7 +111,7 @@ def to_artifact(bank: MemoryBank) -> tuple[dict[str, torch.Tensor], dict[str, An
     if bank.zero_shot is not None:
         tensors["text_scores"] = bank.zero_shot.text_scores
         tensors |= {f"logits.{stage}": logits for stage, logits in enumerate(bank.zero_shot.logits)}
-    tensors |= {n: values for n in ("appearances", "fits") if (values := getattr(bank, n)) is not None}
+    tensors |= {n: values for n in MEASURED if (values := getattr(bank, n)) is not None}
     if bank.calibration_images is not None:
         fields["calibration_sources"] = [asdict(source) for source in bank.calibration_images.sources]
         tensors["calibration_images.pixels"] = bank.calibration_images.pixels
@@ -155,8 +157,7 @@ def _bank(artifact: Artifact[_Fields]) -> MemoryBank:
         version=artifact.version,
         recipe=fields.recipe,
         zero_shot=zero_shot,
-        appearances=tensors.get("appearances"),
-        fits=tensors.get("fits"),
+        **{name: tensors.get(name) for name in MEASURED},
         calibration_images=images,
     )
 

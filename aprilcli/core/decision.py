@@ -9,7 +9,6 @@ from aprilcli.core.calibration import Calibration
 from aprilcli.core.recognition import recognition_threshold
 from aprilcli.core.threshold import Threshold, Verdict
 from aprilcli.defaults import FALSE_ALARM_RATE
-from aprilcli.types import Detection
 
 
 @dataclass(frozen=True)
@@ -56,12 +55,11 @@ class DecisionRule:
         """Return the conformal p-value in (0, 1]; None without a calibration."""
         return None if self.calibration is None else self.calibration.p_value(score)
 
-    def verdict(self, detection: Detection) -> Verdict | None:
-        """Return the verdict; None without a threshold."""
-        distance = detection.part_distance
-        if self.recognition is not None and distance is not None and self.recognition.reached(distance):
+    def verdict(self, score: float, part_distance: float | None = None) -> Verdict | None:
+        """Return the verdict; None without a threshold. ``part_distance``: see ``Detection``."""
+        if self.recognition is not None and part_distance is not None and self.recognition.reached(part_distance):
             return "unrecognised"
-        return None if self.threshold is None else self.threshold.verdict(detection.score)
+        return None if self.threshold is None else self.threshold.verdict(score)
 
     def describe(self) -> dict[str, Any]:
         """Return the thresholds, JSON-ready; None where there is none."""

@@ -89,7 +89,8 @@ class MemoryBank:
     of the aprilcli that made it. ``recipe``: how to load the model and projector. ``zero_shot``: the sources'
     zero-shot evidence, to which leave-one-out adds distances; None where nothing is calibrated. ``appearances``
     [K, ΣCv]: see ``core/recognition.py``; ``fits`` [K]: the score of each source against the others, by which outliers
-    are found. Both are None in banks of earlier versions. ``calibration_images``: those given for the calibration.
+    are found; ``spacings`` [K]: mean distance of its patches to the nearest other source. None in banks of earlier
+    versions. ``calibration_images``: those given for the calibration.
     """
 
     features: tuple[torch.Tensor, ...]
@@ -105,6 +106,7 @@ class MemoryBank:
     zero_shot: Evidence | None = None
     appearances: torch.Tensor | None = None
     fits: torch.Tensor | None = None
+    spacings: torch.Tensor | None = None
     calibration_images: CalibrationImages | None = None
 
     def __post_init__(self) -> None:
@@ -247,6 +249,7 @@ def without(bank: MemoryBank, positions: Sequence[int]) -> MemoryBank:
         appearances=None if bank.appearances is None else bank.appearances[kept],
         calibration=None,
         fits=None,
+        spacings=None,
     )
 
 

@@ -206,7 +206,8 @@ def _enroll_references(
     while len(bank.sources) > 1:
         references = score_references(bank, bank, detector, console)
         if not references.twins:
-            return replace(bank, fits=torch.tensor(references.fits)), references, twins
+            fits, spacings = torch.tensor(references.fits), torch.tensor(references.spacings)
+            return replace(bank, fits=fits, spacings=spacings), references, twins
         twins += tuple(bank.sources[k].path for k in references.twins)
         bank = memory_bank.without(bank, references.twins)
     return bank, None, twins

@@ -26,21 +26,23 @@ BRIGHTNESS = (0.9, 0.95, 1.05, 1.1)
 SHIFTS = ((0, 2), (2, 0), (0, -2), (-2, 0))
 # A reference's fit compares each patch with its third nearest reference, so two with the same defect cannot hide it.
 FIT_RANK = 3
-# Mean nearest distance of all patches, below which two images are the same one saved twice. On five sets of photographs
-# a JPEG of quality 50 or half the size lay below 4e-4, different good images above 1e-2.
+# Two images with a smaller mean distance of all patches are the same image saved twice: losslessly, or as a good JPEG.
 SAME_IMAGE = 1e-3
+# So is a calibration image that is closer to a reference than this share of the smallest distance between references.
+SAME_SHARE = 0.5
 
 
 @dataclass(frozen=True)
 class References:
-    """The K references scored against each other: ``detections`` as leave-one-out, ``fits`` [K], and ``twins``.
+    """The K references scored against each other, each as leave-one-out in ``detections``.
 
-    ``fits``: the score where each patch is compared with its third nearest reference. ``twins``: positions of
-    references that show the same image as an earlier one.
+    ``fits`` [K]: the score where each patch is compared with its third nearest reference. ``spacings`` [K]: mean
+    distance to the nearest other. ``twins``: positions of references that show the same image as an earlier one.
     """
 
     detections: list[Detection]
     fits: list[float]
+    spacings: list[float]
     twins: list[int]
 
 
@@ -51,7 +53,7 @@ def score_references(bank: MemoryBank, whole: MemoryBank, detector: Detector, co
     """
     if whole.zero_shot is None:
         raise ValueError("references are scored with their zero-shot evidence")
-    scored = References([], [], [])
+    scored = References([], [], [], [])
     rank = min(FIT_RANK, len(whole.sources) - 1)
     with console.progress(len(whole.sources), "comparing references") as advance:
         for reference, stages in enumerate(nearest.leave_one_out(bank, whole)):
@@ -60,8 +62,9 @@ def score_references(bank: MemoryBank, whole: MemoryBank, detector: Detector, co
             zero_shot = whole.zero_shot[reference : reference + 1]
             scored.detections.append(_fuse(zero_shot, closest, detector))
             scored.fits.append(_fuse(zero_shot, ranked, detector).score)
-            each = torch.stack([stage[:reference].mean(dim=1) for stage in stages]).mean(dim=0)
-            if (each < SAME_IMAGE).any():
+            each = torch.stack([stage.mean(dim=1) for stage in stages]).mean(dim=0)
+            scored.spacings.append(each.min().item())
+            if (each[:reference] < SAME_IMAGE).any():
                 scored.twins.append(reference)
             advance(1)
     return scored
@@ -106,7 +109,7 @@ def calibrate_on_images(
     for batch in batches:
         scored.add(batch, tuple(itertools.islice(remaining, len(batch))), leave_out_references=True)
     if not scored.sources:
-        raise InputError("all calibration images are references; calibrate on further good images")
+        raise InputError("--calibrate: all images show the same as references; calibrate on further good images")
     images = CalibrationImages(tuple(scored.sources), torch.cat(scored.pixels), torch.cat(scored.appearances))
     bank = replace(bank, calibration_images=images)
     bank = replace(bank, calibration=_calibration(scored.detections, "held-out", bank.gallery))
@@ -119,6 +122,8 @@ class _Scored:
     def __init__(self, bank: MemoryBank, detector: Detector) -> None:
         """Start without any."""
         self._detector = detector.with_bank(bank)
+        spacing = 0.0 if bank.spacings is None else float(bank.spacings.min())
+        self._same = max(SAME_IMAGE, SAME_SHARE * spacing)
         self.detections: list[Detection] = []
         self.appearances: list[torch.Tensor] = []
         self.pixels: list[torch.Tensor] = []
@@ -134,7 +139,7 @@ class _Scored:
         evidence = self._detector.method.evidence(features)
         detections = fuse(evidence, spec.image_size)
         distances = torch.stack([stage.flatten(1).mean(dim=1) for stage in evidence.distances]).mean(dim=0)
-        rows = [row for row in range(len(pixels)) if not (leave_out_references and distances[row] < SAME_IMAGE)]
+        rows = [row for row in range(len(pixels)) if not (leave_out_references and distances[row] < self._same)]
         self.left_out += [source.path for row, source in enumerate(sources) if row not in rows]
         self.sources += [source for row, source in enumerate(sources) if row in rows]
         self.detections += [detections[row] for row in rows]

@@ -107,7 +107,7 @@ def score_row(rule: DecisionRule, image: PreparedImage, detection: Detection) ->
         map_max=detection.map_max,
         p_value=rule.p_value(detection.score),
         threshold=None if rule.threshold is None else rule.threshold.value,
-        verdict=rule.verdict(detection),
+        verdict=rule.verdict(detection.score, detection.part_distance),
         width=image.size_hw[1],
         height=image.size_hw[0],
     )

@@ -19,7 +19,7 @@ def calibration() -> Calibration:
 def test_without_calibration_and_threshold_nothing_is_decided() -> None:
     rule = DecisionRule.at_rate(None, 0.05)
     assert (rule.p_value(3.0), rule.verdict(3.0), rule.notes) == (None, None, ())
-    assert rule.describe() == {"threshold": None, "pixel_threshold": None}
+    assert rule.describe() == {"threshold": None, "pixel_threshold": None, "recognition": None}
 
 
 def test_a_given_threshold_alone_gives_verdicts_and_no_p_values() -> None:
@@ -43,6 +43,28 @@ def test_a_given_threshold_replaces_the_calibrated_one_and_keeps_the_p_values(ca
     assert (rule.verdict(3.0), rule.threshold.rate) == ("anomalous", None)
     assert rule.p_value(3.0) == calibration.p_value(3.0)
     assert rule.pixel_threshold == calibration.pixel_threshold(0.05)
+
+
+@pytest.mark.parametrize(
+    ("count", "rate"), [(4, 0.1), (9, 0.1), (18, 0.1), (19, 0.05), (49, 0.02), (99, 0.01), (999, 0.01)]
+)
+def test_the_default_rate_is_the_lowest_that_the_number_of_images_allows(count: int, rate: float) -> None:
+    scores = np.arange(1, count + 1, dtype=np.float32)
+    rule = DecisionRule.at_rate(Calibration(scores, scores, "held-out"))
+    assert rule.threshold.rate == rate
+    assert rule.threshold.guaranteed == (count >= 9)
+    assert (rule.stricter is None) == (rate == 0.01)
+
+
+def test_an_image_far_from_the_good_ones_is_unrecognised_whatever_its_score() -> None:
+    scores, distances = np.arange(20, dtype=np.float32), np.full(20, 0.1, np.float32)
+    rule = DecisionRule.at_rate(Calibration(scores, scores, "held-out", distances), 0.05)
+    assert rule.recognition.value == pytest.approx(0.3)  # three times the largest distance, as there are few
+    assert [rule.verdict(0, distance) for distance in (0.2, 0.31)] == ["normal", "unrecognised"]
+    assert [rule.verdict(30, distance) for distance in (0.2, 0.31)] == ["anomalous", "unrecognised"]
+    many = np.linspace(0, 1, 999, dtype=np.float32)
+    enough = DecisionRule.at_rate(Calibration(many, many, "held-out", many), 0.01)
+    assert enough.recognition.value == pytest.approx(1, abs=1e-3)  # the conformal bound at a rate of 0.001
 
 
 def test_too_few_images_give_a_note(calibration: Calibration) -> None:

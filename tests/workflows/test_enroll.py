@@ -25,12 +25,17 @@ from helpers import (
     read_rows,
     run,
     run_and_signal,
+    save_image,
     start,
 )
+from PIL import Image
 
 from aprilcli.core.bank_file import SCHEMA, load_bank
+from aprilcli.core.calibration import Calibration
 from aprilcli.io.artifacts import read_artifact, write_artifact
 from aprilcli.workflows import enroll
+
+SAMPLES = Path(__file__).parents[1] / "samples"
 
 
 def test_leave_one_out_is_scanning_against_the_others(
@@ -176,14 +181,105 @@ def test_a_second_enrollment_of_the_part_is_refused_while_the_first_runs(
     assert run("enroll", good, "--part", "p", "--banks", banks, *model).exit_code == 0
 
 
-def test_appending_without_further_images_notes_the_lost_guarantee(
+def calibration_of(banks: Path, part: str) -> Calibration:
+    scored = load_bank(banks / f"{part}.safetensors").calibration
+    assert scored is not None
+    return scored
+
+
+def test_a_grown_bank_scores_its_calibration_images_again_and_takes_further_ones(
     model: list[str], banks: Path, tmp_path: Path
 ) -> None:
     good, further = draw_images(tmp_path / "good", 2), draw_images(tmp_path / "further", 3, 50)
+    more, both = draw_images(tmp_path / "more", 2, 60), draw_images(tmp_path / "both", 3, 50)
+    draw_images(both, 2, 60)
     run("enroll", good, "--part", "p", "--banks", banks, "--calibrate", further, *model)
     draw_image(good / "new.png", 99)
-    grown = run("enroll", good, "--part", "p", "--banks", banks, "--append")
-    assert "without --calibrate" in grown.stderr
+    run("enroll", good, "--part", "whole", "--banks", banks, "--calibrate", further, *model)
+    shutil.rmtree(further)  # the bank has what it needs
+    assert run("enroll", good, "--part", "p", "--banks", banks, "--append").exit_code == 0
+    grown, whole = calibration_of(banks, "p"), calibration_of(banks, "whole")
+    assert grown.method == "held-out"
+    np.testing.assert_allclose(grown.scores, whole.scores, atol=1e-6)
+    added = run("enroll", "--part", "p", "--banks", banks, "--calibrate", more)
+    assert ", 0 new" in added.stdout
+    run("enroll", "--part", "whole", "--banks", banks, "--calibrate", both, "--overwrite")
+    np.testing.assert_allclose(calibration_of(banks, "p").scores, calibration_of(banks, "whole").scores, atol=1e-6)
+    assert len(calibration_of(banks, "p")) == 5
+    again = run("enroll", "--part", "p", "--banks", banks, "--calibrate", more)
+    assert "2 images left out" in again.stderr
+    assert len(calibration_of(banks, "p")) == 5
+
+
+def test_a_calibration_replaces_the_old_one_only_when_asked_to(model: list[str], banks: Path, tmp_path: Path) -> None:
+    good, further = draw_images(tmp_path / "good", 2), draw_images(tmp_path / "further", 3, 50)
+    run("enroll", good, "--part", "p", "--banks", banks, "--calibrate", further, *model)
+    run("enroll", "--part", "p", "--banks", banks, "--calibrate", draw_images(tmp_path / "new", 4, 80), "--overwrite")
+    assert len(calibration_of(banks, "p")) == 4
+    assert load_bank(banks / "p.safetensors").calibration_images.sources[0].path == "080.png"
+
+
+def test_without_images_only_an_enrolled_part_is_calibrated(banks: Path, tmp_path: Path) -> None:
+    good = draw_images(tmp_path / "good", 2)
+    assert "--calibrate" in error_line(run("enroll", "--part", "p", "--banks", banks))
+    missing = run("enroll", "--part", "p", "--banks", banks, "--calibrate", good)
+    assert missing.exit_code == 1
+    assert "no such bank" in error_line(missing)
+    assert "--coreset" in error_line(run("enroll", "--part", "p", "--calibrate", good, "--coreset", 0.5))
+
+
+@pytest.mark.parametrize("suffix", [".bmp", ".jpg"])
+def test_references_saved_again_are_neither_calibration_images_nor_references(
+    banks: Path, tmp_path: Path, suffix: str
+) -> None:
+    names = ("washer_good_1", "washer_crack_4", "casting_good_1")
+    for name in names:
+        with Image.open(SAMPLES / f"{name}.png") as image:
+            save_image(tmp_path / "good" / f"{name}.png", image)
+            save_image(tmp_path / "again" / f"{name}{suffix}", image)
+    good, again = tmp_path / "good", tmp_path / "again"
+    refused = run("enroll", good, "--part", "p", "--banks", banks, "--calibrate", again, "--quiet")
+    assert refused.exit_code == 1
+    assert "calibrate on further good images" in error_line(refused)
+    shutil.copy(SAMPLES / "washer_good_2.png", again)
+    kept = run("enroll", good, "--part", "p", "--banks", banks, "--calibrate", again)
+    assert "3 images left out" in kept.stderr
+    assert len(calibration_of(banks, "p")) == 1
+
+
+def test_references_that_show_the_same_are_one(banks: Path, tmp_path: Path) -> None:
+    good = tmp_path / "good"
+    good.mkdir()
+    for name in ("washer_good_1", "washer_good_2"):
+        with Image.open(shutil.copy(SAMPLES / f"{name}.png", good)) as image:
+            image.save(good / f"{name}.bmp")
+    result = run("enroll", good, "--part", "p", "--banks", banks)
+    assert "2 images were already enrolled" in result.stdout
+    assert [source.path for source in load_bank(banks / "p.safetensors").sources] == [
+        "washer_good_1.bmp",
+        "washer_good_2.bmp",
+    ]
+    only_known = tmp_path / "known"
+    only_known.mkdir()
+    with Image.open(good / "washer_good_1.png") as image:
+        image.save(only_known / "other.tif")
+    refused = run("enroll", only_known, "--part", "p", "--banks", banks, "--append", "--quiet")
+    assert "all show the same" in error_line(refused)
+
+
+def test_references_that_differ_from_the_others_are_named_and_refused_if_strict(banks: Path, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0)
+    names = [*[f"washer_good_{1 + k % 2}" for k in range(8)], "washer_crack_3", "washer_crack_4"]
+    for index, name in enumerate(names):
+        with Image.open(SAMPLES / f"{name}.png") as image:
+            pixels = np.asarray(image.convert("RGB")) * noise.uniform(0.9, 1.1) + noise.normal(0, 6, (256, 256, 3))
+        save_image(tmp_path / "good" / f"{index}.png", Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)))
+    result = run("enroll", tmp_path / "good", "--part", "p", "--banks", banks)
+    assert "check these images, which differ from the others: 8.png, 9.png\n" in result.stdout
+    refused = run("enroll", tmp_path / "good", "--part", "q", "--banks", banks, "--strict", "--quiet")
+    assert refused.exit_code == 1
+    assert "differ from the others: 8.png, 9.png" in error_line(refused)
+    assert not (banks / "q.safetensors").exists()
 
 
 @pytest.mark.parametrize(
@@ -288,7 +384,7 @@ def test_an_image_deleted_between_listing_and_reading_stops_enrolling(
 
 
 def test_a_full_disk_leaves_the_old_bank_complete(model: list[str], banks: Path, tmp_path: Path) -> None:
-    good = draw_images(tmp_path / "good", 2)
+    good = draw_images(tmp_path / "good", 3)
     run("enroll", good, "--part", "p", "--banks", banks, *model)
     before = (banks / "p.safetensors").read_bytes()
     draw_images(good, 2, 10)

@@ -93,7 +93,7 @@ def test_too_few_images_give_one_note_with_the_number_needed(model: list[str], b
     good = draw_images(tmp_path / "good", 4)
     run("enroll", good, "--part", "p", "--banks", banks, *model)
     result = run("scan", good, "--part", "p", "--banks", banks, "--out", tmp_path / "out")
-    assert result.stderr.count("99 good images would be enough") == 1
+    assert result.stderr.count("9 good images would be enough") == 1
     threshold = json.loads((tmp_path / "out" / "run.json").read_text())["threshold"]
     assert threshold["guaranteed"] is False
     scored = load_bank(banks / "p.safetensors").calibration
