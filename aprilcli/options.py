@@ -177,7 +177,7 @@ class PartOptions(ModelOptions, ReadOptions):
 class ScanOptions(PartOptions):
     """Options of `scan`."""
 
-    paths: Annotated[list[Path], _argument("FOLDER...", "Folders of images, with subfolders, or images.")]
+    paths: Annotated[list[Path], _argument("FOLDER", "Folders of images, with subfolders, or images.")]
     out: Annotated[Path, _option("--out", "Output folder for scores.csv, maps/ and run.json.")] = Path("april-scan")
     part: Annotated[str | None, _option("--part", "Compare with this enrolled part (a name or a bank file).")] = None
     maps: Annotated[bool, _option("--maps/--no-maps", "Write a map of each image.")] = True
@@ -189,7 +189,11 @@ class ScanOptions(PartOptions):
     resume: Annotated[bool, _option("--resume", "Continue an interrupted scan.")] = False
     overwrite: Overwrite = False
     fail_on_anomaly: Annotated[
-        bool, _option("--fail-on-anomaly", "Exit with 4 if any image is anomalous; needs --part or --threshold.")
+        bool,
+        _option(
+            "--fail-on-anomaly",
+            "Exit with 4 (5 if files are unreadable, too) if any image is anomalous; needs --part or --threshold.",
+        ),
     ] = False
 
 
@@ -199,7 +203,7 @@ class EnrollOptions(PartOptions):
 
     paths: Annotated[
         list[Path],
-        _argument("FOLDER...", "Folders of good images of one part, or images: five to fifty, without defects."),
+        _argument("FOLDER", "Folders of good images of one part, or images: five to fifty, without defects."),
     ]
     part: Annotated[str, _option("--part", "Name of the part.")]
     append: Annotated[bool, _option("--append", "Add references to an enrolled part.")] = False

@@ -106,6 +106,18 @@ def test_unreadable_files_get_their_row_and_exit_3(images: Path, model: list[str
     assert broken["error"]
     assert [row["status"] for row in read_rows(tmp_path / "out")] == ["ok", "error", "ok", "ok"]
     assert "1 could not be read" in result.stdout
+    both = run_scan(images, *model, "--out", tmp_path / "both", "--threshold", 0, "--fail-on-anomaly")
+    assert both.exit_code == 5
+    assert "3 anomalous" in both.stdout
+    assert "1 could not be read" in both.stdout
+    counts = json.loads((tmp_path / "both" / "run.json").read_text())["counts"]
+    assert counts == {"scored": 3, "unreadable": 1, "anomalous": 3}
+
+
+def test_a_given_file_that_is_no_image_gets_a_row(model: list[str], tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("hello")
+    assert run_scan(tmp_path / "notes.txt", *model, "--out", tmp_path / "out").exit_code == 3
+    assert "not an image" in read_rows(tmp_path / "out")[0]["error"]
 
 
 def test_the_summary_on_stdout_has_the_five_highest_scores_and_stderr_the_notes(
@@ -179,7 +191,6 @@ def test_results_are_never_overwritten_without_the_option(images: Path, model: l
     [
         ("missing", [], 1, "does not exist"),
         ("empty", [], 1, "no images"),
-        ("notes.txt", [], 1, "not a folder"),
         ("images", ["--model", "ViT-Z-99"], 1, "unknown model"),
         ("images", ["--model", "paper"], 1, "use the model tiny"),
         ("images", ["--stages", "2,4,6,9"], 2, "8 stages"),
