@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -103,6 +104,22 @@ def parse_names(text: str) -> tuple[str, ...]:
     return tuple(text.split(","))
 
 
+def parse_number(option: str, example: float, text: str) -> float:
+    """Read ``0.05``; for ``5%`` or ``0,05`` the error suggests 0.05, otherwise ``example``. Raises OptionError."""
+    try:
+        return float(text)
+    except ValueError:
+        raise OptionError(f"{option} {text}: give a decimal number, such as {_meant(text, example):g}") from None
+
+
+def _meant(text: str, example: float) -> float:
+    try:
+        number = float(text.strip().removesuffix("%").replace(",", "."))
+    except ValueError:
+        return example
+    return number / 100 if text.strip().endswith("%") else number
+
+
 # Fields that several commands declare, with other defaults or beside other fields.
 _MODELS = f"{TINY}, {PAPER}, an open_clip NAME[:TAG], or a model folder."
 BankModel = Annotated[str | None, _option("--model", _MODELS, show_default=f"{TINY}, or the bank's")]
@@ -113,7 +130,11 @@ Projector = Annotated[
 ]
 BatchSize = Annotated[int, _option("--batch-size", "Images per encoder pass.", min=1)]
 Overwrite = Annotated[bool, _option("--overwrite", "Replace existing results.")]
-Rate = Annotated[float, _option("--false-alarm-rate", "Accepted share of good images called anomalous.")]
+Rate = Annotated[
+    float,
+    _option("--false-alarm-rate", "Accepted share of good images called anomalous.", metavar="NUMBER"),
+    partial(parse_number, "--false-alarm-rate", 0.05),
+]
 Seed = Annotated[int, _option("--seed", "Random seed.", min=0, max=2**63 - 1)]
 
 
@@ -184,7 +205,11 @@ class ScanOptions(PartOptions):
     map_size: Annotated[
         MapSize, _option("--map-size", "Size of the maps: that of the image or of the model's input.")
     ] = MapSize.source
-    threshold: Annotated[float | None, _option("--threshold", "Call this score and higher scores anomalous.")] = None
+    threshold: Annotated[
+        float | None,
+        _option("--threshold", "Call this score and higher scores anomalous.", metavar="NUMBER"),
+        partial(parse_number, "--threshold", 0.5),
+    ] = None
     false_alarm_rate: Rate = FALSE_ALARM_RATE
     resume: Annotated[bool, _option("--resume", "Continue an interrupted scan.")] = False
     overwrite: Overwrite = False
@@ -211,7 +236,9 @@ class EnrollOptions(PartOptions):
         Path | None, _option("--calibrate", "Folder of further good images, for a guaranteed false-alarm rate.")
     ] = None
     coreset: Annotated[
-        float | None, _option("--coreset", "Keep this share of the bank's rows, chosen to cover the rest.")
+        float | None,
+        _option("--coreset", "Keep this share of the bank's rows, chosen to cover the rest.", metavar="NUMBER"),
+        partial(parse_number, "--coreset", 0.1),
     ] = None
     seed: Seed = 0
     overwrite: Overwrite = False
@@ -238,15 +265,23 @@ class TrainOptions(DatasetOptions):
     out: Annotated[Path, _option("--out", "Projector file to write (.safetensors).")]
     epochs: Annotated[int, _option("--epochs", "Passes over the images; the paper: 15 on VisA.", min=1)] = 3
     batch_size: BatchSize = 16
-    learning_rate: Annotated[float, _option("--lr", "Learning rate of Adam.")] = LEARNING_RATE
+    learning_rate: Annotated[
+        float, _option("--lr", "Learning rate of Adam.", metavar="NUMBER"), partial(parse_number, "--lr", LEARNING_RATE)
+    ] = LEARNING_RATE
     mosaic: Annotated[
         float | None,
         _option(
             "--mosaic",
             f"Share of images composed of four in a 2x2 grid. Default, as in the paper: {MOSAIC_SHARE}; 0 on VisA.",
+            metavar="NUMBER",
         ),
+        partial(parse_number, "--mosaic", MOSAIC_SHARE),
     ] = None
-    validation: Annotated[float, _option("--val", "Share of images for validation, to keep the best epoch.")] = 0.0
+    validation: Annotated[
+        float,
+        _option("--val", "Share of images for validation, to keep the best epoch.", metavar="NUMBER"),
+        partial(parse_number, "--val", 0.1),
+    ] = 0.0
     resume: Annotated[bool, _option("--resume", "Continue after the last complete epoch.")] = False
 
     @property

@@ -45,6 +45,8 @@ def test_python_m_is_the_console_script() -> None:
         ("scan", ["--range=-inf,5"], "--range -inf,5"),
         ("scan", ["--stages", "two"], "integers separated by commas"),
         ("eval", ["--shots", "one"], "--shots one"),
+        ("eval", ["--false-alarm-rate", "5%"], "--false-alarm-rate 5%: give a decimal number, such as 0.05"),
+        ("scan", ["--threshold", "0,5"], "--threshold 0,5: give a decimal number, such as 0.5"),
     ],
 )
 def test_values_that_cannot_be_parsed_are_one_line(

@@ -81,6 +81,20 @@ def test_text_is_parsed_or_refused_with_the_options_name() -> None:
             parse(text)
 
 
+@pytest.mark.parametrize("command", CLASSES)
+def test_every_decimal_number_is_parsed_or_refused_with_an_example(command: str) -> None:
+    hints = get_type_hints(CLASSES[command])
+    annotated = get_type_hints(CLASSES[command], include_extras=True)
+    for name in (name for name, hint in hints.items() if hint in (float, float | None)):
+        option, parse = annotated[name].__metadata__
+        flag = option.default  # where typer puts the first name
+        assert parse("1e-3") == 0.001
+        for text, example in (("5%", "0.05"), ("0,05", "0.05"), (" 12,5 % ", "0.125"), ("", ""), ("five", "")):
+            with pytest.raises(OptionError) as caught:
+                parse(text)
+            assert str(caught.value).startswith(f"{flag} {text}: give a decimal number, such as {example}")
+
+
 def test_a_record_of_options_is_flat(tmp_path) -> None:
     record = describe(ScanOptions(paths=[tmp_path]))
     assert record["paths"] == [str(tmp_path)]
