@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from aprilcli.core.bank_file import bank_path, load_bank
+from aprilcli.core.bank_file import bank_path
 from aprilcli.core.calibration import check_rate
 from aprilcli.core.decision import DecisionRule
 from aprilcli.core.detector import Detector
@@ -32,7 +32,7 @@ from aprilcli.workflows import scan_output as output
 from aprilcli.workflows import scan_resume as resume
 from aprilcli.workflows.console import Console
 from aprilcli.workflows.interrupt import interruptible
-from aprilcli.workflows.loading import load_detector, range_of
+from aprilcli.workflows.loading import load_detector, load_part, range_of
 from aprilcli.workflows.pipeline import NO_IMAGES, LeftOutFolders, PreparedImage, Reader, map_ahead
 from aprilcli.workflows.scan_output import MAPS, RUN, SCORES
 from aprilcli.workflows.scan_tally import Tally
@@ -61,13 +61,19 @@ def run_scan(options: ScanOptions, console: Console) -> ScanSummary:
     total = _count_images(options, console)
     if not (options.resume or options.overwrite):
         output.refuse_results(options.out)  # before a model is loaded, and again once the folder is locked
-    bank = load_bank(bank_path(options.part, options.banks)) if options.part is not None else None
+    bank = load_part(options.part, options.banks) if options.part is not None else None
     options = replace(options, value_range=range_of(bank, options.value_range))
     detector = load_detector(options, bank, console)
     calibration = bank.calibration if bank is not None else None
     rule = DecisionRule.at_rate(calibration, options.false_alarm_rate, options.threshold)
     if bank is None and options.false_alarm_rate != ScanOptions.false_alarm_rate:
         console.note("--false-alarm-rate has no effect without --part: there are no good images for a threshold")
+    if calibration is not None and options.threshold is not None:
+        replaced = calibration.threshold(options.false_alarm_rate)
+        console.note(
+            f"--threshold {options.threshold:g} replaces the part's threshold of {replaced.value:.4f} "
+            f"for a false-alarm rate of {options.false_alarm_rate:g}"
+        )
     for note in rule.notes:
         console.note(note)
     record = _describe_run(options, detector, rule, started)
