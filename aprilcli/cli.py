@@ -115,10 +115,13 @@ def _main(
 def scan(options: ScanOptions, printing: ConsoleOptions) -> None:
     """Score every image in FOLDER: how anomalous it is, and where."""
     from aprilcli.workflows.console import Console
-    from aprilcli.workflows.scan import run_scan, summarize
+    from aprilcli.workflows.scan_checks import check
 
     console = Console(printing.quiet, printing.verbose)
-    summary = run_scan(options, console)
+    total = check(options, console)
+    from aprilcli.workflows.scan import run_scan, summarize  # imports torch
+
+    summary = run_scan(options, total, console)
     console.result(summarize(summary))
     raise typer.Exit(_exit_code(bool(summary.unreadable), options.fail_on_anomaly and bool(summary.anomalous)))
 

@@ -213,6 +213,9 @@ class ScanOptions(PartOptions):
     false_alarm_rate: Rate = FALSE_ALARM_RATE
     resume: Annotated[bool, _option("--resume", "Continue an interrupted scan.")] = False
     overwrite: Overwrite = False
+    allow_empty: Annotated[
+        bool, _option("--allow-empty", "Write empty results for folders without images, instead of failing.")
+    ] = False
     fail_on_anomaly: Annotated[
         bool,
         _option(

@@ -17,15 +17,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from aprilcli.core import resizing
 from aprilcli.core.bank_file import bank_path
-from aprilcli.core.calibration import check_rate
 from aprilcli.core.decision import DecisionRule
 from aprilcli.core.detector import Detector
-from aprilcli.errors import InputError, OptionError
+from aprilcli.errors import InputError
 from aprilcli.io import records, scores_csv
 from aprilcli.io.files import sha256_of_file
-from aprilcli.io.walk import FoundImage, find_images, require_paths
-from aprilcli.options import ScanOptions, describe
+from aprilcli.io.walk import FoundImage, find_images
+from aprilcli.options import MapSize, ScanOptions, describe
 from aprilcli.text import printable
 from aprilcli.types import Detection
 from aprilcli.workflows import scan_output as output
@@ -33,12 +33,17 @@ from aprilcli.workflows import scan_resume as resume
 from aprilcli.workflows.console import Console
 from aprilcli.workflows.interrupt import interruptible
 from aprilcli.workflows.loading import load_detector, load_part, range_of
-from aprilcli.workflows.pipeline import NO_IMAGES, LeftOutFolders, PreparedImage, Reader, map_ahead
+from aprilcli.workflows.pipeline import PreparedImage, Reader, map_ahead
 from aprilcli.workflows.scan_output import MAPS, RUN, SCORES
 from aprilcli.workflows.scan_tally import Tally
 
 # Options that change how a scan runs, not what it finds.
-EXECUTION_OPTIONS = ("out", "workers", "resume", "overwrite", "fail_on_anomaly")
+EXECUTION_OPTIONS = ("out", "workers", "resume", "overwrite", "fail_on_anomaly", "allow_empty")
+
+NO_VERDICTS = (
+    "no verdicts, because there is no threshold: enroll good images (aprilcli enroll) and scan with --part, "
+    "or choose a --threshold"
+)
 
 
 @dataclass(frozen=True)
@@ -54,13 +59,12 @@ class ScanSummary:
     out: Path
 
 
-def run_scan(options: ScanOptions, console: Console) -> ScanSummary:
-    """Score every image in ``options.paths``. Raises the package's errors; unreadable images get a row."""
+def run_scan(options: ScanOptions, total: int, console: Console) -> ScanSummary:
+    """Score every image in ``options.paths``, ``total`` in all as ``scan_checks.check`` counted them.
+
+    Raises the package's errors; unreadable images get a row.
+    """
     started, began = records.timestamp(), time.monotonic()
-    _check_options(options)
-    total = _count_images(options, console)
-    if not (options.resume or options.overwrite):
-        output.refuse_results(options.out)  # before a model is loaded, and again once the folder is locked
     bank = load_part(options.part, options.banks) if options.part is not None else None
     options = replace(options, value_range=range_of(bank, options.value_range))
     detector = load_detector(options, bank, console)
@@ -111,31 +115,8 @@ def run_scan(options: ScanOptions, console: Console) -> ScanSummary:
     )
 
 
-def _check_options(options: ScanOptions) -> None:
-    if options.fail_on_anomaly and options.part is None and options.threshold is None:
-        raise OptionError("--fail-on-anomaly: no image can be anomalous without a threshold; use --threshold or --part")
-    if options.resume and options.overwrite:
-        raise OptionError("--resume continues a scan, --overwrite replaces it; choose one")
-    check_rate(options.false_alarm_rate)
-
-
 def _images_to_scan(options: ScanOptions) -> Iterator[FoundImage]:
     return find_images(options.paths, follow=options.follow)
-
-
-def _count_images(options: ScanOptions, console: Console) -> int:
-    """Count the images, and name the folders that are left out. Raises InputError for none."""
-    require_paths(options.paths)
-    for path in options.paths:
-        if path.resolve().is_relative_to((options.out / MAPS).resolve()):
-            raise InputError(f"{path}: these are the maps in --out; give the folder of the images")
-    left_out = LeftOutFolders()
-    total = sum(1 for _ in find_images(options.paths, follow=options.follow, on_left_out=left_out))
-    for note in left_out.notes():
-        console.note(note)
-    if total == 0:
-        raise InputError(f"{', '.join(map(str, options.paths))}: {NO_IMAGES}")
-    return total
 
 
 def _prepare_output(options: ScanOptions, record: dict[str, Any], tally: Tally, console: Console) -> resume.ResumePoint:
@@ -212,7 +193,10 @@ def _finish(
         return scores_csv.ScoreRow(image.found.relative, "error", error=image.error)
     if options.maps and detection.anomaly_map is not None:
         try:
-            output.write_map(options, image, detection.anomaly_map, description)
+            anomaly_map = detection.anomaly_map
+            if options.map_size == MapSize.source:
+                anomaly_map = resizing.resize_map(torch.from_numpy(anomaly_map), image.size_hw).numpy()
+            output.write_map(options, image.found, anomaly_map, description)
         except InputError as error:
             return scores_csv.ScoreRow(image.found.relative, "error", error=str(error))
     return output.score_row(rule, image, detection)
@@ -234,6 +218,8 @@ def summarize(summary: ScanSummary) -> str:
     lines = [f"{summary.scored} images scored in {summary.seconds:.1f} s ({rate:.1f} images/s)"]
     if summary.threshold is not None:
         lines.append(f"{summary.anomalous} anomalous (score at least {summary.threshold:.4f})")
+    elif summary.scored:
+        lines.append(NO_VERDICTS)
     if summary.unreadable:
         lines.append(f"{summary.unreadable} could not be read; see the error column of {SCORES}")
     if summary.highest:
