@@ -35,6 +35,7 @@ from aprilcli.workflows.interrupt import interruptible
 from aprilcli.workflows.loading import load_detector, load_part, range_of
 from aprilcli.workflows.pipeline import PreparedImage, Reader, map_ahead
 from aprilcli.workflows.scan_output import MAPS, RUN, SCORES
+from aprilcli.workflows.scan_resume import JournaledRow
 from aprilcli.workflows.scan_tally import Tally
 
 # Options that change how a scan runs, not what it finds.
@@ -48,11 +49,15 @@ NO_VERDICTS = (
 
 @dataclass(frozen=True)
 class ScanSummary:
-    """How a scan ended: counts, and the highest scores as (path, score)."""
+    """How a scan ended: counts, and the highest scores as (path, score).
+
+    ``kept``: rows of the run that this scan continued, None if it did not continue one.
+    """
 
     scored: int
     unreadable: int
     anomalous: int
+    kept: int | None
     threshold: float | None
     seconds: float
     highest: tuple[tuple[str, float], ...]
@@ -88,26 +93,32 @@ def run_scan(options: ScanOptions, total: int, console: Console) -> ScanSummary:
         interruptible() as interrupted,
         console.progress(total, "scanning") as advance,
     ):
-        point = _prepare_output(options, record, tally, console)
+        resumed = _prepare_output(options, record, tally, console)
+        point = resumed or resume.ResumePoint()
+        kept = point.rows
         advance(point.rows)
         # By path, not by count: an image may have been added while the old maps were checked.
         found = (image for image in _images_to_scan(options) if resume.comes_after(image.relative, point.last))
+        items = resume.insert_kept_rows(options.out, found, options.batch_size)
         with output.open_writer(options.out, point.scores_end, point.journal_end) as writer:
-            for image, row, journal_line in _score_all(options, detector, rule, pool, found, interrupted):
-                writer.write(journal_line, row)
-                tally.count(row)
-                for note in image.notes:
+            for scored in _score_all(options, detector, rule, pool, items, interrupted):
+                writer.write(scored.line, scored.row)
+                tally.count(scored.row)
+                kept += scored.is_kept
+                for note in scored.notes:
                     console.note_once(note)
                 advance(1)
         output.flush(options.out)
         if interrupted():
             pool.shutdown(wait=False, cancel_futures=True)  # of images that were to be decoded
             raise KeyboardInterrupt
+        output.remove_kept(options.out)
         records.write_json(options.out / RUN, {**record, "counts": tally.counts(), "finished": records.timestamp()})
     return ScanSummary(
         scored=tally.scored,
         unreadable=tally.unreadable,
         anomalous=tally.anomalous,
+        kept=None if resumed is None else kept,
         threshold=None if rule.threshold is None else rule.threshold.value,
         seconds=time.monotonic() - began,
         highest=tuple(tally.highest),
@@ -119,8 +130,10 @@ def _images_to_scan(options: ScanOptions) -> Iterator[FoundImage]:
     return find_images(options.paths, follow=options.follow)
 
 
-def _prepare_output(options: ScanOptions, record: dict[str, Any], tally: Tally, console: Console) -> resume.ResumePoint:
-    """Refuse existing results, delete them, or find how far they are complete."""
+def _prepare_output(
+    options: ScanOptions, record: dict[str, Any], tally: Tally, console: Console
+) -> resume.ResumePoint | None:
+    """Refuse existing results, delete them, or find how far they are complete; None unless a run is continued."""
     out = options.out
     if options.resume and output.has_results(out):
         for note in resume.check_same_run(out, record):
@@ -131,7 +144,7 @@ def _prepare_output(options: ScanOptions, record: dict[str, Any], tally: Tally, 
         output.refuse_results(out)
     output.remove_results(out)
     records.write_json(out / RUN, record)
-    return resume.ResumePoint()
+    return None
 
 
 def _describe_run(options: ScanOptions, detector: Detector, rule: DecisionRule, started: str) -> dict[str, Any]:
@@ -157,10 +170,10 @@ def _score_all(
     detector: Detector,
     rule: DecisionRule,
     pool: ThreadPoolExecutor,
-    found: Iterator[FoundImage],
+    items: Iterator[FoundImage | JournaledRow],
     interrupted: Callable[[], bool],
-) -> Iterator[tuple[PreparedImage, scores_csv.ScoreRow, str]]:
-    """Decode and write on threads while this thread encodes; yield each row, in order, with its journal line.
+) -> Iterator[JournaledRow]:
+    """Decode and write on threads while this thread encodes; yield each row, in order; a row among the items as it is.
 
     Ends after the images in progress if ``interrupted``.
     """
@@ -170,14 +183,19 @@ def _score_all(
         "bank": options.part,
     }
 
-    def finish(scored: tuple[PreparedImage, Detection | None]) -> tuple[PreparedImage, scores_csv.ScoreRow, str]:
-        image, detection = scored
-        row = _finish(options, rule, image, detection, description)
-        return image, row, resume.journal_line(options.out, image.stamp, row, options.maps)
+    reader = Reader(detector.prepare, options.value_range, options.max_pixels)
+
+    def read(item: FoundImage | JournaledRow) -> PreparedImage | JournaledRow:
+        return item if isinstance(item, JournaledRow) else reader(item)
+
+    def finish(item: _Scored | JournaledRow) -> JournaledRow:
+        if isinstance(item, JournaledRow):
+            return item
+        row = _finish(options, rule, item.image, item.detection, description)
+        return JournaledRow(row, resume.journal_line(options.out, item.batch, row, options.maps), item.image.notes)
 
     ahead = 2 * (options.workers + options.batch_size)
-    reader = Reader(detector.prepare, options.value_range, options.max_pixels)
-    images = map_ahead(pool, reader, found, ahead)
+    images = map_ahead(pool, read, items, ahead)
     return map_ahead(pool, finish, _detect(detector, images, options.batch_size, interrupted), ahead)
 
 
@@ -202,20 +220,42 @@ def _finish(
     return output.score_row(rule, image, detection)
 
 
+@dataclass(frozen=True)
+class _Scored:
+    """An image, its detection unless it could not be read, and the digest of its batch."""
+
+    image: PreparedImage
+    detection: Detection | None
+    batch: str
+
+
 def _detect(
-    detector: Detector, images: Iterator[PreparedImage], batch_size: int, interrupted: Callable[[], bool]
-) -> Iterator[tuple[PreparedImage, Detection | None]]:
-    while not interrupted() and (batch := list(itertools.islice(images, batch_size))):
-        prepared = [image.pixels for image in batch if image.pixels is not None]
+    detector: Detector,
+    items: Iterator[PreparedImage | JournaledRow],
+    batch_size: int,
+    interrupted: Callable[[], bool],
+) -> Iterator[_Scored | JournaledRow]:
+    """Encode batches of images; a batch of rows passes as it is."""
+    while not interrupted() and (batch := list(itertools.islice(items, batch_size))):
+        images = [item for item in batch if isinstance(item, PreparedImage)]
+        together = resume.batch_digest([image.stamp for image in images])
+        prepared = [image.pixels for image in images if image.pixels is not None]
         detections = iter(detector.detect(np.stack(prepared)) if prepared else ())
-        for image in batch:
-            yield image, next(detections) if image.pixels is not None else None
+        for item in batch:
+            if isinstance(item, JournaledRow):
+                yield item
+            else:
+                yield _Scored(item, next(detections) if item.pixels is not None else None, together)
 
 
 def summarize(summary: ScanSummary) -> str:
     """Return a few lines on how a scan ended."""
-    rate = (summary.scored + summary.unreadable) / summary.seconds
-    lines = [f"{summary.scored} images scored in {summary.seconds:.1f} s ({rate:.1f} images/s)"]
+    rows = summary.scored + summary.unreadable
+    new = rows - (summary.kept or 0)
+    speed = f"in {summary.seconds:.1f} s ({new / summary.seconds:.1f} images/s)"
+    lines = [f"{summary.scored} images scored" + (f" {speed}" if summary.kept is None else "")]
+    if summary.kept is not None:
+        lines.append(f"resumed: {summary.kept} kept, {new} new {speed}")
     if summary.threshold is not None:
         lines.append(f"{summary.anomalous} anomalous (score at least {summary.threshold:.4f})")
     elif summary.scored:

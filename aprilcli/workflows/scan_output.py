@@ -1,7 +1,7 @@
 """The output folder of a scan: scores.csv, maps/ and run.json, with one writer at a time.
 
 A row is appended to ``scores.csv`` once its map is complete and on disk. ``.journal`` gets a line for each row, which
-``scan_resume`` compares with image, row and map.
+``scan_resume`` compares with image, row and map. ``.kept`` holds rows of an earlier run until they are appended again.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from aprilcli.types import Detection
 from aprilcli.workflows.pipeline import PreparedImage
 
 SCORES, MAPS, RUN = "scores.csv", "maps", "run.json"
-JOURNAL, LOCK = ".journal", ".lock"
+JOURNAL, KEPT, LOCK = ".journal", ".kept", ".lock"
 TIFF = ".tiff"
 
 
@@ -43,7 +43,7 @@ def claimed(out: Path) -> Iterator[None]:
 def has_results(out: Path) -> bool:
     """Return whether ``out`` holds results of a scan. Raises OutputError if it cannot be read."""
     with output_errors(out):
-        return any((out / name).exists() for name in (SCORES, RUN, MAPS, JOURNAL))
+        return any((out / name).exists() for name in (SCORES, RUN, MAPS, JOURNAL, KEPT))
 
 
 def refuse_results(out: Path) -> None:
@@ -61,7 +61,7 @@ def remove_results(out: Path) -> None:
     with output_errors(out):
         if (out / MAPS).exists():
             remove_tree(out / MAPS)
-        for name in (SCORES, JOURNAL, RUN):  # run.json last: after a kill in between, the rest is still a scan's
+        for name in (SCORES, JOURNAL, KEPT, RUN):  # run.json last: after a kill in between, the rest is still a scan's
             (out / name).unlink(missing_ok=True)
 
 
@@ -138,3 +138,9 @@ def flush(out: Path) -> None:
         for name in (SCORES, JOURNAL):
             with (out / name).open("rb+") as stream:
                 os.fsync(stream.fileno())
+
+
+def remove_kept(out: Path) -> None:
+    """Delete the rows of an earlier run, which have all been appended."""
+    with output_errors(out):
+        (out / KEPT).unlink(missing_ok=True)
