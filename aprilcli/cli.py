@@ -187,8 +187,6 @@ def main() -> None:
         if output.failure is None:
             raise
         if not isinstance(output.failure, BrokenPipeError):  # whoever closed the pipe, such as `head`, has enough
-            reason = output.failure.strerror
-            _print_error(
-                f"error: standard output: cannot be written ({reason}); files are complete, only this text is missing"
-            )
+            reason = f"cannot be written ({output.failure.strerror})"
+            _print_error(f"error: standard output: {reason}; all files are written, only this text is missing")
         raise SystemExit(1) from None

@@ -28,7 +28,7 @@ def test_characters_that_an_encoding_lacks_are_escaped(encoding: str) -> None:
 
 
 def test_an_error_about_a_name_that_the_encoding_lacks_is_escaped(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "aprilcli", "inspect", str(tmp_path / "日本")]
+    command = [sys.executable, "-m", "aprilcli", "scan", str(tmp_path / "日本")]
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
     result = subprocess.run(command, capture_output=True, check=False, env=environment)
     assert result.returncode == 1

@@ -41,10 +41,7 @@ from aprilcli.workflows.scan_tally import Tally
 # Options that change how a scan runs, not what it finds.
 EXECUTION_OPTIONS = ("out", "workers", "resume", "overwrite", "fail_on_anomaly", "allow_empty")
 
-NO_VERDICTS = (
-    "no verdicts, because there is no threshold: enroll good images (aprilcli enroll) and scan with --part, "
-    "or choose a --threshold"
-)
+NO_VERDICTS = "no verdicts, as there is no threshold: enroll good images (aprilcli enroll), or choose a --threshold"
 
 
 @dataclass(frozen=True)

@@ -145,7 +145,7 @@ def test_the_summary_on_stdout_has_the_five_highest_scores_and_stderr_the_notes(
     scores = sorted(((float(row["score"]), row["path"]) for row in read_rows(tmp_path / "out")), reverse=True)
     named = [line.split()[1] for line in result.stdout.splitlines() if line.startswith("  ")]
     assert named == [path for _, path in scores[:5]]
-    assert "no verdicts, because there is no threshold" in result.stdout
+    assert "no verdicts, as there is no threshold" in result.stdout
     assert "aprilcli enroll" in result.stdout
     assert "--threshold" in result.stdout
     assert result.stderr == ""  # not a terminal: no bar; this model has nothing to say
