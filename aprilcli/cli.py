@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, fields
@@ -13,11 +14,14 @@ import typer
 from aprilcli import __version__
 from aprilcli.errors import AprilError
 from aprilcli.options import ConsoleOptions, EnrollOptions, EvalOptions, InspectOptions, ScanOptions, TrainOptions
+from aprilcli.streams import make_tolerant
 from aprilcli.text import printable
 
 EXIT_UNREADABLE = 3
 EXIT_ANOMALOUS = 4
+EXIT_UNREADABLE_AND_ANOMALOUS = 5
 EXIT_INTERRUPTED = 130
+HELP_WIDTH = 100  # characters, in any terminal: typer cuts the descriptions of commands to a narrow one
 LONGEST_ERROR = 4000  # characters; a list of ten files fits
 OUT_OF_MEMORY = ("out of memory", "allocate memory")  # PyTorch's words on a GPU and on a CPU
 
@@ -27,7 +31,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,  # plain text: no frames, no colors, and nothing cut in a narrow terminal
+    context_settings={"help_option_names": ["-h", "--help"], "terminal_width": HELP_WIDTH},
 )
 
 
@@ -44,22 +49,26 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
             function(**{name: _collect(options_class, values) for name, options_class in classes.items()})
         except AprilError as error:
             line = printable(" ".join(str(error).split()))  # names of files and folders may contain any character
-            typer.echo(f"aprilcli: error: {line[:LONGEST_ERROR]}", err=True)
+            _print_error(f"error: {line[:LONGEST_ERROR]}")
             raise typer.Exit(error.exit_code) from error
         except (RuntimeError, MemoryError) as error:
             if isinstance(error, RuntimeError) and not any(words in str(error) for words in OUT_OF_MEMORY):
                 raise
             advice = "use a smaller --batch-size or --image-size, or free some memory"
-            typer.echo(f"aprilcli: error: not enough memory; {advice}", err=True)
+            _print_error(f"error: not enough memory; {advice}")
             raise typer.Exit(1) from error
         except KeyboardInterrupt:
             advice = "Output so far is complete; continue scan or train with --resume."
-            typer.echo(f"aprilcli: interrupted. {advice}", err=True)
+            _print_error(f"interrupted. {advice}")
             raise typer.Exit(EXIT_INTERRUPTED) from None
 
     parameters = [parameter for options_class in classes.values() for parameter in _parameters(options_class)]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what typer reads
     return app.command(function.__name__.rstrip("_"), help=function.__doc__)(run)
+
+
+def _print_error(text: str) -> None:
+    print(f"aprilcli: {text}", file=sys.stderr)  # not typer.echo, which ignores an ASCII encoding
 
 
 def _parameters(options_class: type) -> Iterator[inspect.Parameter]:
@@ -106,15 +115,23 @@ def _main(
 def scan(options: ScanOptions, printing: ConsoleOptions) -> None:
     """Score every image in FOLDER: how anomalous it is, and where."""
     from aprilcli.workflows.console import Console
-    from aprilcli.workflows.scan import run_scan, summarize
+    from aprilcli.workflows.scan_checks import check
 
     console = Console(printing.quiet, printing.verbose)
-    summary = run_scan(options, console)
+    total = check(options, console)
+    from aprilcli.workflows.scan import run_scan, summarize  # imports torch
+
+    summary = run_scan(options, total, console)
     console.result(summarize(summary))
-    if options.fail_on_anomaly and summary.anomalous:
-        raise typer.Exit(EXIT_ANOMALOUS)
-    if summary.unreadable:
-        raise typer.Exit(EXIT_UNREADABLE)
+    tally = summary.tally
+    is_anomalous = options.fail_on_anomaly and tally.anomalous + tally.unrecognised > 0
+    raise typer.Exit(_exit_code(tally.unreadable > 0, is_anomalous))
+
+
+def _exit_code(unreadable: bool, anomalous: bool) -> int:
+    if unreadable and anomalous:
+        return EXIT_UNREADABLE_AND_ANOMALOUS
+    return EXIT_ANOMALOUS if anomalous else EXIT_UNREADABLE if unreadable else 0
 
 
 @_command
@@ -161,7 +178,17 @@ def eval_(options: EvalOptions, printing: ConsoleOptions) -> None:
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line. Exits with 1 if standard output could not be written, whatever else happened."""
+    output = make_tolerant()
     # Damaged images have their row or note; Pillow's warning would repeat it.
     warnings.filterwarnings("ignore", module=r"PIL\.")
-    app()
+    try:
+        app()
+    except SystemExit:
+        sys.stdout.flush()
+        if output.failure is None:
+            raise
+        if not isinstance(output.failure, BrokenPipeError):  # whoever closed the pipe, such as `head`, has enough
+            reason = f"cannot be written ({output.failure.strerror})"
+            _print_error(f"error: standard output: {reason}; all files are written, only this text is missing")
+        raise SystemExit(1) from None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -103,6 +104,22 @@ def parse_names(text: str) -> tuple[str, ...]:
     return tuple(text.split(","))
 
 
+def parse_number(option: str, example: float, text: str) -> float:
+    """Read ``0.05``; for ``5%`` or ``0,05`` the error suggests 0.05, otherwise ``example``. Raises OptionError."""
+    try:
+        return float(text)
+    except ValueError:
+        raise OptionError(f"{option} {text}: give a decimal number, such as {_meant(text, example):g}") from None
+
+
+def _meant(text: str, example: float) -> float:
+    try:
+        number = float(text.strip().removesuffix("%").replace(",", "."))
+    except ValueError:
+        return example
+    return number / 100 if text.strip().endswith("%") else number
+
+
 # Fields that several commands declare, with other defaults or beside other fields.
 _MODELS = f"{TINY}, {PAPER}, an open_clip NAME[:TAG], or a model folder."
 BankModel = Annotated[str | None, _option("--model", _MODELS, show_default=f"{TINY}, or the bank's")]
@@ -113,7 +130,11 @@ Projector = Annotated[
 ]
 BatchSize = Annotated[int, _option("--batch-size", "Images per encoder pass.", min=1)]
 Overwrite = Annotated[bool, _option("--overwrite", "Replace existing results.")]
-Rate = Annotated[float, _option("--false-alarm-rate", "Accepted share of good images called anomalous.")]
+Rate = Annotated[
+    float,
+    _option("--false-alarm-rate", "Accepted share of good images called anomalous.", metavar="NUMBER"),
+    partial(parse_number, "--false-alarm-rate", 0.05),
+]
 Seed = Annotated[int, _option("--seed", "Random seed.", min=0, max=2**63 - 1)]
 
 
@@ -177,26 +198,39 @@ class PartOptions(ModelOptions, ReadOptions):
 class ScanOptions(PartOptions):
     """Options of `scan`."""
 
-    paths: Annotated[list[Path], _argument("FOLDER...", "Folders of images, with subfolders, or images.")]
+    paths: Annotated[list[Path], _argument("FOLDER", "Folders of images, with subfolders, or images.")]
     out: Annotated[Path, _option("--out", "Output folder for scores.csv, maps/ and run.json.")] = Path("april-scan")
     part: Annotated[str | None, _option("--part", "Compare with this enrolled part (a name or a bank file).")] = None
     maps: Annotated[bool, _option("--maps/--no-maps", "Write a map of each image.")] = True
     map_size: Annotated[
         MapSize, _option("--map-size", "Size of the maps: that of the image or of the model's input.")
     ] = MapSize.source
-    threshold: Annotated[float | None, _option("--threshold", "Call this score and higher scores anomalous.")] = None
+    threshold: Annotated[
+        float | None,
+        _option("--threshold", "Call this score and higher scores anomalous.", metavar="NUMBER"),
+        partial(parse_number, "--threshold", 0.5),
+    ] = None
     false_alarm_rate: Annotated[
         float | None,
         _option(
             "--false-alarm-rate",
             "Accepted share of good images called anomalous.",
+            metavar="NUMBER",
             show_default=f"what the part's calibration allows, at least {FALSE_ALARM_RATE}",
         ),
+        partial(parse_number, "--false-alarm-rate", 0.05),
     ] = None
     resume: Annotated[bool, _option("--resume", "Continue an interrupted scan.")] = False
     overwrite: Overwrite = False
+    allow_empty: Annotated[
+        bool, _option("--allow-empty", "Write empty results for folders without images, instead of failing.")
+    ] = False
     fail_on_anomaly: Annotated[
-        bool, _option("--fail-on-anomaly", "Exit with 4 if any image is anomalous; needs --part or --threshold.")
+        bool,
+        _option(
+            "--fail-on-anomaly",
+            "Exit with 4 (5 if files are unreadable, too) if any image is anomalous; needs --part or --threshold.",
+        ),
     ] = False
 
 
@@ -206,7 +240,7 @@ class EnrollOptions(PartOptions):
 
     paths: Annotated[
         list[Path] | None,
-        _argument("FOLDER...", "Folders of good images of one part, or images: five to fifty, without defects."),
+        _argument("FOLDER", "Folders of good images of one part, or images: five to fifty, without defects."),
     ] = None
     part: Annotated[str, _option("--part", "Name of the part.")]
     append: Annotated[bool, _option("--append", "Add references to an enrolled part.")] = False
@@ -219,7 +253,9 @@ class EnrollOptions(PartOptions):
     ] = None
     strict: Annotated[bool, _option("--strict", "Refuse good images that differ from the others.")] = False
     coreset: Annotated[
-        float | None, _option("--coreset", "Keep this share of the bank's rows, chosen to cover the rest.")
+        float | None,
+        _option("--coreset", "Keep this share of the bank's rows, chosen to cover the rest.", metavar="NUMBER"),
+        partial(parse_number, "--coreset", 0.1),
     ] = None
     seed: Seed = 0
     overwrite: Overwrite = False
@@ -246,15 +282,23 @@ class TrainOptions(DatasetOptions):
     out: Annotated[Path, _option("--out", "Projector file to write (.safetensors).")]
     epochs: Annotated[int, _option("--epochs", "Passes over the images; the paper: 15 on VisA.", min=1)] = 3
     batch_size: BatchSize = 16
-    learning_rate: Annotated[float, _option("--lr", "Learning rate of Adam.")] = LEARNING_RATE
+    learning_rate: Annotated[
+        float, _option("--lr", "Learning rate of Adam.", metavar="NUMBER"), partial(parse_number, "--lr", LEARNING_RATE)
+    ] = LEARNING_RATE
     mosaic: Annotated[
         float | None,
         _option(
             "--mosaic",
             f"Share of images composed of four in a 2x2 grid. Default, as in the paper: {MOSAIC_SHARE}; 0 on VisA.",
+            metavar="NUMBER",
         ),
+        partial(parse_number, "--mosaic", MOSAIC_SHARE),
     ] = None
-    validation: Annotated[float, _option("--val", "Share of images for validation, to keep the best epoch.")] = 0.0
+    validation: Annotated[
+        float,
+        _option("--val", "Share of images for validation, to keep the best epoch.", metavar="NUMBER"),
+        partial(parse_number, "--val", 0.1),
+    ] = 0.0
     resume: Annotated[bool, _option("--resume", "Continue after the last complete epoch.")] = False
 
     @property

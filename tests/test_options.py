@@ -58,7 +58,7 @@ def test_every_field_is_an_option_with_its_default_help_and_environment_variable
 )
 def test_usage_names_the_argument_in_capitals(command: str, argument: str) -> None:
     usage = run(command, "--help").stdout.strip().splitlines()[0]
-    assert usage.split()[-1].strip("{}") == argument  # newer versions of typer put a required argument in braces
+    assert usage.split()[-1].strip("{.}") == argument  # newer versions of typer put a required argument in braces
 
 
 def test_one_name_per_option_in_all_commands() -> None:
@@ -81,9 +81,23 @@ def test_text_is_parsed_or_refused_with_the_options_name() -> None:
             parse(text)
 
 
+@pytest.mark.parametrize("command", CLASSES)
+def test_every_decimal_number_is_parsed_or_refused_with_an_example(command: str) -> None:
+    hints = get_type_hints(CLASSES[command])
+    annotated = get_type_hints(CLASSES[command], include_extras=True)
+    for name in (name for name, hint in hints.items() if hint in (float, float | None)):
+        option, parse = annotated[name].__metadata__
+        flag = option.default  # where typer puts the first name
+        assert parse("1e-3") == 0.001
+        for text, example in (("5%", "0.05"), ("0,05", "0.05"), (" 12,5 % ", "0.125"), ("", ""), ("five", "")):
+            with pytest.raises(OptionError) as caught:
+                parse(text)
+            assert str(caught.value).startswith(f"{flag} {text}: give a decimal number, such as {example}")
+
+
 def test_a_record_of_options_is_flat(tmp_path) -> None:
-    record = describe(ScanOptions(folder=tmp_path))
-    assert record["folder"] == str(tmp_path)
+    record = describe(ScanOptions(paths=[tmp_path]))
+    assert record["paths"] == [str(tmp_path)]
     assert record.keys() == {field.name for field in fields(ScanOptions)}
     assert not any(isinstance(value, dict) for value in record.values())
 

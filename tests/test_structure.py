@@ -24,6 +24,7 @@ RANKS = {
     "io": 3,
     "options": 2,
     "text": 1,
+    "streams": 1,
     "types": 0,
     "errors": 0,
     "defaults": 0,

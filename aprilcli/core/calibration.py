@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
@@ -37,6 +37,7 @@ from aprilcli.errors import ArtifactError, InputError, OptionError
 
 CalibrationMethod = Literal["held-out", "leave-one-out", "augmentations"]
 DEFAULT_RATES = (FALSE_ALARM_RATE, 0.02, 0.05, 0.1)  # a higher rate than the last is hardly useful
+STRICTNESS, MARGIN = 10, 3.0  # of the threshold for distances
 LARGEST = 1e6  # far above any score or map value; thresholds computed from the largest float32 values would overflow
 SMALLEST_SPREAD = 0.05  # relative to the largest score; a few scores may be close together by chance
 
@@ -99,6 +100,22 @@ class Calibration:
         For drawing regions. It is calibrated on the maxima of the maps, as ``threshold`` is on the scores.
         """
         return threshold_at(self.map_maxima, rate, self.method)
+
+    def recognition_threshold(self, rate: float = FALSE_ALARM_RATE) -> Threshold | None:
+        """Return the distance from which on an image does not show the part; None without ``distances``.
+
+        As for scores, at a rate ``STRICTNESS`` times stricter. With too few good images for that, at least ``MARGIN``
+        times their largest distance: on five sets of photographs, other materials and made frames (noise, blur,
+        darkness) lay mostly beyond four times that distance, good images below three times.
+        """
+        if self.distances is None:
+            return None
+        threshold = threshold_at(self.distances, rate / STRICTNESS, "leave-one-out")
+        largest = float(self.distances.max())
+        if threshold.margin:
+            value = max(threshold.value, MARGIN * largest)
+            threshold = replace(threshold, value=value, margin=value - largest)
+        return replace(threshold, note="")
 
     def to_arrays(self) -> dict[str, NDArray[np.float32]]:
         """Return the values by name, to be stored with ``method``; ``from_arrays`` reads them."""

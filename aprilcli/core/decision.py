@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from aprilcli.core.calibration import Calibration
-from aprilcli.core.recognition import recognition_threshold
 from aprilcli.core.threshold import Threshold, Verdict
 from aprilcli.defaults import FALSE_ALARM_RATE
 
@@ -41,9 +40,12 @@ class DecisionRule:
         stricter = None
         if rate is None and chosen is None and used > FALSE_ALARM_RATE:
             stricter = calibration.threshold(FALSE_ALARM_RATE)
-        recognition = None if calibration.distances is None else recognition_threshold(calibration.distances, used)
         return cls(
-            calibration, chosen or calibration.threshold(used), calibration.pixel_threshold(used), recognition, stricter
+            calibration,
+            chosen or calibration.threshold(used),
+            calibration.pixel_threshold(used),
+            calibration.recognition_threshold(used),
+            stricter,
         )
 
     @property

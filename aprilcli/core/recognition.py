@@ -4,29 +4,19 @@ An image's appearance is the mean of its unit patch tokens, per stage. It says w
 position, and hardly changes with a local defect. The image's distance to the part is the smallest cosine distance of
 its appearance to those of the part's good images (references and calibration images), in [0, 2].
 
-The threshold is calibrated on the distance of each good image to the other good images, as those of scores are, at a
-false-alarm rate ``STRICTNESS`` times stricter. With too few good images for that, it is at least ``MARGIN`` times their
-largest distance. On five sets of photographs, other materials and made frames (noise, blur, darkness) lay mostly beyond
-four times that distance, good images below three times.
+The threshold is ``Calibration.recognition_threshold``, from the distance of each good image to the other good images.
 """
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from aprilcli.core.calibration import threshold_at
 from aprilcli.core.memory_bank import unit_rows
 from aprilcli.core.nearest import nearest_distance
-from aprilcli.core.threshold import Threshold
 from aprilcli.types import ImageFeatures
-
-STRICTNESS = 10
-MARGIN = 3.0
 
 
 @torch.inference_mode()
@@ -46,12 +36,3 @@ def distances_to_others(gallery: torch.Tensor) -> NDArray[np.float32]:
     rows = range(len(gallery))
     others = (torch.cat([gallery[:row], gallery[row + 1 :]]) for row in rows)
     return np.array([distance_to(gallery[row : row + 1], rest).item() for row, rest in zip(rows, others, strict=True)])
-
-
-def recognition_threshold(distances: NDArray[np.float32], rate: float) -> Threshold:
-    """Return the distance from which on an image does not show the part, for a false-alarm rate of scores ``rate``."""
-    threshold = threshold_at(distances, rate / STRICTNESS, "leave-one-out")
-    if not threshold.margin:
-        return threshold
-    value = max(threshold.value, MARGIN * float(distances.max()))
-    return replace(threshold, value=value, margin=value - float(distances.max()), note="")

@@ -38,7 +38,7 @@ _MAX_HEADER_BYTES = 32 * 1024**2  # enough for the paths and hashes of 200,000 r
 _MAX_TENSORS = 1024
 _MAX_DIMENSIONS = 8
 _MAX_DEPTH = 32  # of nested JSON; a fixed limit, because Python's own depends on its version
-_PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 _Dtype = Literal["F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8"]
 DTYPES: dict[torch.dtype, _Dtype] = {
@@ -234,7 +234,7 @@ def _check_start(path: Path) -> None:
         start = file.read(9)
     header_size = int.from_bytes(start[:8], "little")
     if len(start) < 9 or header_size > min(size - 8, _MAX_HEADER_BYTES) or start[8:] != b"{":
-        if start.startswith(_PICKLE_STARTS):
+        if start.startswith(PICKLE_STARTS):
             raise ArtifactError(f"{path}: is a pickle, which could run code; give the path of a safetensors file")
         raise _damaged(path, f"truncated or not a safetensors file: it declares a header of {header_size:,} bytes")
 

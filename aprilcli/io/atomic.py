@@ -57,6 +57,22 @@ def output_errors(path: Path) -> Iterator[None]:
         raise OutputError(f"{path}: cannot be written ({reason}); {advice}") from error
 
 
+def check_writable(folder: Path) -> None:
+    """Raise OutputError unless ``folder`` can be written to, or created in the nearest existing folder above it.
+
+    Creates nothing. What only writing shows, such as a full disk, is found later.
+    """
+    with output_errors(folder):
+        for nearest in (folder, *folder.absolute().parents):
+            with suppress(FileNotFoundError):
+                nearest.lstat()
+                break
+        if not nearest.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if not os.access(nearest, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
 @contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
     """Yield a new path beside ``path`` to write to; it is synced and renamed to ``path`` if the body succeeds.

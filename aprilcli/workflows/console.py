@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager
 
 import rich.console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -13,9 +13,9 @@ from rich.progress import Task as ProgressTask
 from rich.table import Table
 from rich.text import Text
 
-from aprilcli.io.atomic import output_errors
 from aprilcli.text import printable
 
+WIDEST = 10_000  # characters of a table's line, in any terminal
 SPEED_PERIOD = 3600.0  # seconds that rate and remaining time are computed from: a step of a large model takes minutes
 
 
@@ -29,8 +29,11 @@ class Console:
         """Use colors and bars only on a terminal; ``verbose`` adds details."""
         self.quiet = quiet
         self.verbose = verbose
-        self._out = rich.console.Console(highlight=False, soft_wrap=True)
-        self._err = rich.console.Console(stderr=True, highlight=False, soft_wrap=True)
+        # Explicit, so that FORCE_COLOR does not put colors and bars into a file.
+        is_terminal = sys.stderr.isatty()
+        self._err = rich.console.Console(stderr=True, highlight=False, soft_wrap=True, force_terminal=is_terminal)
+        if not is_terminal or self._err.width < 1:  # with COLUMNS=0 nothing would be printed
+            self._err.width = WIDEST
         self._printed: set[str] = set()
         logger = logging.getLogger("aprilcli")
         logger.handlers[:] = [_Notes(self)]
@@ -39,13 +42,12 @@ class Console:
     @property
     def is_interactive(self) -> bool:
         """Whether progress bars are drawn."""
-        return self._err.is_terminal and not self.quiet
+        return self._err.is_terminal and self._err.is_interactive and not self.quiet
 
     def note(self, text: str) -> None:
-        """Print one line on stderr; if stderr is closed or full, the command continues."""
+        """Print one line on stderr."""
         if not self.quiet:
-            with suppress(OSError):
-                self._err.print(Text(printable(text), style="dim"))
+            self._err.print(Text(printable(text), style="dim"))
 
     def note_once(self, text: str) -> None:
         """Print a note the first time only."""
@@ -59,9 +61,11 @@ class Console:
             self.note(text)
 
     def result(self, content: str | Table) -> None:
-        """Print a result on stdout; a string is printed as it is. Raises OutputError if it cannot be written."""
-        with output_errors(Path("standard output")):
-            self._out.print(Text(content) if isinstance(content, str) else content)
+        """Print a result on stdout: a string as it is, a table at its full width, so that nothing is cut or wrapped."""
+        out = rich.console.Console(
+            highlight=False, soft_wrap=True, force_terminal=sys.stdout.isatty(), width=WIDEST, no_color=True
+        )
+        out.print(Text(content) if isinstance(content, str) else content)
 
     @contextmanager
     def progress(self, total: int, task: str) -> Iterator[Callable[..., None]]:

@@ -3,91 +3,122 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tifffile
-from rich import box
-from rich.table import Table
-from rich.text import Text
 
 from aprilcli.core.bank_file import KIND as BANK
 from aprilcli.core.bank_file import load_bank
+from aprilcli.core.memory_bank import MemoryBank
 from aprilcli.errors import ArtifactError
-from aprilcli.io.artifacts import UNDATED, read_header
+from aprilcli.io.artifacts import PICKLE_STARTS, UNDATED, as_read_errors, read_header
 from aprilcli.io.files import size_of_file
+from aprilcli.io.image_formats import HEAD, format_of
 from aprilcli.io.images import DECODER_ERRORS
-from aprilcli.text import printable
+from aprilcli.text import first_line, printable
 
 TIFF_SUFFIXES = (".tif", ".tiff")
 LONGEST = 1000  # characters of a value
+LONGEST_NAME = 24  # characters that values are aligned to
+KNOWN_TEXTS = {".csv": "a CSV table", ".json": "a JSON record"}
+ADVICE = "give a bank, a projector (.safetensors) or a map of a scan (.tiff)"
+
+Rows = Iterator[tuple[str, Any]]
 
 
-def describe(path: Path) -> Table:
-    """Return a table of the content of ``path``. Raises ArtifactError or InputError for other files."""
-    table = Table(title=_shown(path), box=box.SIMPLE, show_header=False, title_justify="left")
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    rows = _describe_map(path) if path.suffix.lower() in TIFF_SUFFIXES else _describe_artifact(path)
-    for name, value in rows.items():
-        table.add_row(_shown(name), _shown(value))
-    return table
+def describe(path: Path) -> str:
+    """Return a line for each fact about ``path``. Raises ArtifactError or InputError for other files."""
+    head = _read_head(path)
+    is_map = path.suffix.lower() in TIFF_SUFFIXES or format_of(head) == "TIFF"
+    if not is_map and (kind := _foreign_kind(path, head)) is not None:
+        raise ArtifactError(f"{path}: is {kind}; {ADVICE}")
+    rows = [(_shown(name), _shown(value)) for name, value in (_map_rows if is_map else _artifact_rows)(path)]
+    width = min(LONGEST_NAME, max(len(name) for name, _ in rows))
+    return "\n".join([printable(path), *(f"  {name:<{width}}  {value}".rstrip() for name, value in rows)])
 
 
-def _shown(value: Any) -> Text:
-    """Show a value from a file literally, without markup or control characters; long values are cut."""
-    text = printable(str(value)[: LONGEST + 1])
-    return Text(text if len(text) <= LONGEST else text[: LONGEST - 1] + "…")
-
-
-def _describe_map(path: Path) -> dict[str, Any]:
-    try:
+def _read_head(path: Path) -> bytes:
+    with as_read_errors(path):
         size_of_file(path)
+        if path.is_dir():
+            raise ArtifactError(f"{path}: is a folder; {ADVICE}")
+        with path.open("rb") as file:
+            return file.read(HEAD)
+
+
+def _foreign_kind(path: Path, head: bytes) -> str | None:
+    """Return what a file is that this program's users may give by mistake; None for others."""
+    if (image := format_of(head)) is not None:
+        return f"an image ({image})"
+    text = head and not head.startswith(PICKLE_STARTS) and b"\0" not in head
+    return KNOWN_TEXTS.get(path.suffix.lower(), "a text file") if text else None
+
+
+def _shown(value: Any) -> str:
+    """Show a value from a file as one line without control characters; long values are cut."""
+    text = printable(str(value)[: LONGEST + 1])
+    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
+
+
+def _map_rows(path: Path) -> Rows:
+    try:
         with tifffile.TiffFile(path) as tiff:
             values = tiff.pages[0].asarray()
-            description = dict(json.loads(tiff.pages[0].description))
+            description = _read_description(tiff.pages[0].description)
             if values.ndim != 2:
                 raise ValueError(f"{values.ndim} dimensions")
     except DECODER_ERRORS as error:
-        reason = printable(str(error))[:200]
-        raise ArtifactError(f"{path}: not a map of this tool ({reason}); give a file of maps/") from error
-    rows = {"holds": "map", "size": f"{values.shape[1]} x {values.shape[0]}", "type": values.dtype}
-    rows["peak"] = "x {1}, y {0}".format(*np.unravel_index(values.argmax(), values.shape))
-    return {**rows, **description}
+        raise ArtifactError(f"{path}: not a map of this program ({first_line(error)}); {ADVICE}") from error
+    yield from {"holds": "map", "size": f"{values.shape[1]} x {values.shape[0]}", "type": values.dtype}.items()
+    yield "peak", "x {1}, y {0}".format(*np.unravel_index(values.argmax(), values.shape))
+    yield from description.items()
 
 
-def _describe_artifact(path: Path) -> dict[str, Any]:
+def _read_description(text: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise ValueError("a TIFF image without the description of a map") from error
+
+
+def _artifact_rows(path: Path) -> Rows:
     header = read_header(path)
     created = header.created if header.created != UNDATED else "not recorded"
-    rows: dict[str, Any] = {"holds": header.kind, "created": created, "by": f"aprilcli {header.version}"}
+    yield from {"holds": header.kind, "created": created, "by": f"aprilcli {header.version}"}.items()
     if header.kind == BANK:
-        return rows | _describe_bank(path)
+        yield from _bank_rows(load_bank(path))
+        return
     for name, value in header.fields.items():
-        rows |= _flat(name, value)
-    return rows | {f"tensor {name}": f"{shape} {header.dtypes[name]}" for name, shape in header.shapes.items()}
+        yield from _flat(name, value)
+    for name, shape in header.shapes.items():
+        yield f"tensor {name}", f"{shape} {header.dtypes[name]}"
 
 
-def _describe_bank(path: Path) -> dict[str, Any]:
-    bank = load_bank(path)
-    rows: dict[str, Any] = {"object": bank.object_name, "model": bank.recipe.model}
-    rows |= _flat("model", bank.spec.to_json())
-    rows["projector"] = bank.recipe.projector or "the model's own"
-    rows["projector fingerprint"] = bank.recipe.projector_fingerprint or "none"
+def _bank_rows(bank: MemoryBank) -> Rows:
+    yield from {"object": bank.object_name, "model": bank.recipe.model}.items()
+    yield from _flat("model", bank.spec.to_json())
+    yield "projector", bank.recipe.projector or "the model's own"
+    yield "projector fingerprint", bank.recipe.projector_fingerprint or "none"
     for stage, features in zip(bank.spec.stages, bank.features, strict=True):
         size = features.numel() * features.element_size() / 1e6
-        rows[f"stage {stage}"] = f"{len(features)} rows of {features.shape[1]}, {features.dtype}, {size:.1f} MB"
-    rows["kept by coreset"] = f"{bank.coreset_fraction:.1%}"
+        yield f"stage {stage}", f"{len(features)} rows of {features.shape[1]}, {features.dtype}, {size:.1f} MB"
+    yield "kept by coreset", f"{bank.coreset_fraction:.1%}"
     if (scored := bank.calibration) is not None:
-        rows["calibration"] = f"{len(scored)} scores of good images ({scored.method})"
-        rows["good scores"] = f"{scored.scores.min():.4f} to {scored.scores.max():.4f}"
-        rows["good map maxima"] = f"{scored.map_maxima.min():.4f} to {scored.map_maxima.max():.4f}"
-    rows["references"] = len(bank.sources)
-    return rows | {source.path: f"sha256 {source.sha256}" for source in bank.sources}
+        yield "calibration", f"{len(scored)} scores of good images ({scored.method})"
+        yield "good scores", f"{scored.scores.min():.4f} to {scored.scores.max():.4f}"
+        yield "good map maxima", f"{scored.map_maxima.min():.4f} to {scored.map_maxima.max():.4f}"
+    yield "references", len(bank.sources)
+    for source in bank.sources:
+        yield "reference", f"sha256 {source.sha256}  {source.path}"
 
 
-def _flat(name: str, value: Any) -> dict[str, Any]:
-    """Return a row for each value of a JSON object, nested objects included; a list is a single value."""
+def _flat(name: str, value: Any) -> Rows:
+    """Yield a row for each value of a JSON object, nested objects included; a list is a single value."""
     if isinstance(value, dict):
-        return {key: cell for inner, item in value.items() for key, cell in _flat(f"{name} {inner}", item).items()}
-    return {name: " ".join(map(str, value)) if isinstance(value, list | tuple) else value}
+        for key, inner in value.items():
+            yield from _flat(f"{name} {key}", inner)
+    else:
+        yield name, " ".join(map(str, value)) if isinstance(value, list | tuple) else value

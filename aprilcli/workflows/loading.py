@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import difflib
+import operator
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
 from aprilcli.core.backbone import Backbone
+from aprilcli.core.bank_file import SUFFIX, bank_path, load_bank
+from aprilcli.core.catalogue import find_source, path_exists
 from aprilcli.core.detector import Detector
 from aprilcli.core.memory_bank import MemoryBank
 from aprilcli.core.model_loading import load_backbone
-from aprilcli.errors import ArtifactError, BackboneError, OptionError
+from aprilcli.defaults import TINY
+from aprilcli.errors import ArtifactError, BackboneError, InputError, OptionError
+from aprilcli.io.published import PUBLISHED
 from aprilcli.options import DatasetOptions, EnrollOptions, ScanOptions
+from aprilcli.text import printable
 from aprilcli.workflows.console import Console
+
+LISTED = 10  # parts that an error names; the others are counted
 
 
 def load_model(options: DatasetOptions, console: Console) -> Backbone:
@@ -25,8 +39,31 @@ def load_model(options: DatasetOptions, console: Console) -> Backbone:
     return backbone
 
 
+def load_part(part: str, banks: Path) -> MemoryBank:
+    """Read the bank of a part. For a missing bank, the InputError lists the parts that its folder has."""
+    path = bank_path(part, banks)
+    with suppress(OSError):  # e.g. a name too long or a folder without rights: load_bank explains it
+        if not path.exists():
+            raise InputError(f"{path.absolute()}: {_no_bank(path)}")
+    return load_bank(path)
+
+
+def _no_bank(path: Path) -> str:
+    parts = sorted(printable(file.stem) for file in path.parent.glob(f"*{SUFFIX}"))
+    near = difflib.get_close_matches(path.stem, parts, 1)
+    advice = f"use --part {near[0]}" if near else "choose another folder with --banks"
+    more = f" and {len(parts) - LISTED} more" if len(parts) > LISTED else ""
+    listed = f"; parts in this folder: {', '.join(parts[:LISTED])}{more}" if parts else ""
+    return f"there is no such bank; enroll the part first, or {advice}{listed}"
+
+
 def load_detector(options: ScanOptions | EnrollOptions, bank: MemoryBank | None, console: Console) -> Detector:
-    """Load the detector, with the bank's own settings where the options are silent, and print its notes."""
+    """Load the detector, with the bank's own settings where the options are silent, and print its notes.
+
+    Raises the package's errors; what the options alone show to differ from the bank is refused before loading.
+    """
+    if bank is not None:
+        _check_settings(options, bank)
     try:
         detector = Detector.load(
             options.model,
@@ -40,12 +77,59 @@ def load_detector(options: ScanOptions | EnrollOptions, bank: MemoryBank | None,
             progress=console.is_interactive,
         )
     except (ArtifactError, BackboneError) as error:
-        if bank is None or options.model is not None:
+        if bank is None:
             raise
-        raise type(error)(f"part {options.part}: {error}") from error
+        if options.model is None:
+            raise type(error)(f"part {options.part}: {error}") from error
+        if isinstance(error.__cause__, OptionError):  # the bank's image size or stages, with another model
+            raise _other_settings(bank, [("--model", "model", bank.recipe.model, options.model)]) from error
+        raise
     for note in detector.notes:
         console.note_once(note)
     return detector
+
+
+def _check_settings(options: ScanOptions | EnrollOptions, bank: MemoryBank) -> None:
+    """Refuse options that differ from the bank's settings; a model or projector at a path may still be the same."""
+    own, given = bank.recipe, options
+    settings: list[tuple[str, str, Any, Any, Callable[[Any, Any], bool]]] = [
+        ("--model", "model", own.model, given.model, _is_other_model),
+        ("--projector", "projector", own.projector, given.projector, _is_other_projector),
+        ("--image-size", "image size", bank.spec.image_size, given.image_size, operator.ne),
+        ("--stages", "stages", _listed(bank.spec.stages), _listed(given.stages), operator.ne),
+        ("--object", "object name", bank.object_name, given.object_name, operator.ne),
+    ]
+    other = [setting[:4] for setting in settings if setting[3] is not None and setting[2] != setting[3]]
+    if any(differs(mine, theirs) for *_, mine, theirs, differs in settings if theirs is not None):
+        raise _other_settings(bank, other)
+
+
+def _other_settings(bank: MemoryBank, settings: list[tuple[str, str, Any, Any]]) -> ArtifactError:
+    """Return the error that names each setting: its option, name, value in the bank and given value."""
+    sides = "; ".join(f"{what} {printable(str(own))}, not {printable(str(given))}" for _, what, own, given in settings)
+    omitted = " and ".join(option for option, *_ in settings)
+    return ArtifactError(
+        f"the bank of {bank.object_name!r} was made with {sides}: omit {omitted}, or enroll the part again"
+    )
+
+
+def _listed(stages: tuple[int, ...] | None) -> str | None:
+    return None if stages is None else ",".join(map(str, stages))
+
+
+def _is_other_model(own: str, given: str) -> bool:
+    """Return whether two names are certainly of different models: a folder may hold the weights of any model."""
+    if any(name != TINY and path_exists(name) for name in (own, given)):
+        return False
+    try:
+        sources = [find_source(name) for name in (own, given)]
+    except BackboneError:  # an unknown name, or a folder that has moved
+        return False
+    return len({(source.name, source.pretrained) for source in sources}) > 1
+
+
+def _is_other_projector(own: str | None, given: str) -> bool:
+    return own != given and {own, given} <= PUBLISHED.keys()
 
 
 def range_of(bank: MemoryBank | None, value_range: tuple[float, float] | None) -> tuple[float, float] | None:

@@ -17,124 +17,115 @@ from typing import Any
 import numpy as np
 import torch
 
-from aprilcli.core.bank_file import bank_path, load_bank
-from aprilcli.core.calibration import check_rate
+from aprilcli.core import resizing
+from aprilcli.core.bank_file import bank_path
 from aprilcli.core.decision import DecisionRule
 from aprilcli.core.detector import Detector
-from aprilcli.errors import InputError, OptionError
+from aprilcli.core.threshold import Threshold
+from aprilcli.errors import InputError
 from aprilcli.io import records, scores_csv
 from aprilcli.io.files import sha256_of_file
-from aprilcli.io.walk import FoundImage, find_images, require_paths
-from aprilcli.options import ScanOptions, describe
+from aprilcli.io.walk import FoundImage, find_images
+from aprilcli.options import MapSize, ScanOptions, describe
 from aprilcli.text import printable
 from aprilcli.types import Detection
 from aprilcli.workflows import scan_output as output
 from aprilcli.workflows import scan_resume as resume
 from aprilcli.workflows.console import Console
 from aprilcli.workflows.interrupt import interruptible
-from aprilcli.workflows.loading import load_detector, range_of
-from aprilcli.workflows.pipeline import NO_IMAGES, LeftOutFolders, PreparedImage, Reader, map_ahead
+from aprilcli.workflows.loading import load_detector, load_part, range_of
+from aprilcli.workflows.pipeline import PreparedImage, Reader, map_ahead
 from aprilcli.workflows.scan_output import MAPS, RUN, SCORES
-from aprilcli.workflows.scan_tally import Tally
+from aprilcli.workflows.scan_resume import JournaledRow
+from aprilcli.workflows.scan_tally import LISTED, Tally
 
 # Options that change how a scan runs, not what it finds.
-EXECUTION_OPTIONS = ("out", "workers", "resume", "overwrite", "fail_on_anomaly")
+EXECUTION_OPTIONS = ("out", "workers", "resume", "overwrite", "fail_on_anomaly", "allow_empty")
+
+NO_VERDICTS = "no verdicts, as there is no threshold: enroll good images (aprilcli enroll), or choose a --threshold"
 
 
 @dataclass(frozen=True)
 class ScanSummary:
-    """How a scan ended: counts, and the highest scores as (path, score)."""
+    """How a scan ended.
 
-    scored: int
-    unreadable: int
-    anomalous: int
-    threshold: float | None
+    ``kept``: rows of the run that this scan continued, None if it did not continue one.
+    """
+
+    tally: Tally
+    kept: int | None
+    threshold: Threshold | None
     seconds: float
-    highest: tuple[tuple[str, float], ...]
     out: Path
 
 
-def run_scan(options: ScanOptions, console: Console) -> ScanSummary:
-    """Score every image in ``options.paths``. Raises the package's errors; unreadable images get a row."""
+def run_scan(options: ScanOptions, total: int, console: Console) -> ScanSummary:
+    """Score every image in ``options.paths``, ``total`` in all as ``scan_checks.check`` counted them.
+
+    Raises the package's errors; unreadable images get a row.
+    """
     started, began = records.timestamp(), time.monotonic()
-    _check_options(options)
-    total = _count_images(options, console)
-    if not (options.resume or options.overwrite):
-        output.refuse_results(options.out)  # before a model is loaded, and again once the folder is locked
-    bank = load_bank(bank_path(options.part, options.banks)) if options.part is not None else None
+    bank = load_part(options.part, options.banks) if options.part is not None else None
     options = replace(options, value_range=range_of(bank, options.value_range))
     detector = load_detector(options, bank, console)
     calibration = bank.calibration if bank is not None else None
     rule = DecisionRule.at_rate(calibration, options.false_alarm_rate, options.threshold)
     if bank is None and options.false_alarm_rate is not None:
         console.note("--false-alarm-rate has no effect without --part: there are no good images for a threshold")
+    if calibration is not None and options.threshold is not None:
+        rate = calibration.default_rate if options.false_alarm_rate is None else options.false_alarm_rate
+        console.note(
+            f"--threshold {options.threshold:g} replaces the part's threshold of "
+            f"{calibration.threshold(rate).value:.4f} for a false-alarm rate of {rate:g}"
+        )
     for note in rule.notes:
         console.note(note)
     record = _describe_run(options, detector, rule, started)
-    tally = Tally()
+    tally = Tally(rule.stricter)
     with (
         output.claimed(options.out),
         ThreadPoolExecutor(max_workers=options.workers) as pool,
         interruptible() as interrupted,
         console.progress(total, "scanning") as advance,
     ):
-        point = _prepare_output(options, record, tally, console)
+        resumed = _prepare_output(options, record, tally, console)
+        point = resumed or resume.ResumePoint()
+        kept = point.rows
         advance(point.rows)
         # By path, not by count: an image may have been added while the old maps were checked.
         found = (image for image in _images_to_scan(options) if resume.comes_after(image.relative, point.last))
+        items = resume.insert_kept_rows(options.out, found, options.batch_size)
         with output.open_writer(options.out, point.scores_end, point.journal_end) as writer:
-            for image, row, journal_line in _score_all(options, detector, rule, pool, found, interrupted):
-                writer.write(journal_line, row)
-                tally.count(row)
-                for note in image.notes:
+            for scored in _score_all(options, detector, rule, pool, items, interrupted):
+                writer.write(scored.line, scored.row)
+                tally.count(scored.row)
+                kept += scored.is_kept
+                for note in scored.notes:
                     console.note_once(note)
                 advance(1)
         output.flush(options.out)
         if interrupted():
             pool.shutdown(wait=False, cancel_futures=True)  # of images that were to be decoded
             raise KeyboardInterrupt
+        output.remove_kept(options.out)
         records.write_json(options.out / RUN, {**record, "counts": tally.counts(), "finished": records.timestamp()})
     return ScanSummary(
-        scored=tally.scored,
-        unreadable=tally.unreadable,
-        anomalous=tally.anomalous,
-        threshold=None if rule.threshold is None else rule.threshold.value,
+        tally=tally,
+        kept=None if resumed is None else kept,
+        threshold=rule.threshold,
         seconds=time.monotonic() - began,
-        highest=tuple(tally.highest),
         out=options.out,
     )
-
-
-def _check_options(options: ScanOptions) -> None:
-    if options.fail_on_anomaly and options.part is None and options.threshold is None:
-        raise OptionError("--fail-on-anomaly: no image can be anomalous without a threshold; use --threshold or --part")
-    if options.resume and options.overwrite:
-        raise OptionError("--resume continues a scan, --overwrite replaces it; choose one")
-    if options.false_alarm_rate is not None:
-        check_rate(options.false_alarm_rate)
 
 
 def _images_to_scan(options: ScanOptions) -> Iterator[FoundImage]:
     return find_images(options.paths, follow=options.follow)
 
 
-def _count_images(options: ScanOptions, console: Console) -> int:
-    """Count the images, and name the folders that are left out. Raises InputError for none."""
-    require_paths(options.paths)
-    for path in options.paths:
-        if path.resolve().is_relative_to((options.out / MAPS).resolve()):
-            raise InputError(f"{path}: these are the maps in --out; give the folder of the images")
-    left_out = LeftOutFolders()
-    total = sum(1 for _ in find_images(options.paths, follow=options.follow, on_left_out=left_out))
-    for note in left_out.notes():
-        console.note(note)
-    if total == 0:
-        raise InputError(f"{', '.join(map(str, options.paths))}: {NO_IMAGES}")
-    return total
-
-
-def _prepare_output(options: ScanOptions, record: dict[str, Any], tally: Tally, console: Console) -> resume.ResumePoint:
-    """Refuse existing results, delete them, or find how far they are complete."""
+def _prepare_output(
+    options: ScanOptions, record: dict[str, Any], tally: Tally, console: Console
+) -> resume.ResumePoint | None:
+    """Refuse existing results, delete them, or find how far they are complete; None unless a run is continued."""
     out = options.out
     if options.resume and output.has_results(out):
         for note in resume.check_same_run(out, record):
@@ -145,7 +136,7 @@ def _prepare_output(options: ScanOptions, record: dict[str, Any], tally: Tally, 
         output.refuse_results(out)
     output.remove_results(out)
     records.write_json(out / RUN, record)
-    return resume.ResumePoint()
+    return None
 
 
 def _describe_run(options: ScanOptions, detector: Detector, rule: DecisionRule, started: str) -> dict[str, Any]:
@@ -171,10 +162,10 @@ def _score_all(
     detector: Detector,
     rule: DecisionRule,
     pool: ThreadPoolExecutor,
-    found: Iterator[FoundImage],
+    items: Iterator[FoundImage | JournaledRow],
     interrupted: Callable[[], bool],
-) -> Iterator[tuple[PreparedImage, scores_csv.ScoreRow, str]]:
-    """Decode and write on threads while this thread encodes; yield each row, in order, with its journal line.
+) -> Iterator[JournaledRow]:
+    """Decode and write on threads while this thread encodes; yield each row, in order; a row among the items as it is.
 
     Ends after the images in progress if ``interrupted``.
     """
@@ -184,14 +175,19 @@ def _score_all(
         "bank": options.part,
     }
 
-    def finish(scored: tuple[PreparedImage, Detection | None]) -> tuple[PreparedImage, scores_csv.ScoreRow, str]:
-        image, detection = scored
-        row = _finish(options, rule, image, detection, description)
-        return image, row, resume.journal_line(options.out, image.stamp, row, options.maps)
+    reader = Reader(detector.prepare, options.value_range, options.max_pixels)
+
+    def read(item: FoundImage | JournaledRow) -> PreparedImage | JournaledRow:
+        return item if isinstance(item, JournaledRow) else reader(item)
+
+    def finish(item: _Scored | JournaledRow) -> JournaledRow:
+        if isinstance(item, JournaledRow):
+            return item
+        row = _finish(options, rule, item.image, item.detection, description)
+        return JournaledRow(row, resume.journal_line(options.out, item.batch, row, options.maps), item.image.notes)
 
     ahead = 2 * (options.workers + options.batch_size)
-    reader = Reader(detector.prepare, options.value_range, options.max_pixels)
-    images = map_ahead(pool, reader, found, ahead)
+    images = map_ahead(pool, read, items, ahead)
     return map_ahead(pool, finish, _detect(detector, images, options.batch_size, interrupted), ahead)
 
 
@@ -207,33 +203,70 @@ def _finish(
         return scores_csv.ScoreRow(image.found.relative, "error", error=image.error)
     if options.maps and detection.anomaly_map is not None:
         try:
-            output.write_map(options, image, detection.anomaly_map, description)
+            anomaly_map = detection.anomaly_map
+            if options.map_size == MapSize.source:
+                anomaly_map = resizing.resize_map(torch.from_numpy(anomaly_map), image.size_hw).numpy()
+            output.write_map(options, image.found, anomaly_map, description)
         except InputError as error:
             return scores_csv.ScoreRow(image.found.relative, "error", error=str(error))
     return output.score_row(rule, image, detection)
 
 
+@dataclass(frozen=True)
+class _Scored:
+    """An image, its detection unless it could not be read, and the digest of its batch."""
+
+    image: PreparedImage
+    detection: Detection | None
+    batch: str
+
+
 def _detect(
-    detector: Detector, images: Iterator[PreparedImage], batch_size: int, interrupted: Callable[[], bool]
-) -> Iterator[tuple[PreparedImage, Detection | None]]:
-    while not interrupted() and (batch := list(itertools.islice(images, batch_size))):
-        prepared = [image.pixels for image in batch if image.pixels is not None]
+    detector: Detector,
+    items: Iterator[PreparedImage | JournaledRow],
+    batch_size: int,
+    interrupted: Callable[[], bool],
+) -> Iterator[_Scored | JournaledRow]:
+    """Encode batches of images; a batch of rows passes as it is."""
+    while not interrupted() and (batch := list(itertools.islice(items, batch_size))):
+        images = [item for item in batch if isinstance(item, PreparedImage)]
+        together = resume.batch_digest([image.stamp for image in images])
+        prepared = [image.pixels for image in images if image.pixels is not None]
         detections = iter(detector.detect(np.stack(prepared)) if prepared else ())
-        for image in batch:
-            yield image, next(detections) if image.pixels is not None else None
+        for item in batch:
+            if isinstance(item, JournaledRow):
+                yield item
+            else:
+                yield _Scored(item, next(detections) if item.pixels is not None else None, together)
 
 
 def summarize(summary: ScanSummary) -> str:
     """Return a few lines on how a scan ended."""
-    rate = (summary.scored + summary.unreadable) / summary.seconds
-    lines = [f"{summary.scored} images scored in {summary.seconds:.1f} s ({rate:.1f} images/s)"]
-    if summary.threshold is not None:
-        lines.append(f"{summary.anomalous} anomalous (score at least {summary.threshold:.4f})")
-    if summary.unreadable:
-        lines.append(f"{summary.unreadable} could not be read; see the error column of {SCORES}")
-    if summary.highest:
+    tally, threshold = summary.tally, summary.threshold
+    new = tally.scored + tally.unreadable - (summary.kept or 0)
+    speed = f"in {summary.seconds:.1f} s ({new / summary.seconds:.1f} images/s)"
+    lines = [f"{tally.scored} images scored" + (f" {speed}" if summary.kept is None else "")]
+    if summary.kept is not None:
+        lines.append(f"resumed: {summary.kept} kept, {new} new {speed}")
+    if threshold is not None:
+        rate = "" if threshold.rate is None else f" for a false-alarm rate of {threshold.rate:g}"
+        lines.append(f"{tally.anomalous} anomalous (score at least {threshold.value:.4f}{rate})")
+    elif tally.scored:
+        lines.append(NO_VERDICTS)
+    if tally.stricter is not None:
+        lines.append(
+            f"  at a rate of {tally.stricter.rate:g}, {tally.strictly_anomalous} of them "
+            f"(score at least {tally.stricter.value:.4f}, not guaranteed with so few good images)"
+        )
+    if tally.unrecognised:
+        more = f", and {tally.unrecognised - LISTED} more" if tally.unrecognised > LISTED else ""
+        listed = ", ".join(map(printable, tally.not_the_part))
+        lines.append(f"{tally.unrecognised} unrecognised, which do not look like the part: {listed}{more}")
+    if tally.unreadable:
+        lines.append(f"{tally.unreadable} could not be read; see the error column of {SCORES}")
+    if tally.highest:
         lines.append("highest scores:")
-        lines.extend(f"  {score:.4f}  {printable(path)}" for path, score in summary.highest)
+        lines.extend(f"  {score:.4f}  {printable(path)}" for path, score in tally.highest)
     maps = f", {summary.out / MAPS}{os.sep}" if (summary.out / MAPS).exists() else ""
     lines.append(f"results: {summary.out / SCORES}{maps}")
     return "\n".join(lines)

@@ -1,7 +1,7 @@
 """The output folder of a scan: scores.csv, maps/ and run.json, with one writer at a time.
 
 A row is appended to ``scores.csv`` once its map is complete and on disk. ``.journal`` gets a line for each row, which
-``scan_resume`` compares with image, row and map.
+``scan_resume`` compares with image, row and map. ``.kept`` holds rows of an earlier run until they are appended again.
 """
 
 from __future__ import annotations
@@ -13,22 +13,20 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from aprilcli.core import resizing
 from aprilcli.core.decision import DecisionRule
 from aprilcli.errors import InputError, OutputError
 from aprilcli.io import append_file, map_files, scores_csv
 from aprilcli.io.atomic import claimed as claimed_lock
 from aprilcli.io.atomic import output_errors, remove_leftovers, remove_tree, sync
-from aprilcli.io.walk import base_of, is_image
-from aprilcli.options import MapSize, ScanOptions
+from aprilcli.io.walk import FoundImage, base_of, is_image
+from aprilcli.options import ScanOptions
 from aprilcli.types import Detection
 from aprilcli.workflows.pipeline import PreparedImage
 
 SCORES, MAPS, RUN = "scores.csv", "maps", "run.json"
-JOURNAL, LOCK = ".journal", ".lock"
+JOURNAL, KEPT, LOCK = ".journal", ".kept", ".lock"
 TIFF = ".tiff"
 
 
@@ -44,7 +42,7 @@ def claimed(out: Path) -> Iterator[None]:
 def has_results(out: Path) -> bool:
     """Return whether ``out`` holds results of a scan. Raises OutputError if it cannot be read."""
     with output_errors(out):
-        return any((out / name).exists() for name in (SCORES, RUN, MAPS, JOURNAL))
+        return any((out / name).exists() for name in (SCORES, RUN, MAPS, JOURNAL, KEPT))
 
 
 def refuse_results(out: Path) -> None:
@@ -63,7 +61,7 @@ def remove_results(out: Path) -> None:
     with output_errors(out):
         if (out / MAPS).exists():
             remove_tree(out / MAPS)
-        for name in (SCORES, JOURNAL, RUN):  # run.json last: after a kill in between, the rest is still a scan's
+        for name in (SCORES, JOURNAL, KEPT, RUN):  # run.json last: after a kill in between, the rest is still a scan's
             (out / name).unlink(missing_ok=True)
 
 
@@ -73,21 +71,18 @@ def map_path(out: Path, relative: str) -> Path:
 
 
 def write_map(
-    options: ScanOptions, image: PreparedImage, anomaly_map: NDArray[np.float32], description: dict[str, Any]
+    options: ScanOptions, found: FoundImage, anomaly_map: NDArray[np.float32], description: dict[str, Any]
 ) -> None:
-    """Write a map [S, S] at the size asked for. Raises InputError if the image's name leaves no place for it."""
+    """Write a map [H, W]. Raises InputError if the image's name leaves no place for it."""
     advice = "rename it, or scan with --no-maps"
-    if _map_collides(base_of(options.paths), image.found.relative):
-        raise InputError(f"{image.found.path}: its folder has the name of another image's map; {advice}")
-    if options.map_size == MapSize.source:
-        anomaly_map = resizing.resize_map(torch.from_numpy(anomaly_map), image.size_hw).numpy()
-    path = map_path(options.out, image.found.relative)
+    if _map_collides(base_of(options.paths), found.relative):
+        raise InputError(f"{found.path}: its folder has the name of another image's map; {advice}")
     try:
-        map_files.write_map(path, anomaly_map, description)
+        map_files.write_map(map_path(options.out, found.relative), anomaly_map, description)
     except OutputError as error:
         if not isinstance(error.__cause__, OSError) or error.__cause__.errno != errno.ENAMETOOLONG:
             raise
-        raise InputError(f"{image.found.path}: the name of its map would be too long; {advice}") from error
+        raise InputError(f"{found.path}: the name of its map would be too long; {advice}") from error
 
 
 def _map_collides(folder: Path, relative: str) -> bool:
@@ -143,3 +138,9 @@ def flush(out: Path) -> None:
         for name in (SCORES, JOURNAL):
             with (out / name).open("rb+") as stream:
                 sync(stream)
+
+
+def remove_kept(out: Path) -> None:
+    """Delete the rows of an earlier run, which have all been appended."""
+    with output_errors(out):
+        (out / KEPT).unlink(missing_ok=True)

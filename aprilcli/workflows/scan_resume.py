@@ -1,26 +1,34 @@
-"""How a scan continues: which rows of an interrupted run are complete, and whether the run may be continued.
+"""How a scan continues: which rows of an earlier run are complete, and whether the run may be continued.
 
-The journal has a line for each row: size and times of its image, and a digest of the row and its map. The rows up to
-the first disagreement are those of an uninterrupted run. ``--resume`` keeps them and scans the rest.
+The journal has a line for each row: a digest of the sizes and times of the images that were encoded together, and one
+of the row and its map. ``--resume`` keeps the rows for which both are still right, as an uninterrupted run would write
+the same. Those at the start stay in place. Those after the first gap are moved to ``.kept``, from which they are
+appended again, in order, between the rows that are scored now.
 """
 
 from __future__ import annotations
 
 import csv
+import heapq
 import json
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, suppress
+from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+import tifffile
+
 from aprilcli.errors import OutputError
 from aprilcli.io import scores_csv
-from aprilcli.io.atomic import output_errors
+from aprilcli.io.atomic import output_errors, written_aside
+from aprilcli.io.image_formats import has_image_extension
+from aprilcli.io.images import DECODER_ERRORS
 from aprilcli.io.walk import FoundImage, find_images
-from aprilcli.workflows.pipeline import stamp
-from aprilcli.workflows.scan_output import JOURNAL, MAPS, RUN, SCORES, TIFF, map_path
+from aprilcli.workflows.pipeline import batches, stamp
+from aprilcli.workflows.scan_output import JOURNAL, KEPT, MAPS, RUN, SCORES, TIFF, map_path, remove_kept
 
 CHUNK = 1 << 20  # bytes of a map digested at a time
 CHANGING = ("started", "finished", "counts")  # differ between a run and its continuation
@@ -29,12 +37,31 @@ MACHINE = {"omp_num_threads": "number of threads", "cpu": "CPU capability"}  # c
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """What is complete: the number of rows, the path of the last, and where each file ends after them, in bytes."""
+    """Rows that stay in place: their number, the path of the last, and where each file ends after them, in bytes."""
 
     rows: int = 0
     last: str = ""
     scores_end: int = 0
     journal_end: int = 0
+
+
+@dataclass(frozen=True)
+class JournaledRow:
+    """A row with its journal line, and notes about its image; ``is_kept`` if an earlier run scored it."""
+
+    row: scores_csv.ScoreRow
+    line: str
+    notes: tuple[str, ...] = ()
+    is_kept: bool = False
+
+
+@dataclass(frozen=True)
+class _OldRow(JournaledRow):
+    """A row of an earlier run: its number in scores.csv, and the ends of both files after it; -1 for one in .kept."""
+
+    number: int = -1
+    scores_end: int = -1
+    journal_end: int = -1
 
 
 def check_same_run(out: Path, record: dict[str, Any]) -> list[str]:
@@ -78,24 +105,86 @@ def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 def find_resume_point(
     out: Path, found: Iterator[FoundImage], maps: bool, batch_size: int, on_row: Callable[[scores_csv.ScoreRow], None]
 ) -> ResumePoint:
-    """Find how much of an interrupted run is complete, call ``on_row`` for each row kept, and delete later maps.
+    """Find the complete rows of an earlier run; call ``on_row`` for each that stays in place, move the later to .kept.
 
-    Stops at the first row that is incomplete, whose image is different or has changed, or whose map is missing or
-    damaged; and at a multiple of the batch size, so the rest is encoded in the batches of an uninterrupted run.
+    A row is complete if its image, the images encoded with it, its map and the row itself are unchanged. Whole batches
+    are kept, so the rest is encoded in the batches of an uninterrupted run. Deletes the maps of all other images.
     """
-    complete = ResumePoint()
-    batch: list[scores_csv.ScoreRow] = []
-    for image, (row, line, scores_end, journal_end) in zip(found, _old_rows(out), strict=False):
-        if row.path != image.relative or line != journal_line(out, stamp(image), row, maps):
-            break
-        batch.append(row)
-        if len(batch) == batch_size:
-            for kept in batch:
-                on_row(kept)
-            complete = ResumePoint(complete.rows + batch_size, row.path, scores_end, journal_end)
-            batch = []
-    _remove_later_maps(out, complete.last)
-    return complete
+    point, is_in_place, moved = ResumePoint(), True, set[str]()
+    with (
+        written_aside(out / KEPT) as aside,
+        aside.open("w", encoding="ascii") as kept,
+        closing(_rows_in_place(out)) as in_place,
+        closing(_kept_rows(out)) as kept_before,
+    ):
+        old = _Lookup(heapq.merge(in_place, kept_before, key=lambda old: os.fsencode(old.row.path)))
+        for batch in batches(found, batch_size):
+            together = batch_digest([stamp(image) for image in batch])
+            rows = [
+                next((o for o in old.rows_of(image) if o.line == journal_line(out, together, o.row, maps)), None)
+                for image in batch
+            ]
+            whole = [row for row in rows if row is not None]
+            numbers = range(point.rows, point.rows + len(batch))
+            is_in_place = is_in_place and [row.number for row in whole] == list(numbers)
+            if is_in_place:
+                for row in whole:
+                    on_row(row.row)
+                point = ResumePoint(numbers.stop, whole[-1].row.path, whole[-1].scores_end, whole[-1].journal_end)
+            elif len(whole) == len(batch):
+                for row in whole:
+                    kept.write(json.dumps([row.line, asdict(row.row)]) + "\n")
+                    moved.add(row.row.path)
+    if not moved:
+        remove_kept(out)
+    _remove_other_maps(out, point.last, moved)
+    return point
+
+
+def insert_kept_rows(out: Path, found: Iterator[FoundImage], batch_size: int) -> Iterator[FoundImage | JournaledRow]:
+    """Replace images by their rows in .kept: all images of a batch, or none. Deletes maps whose rows are left out.
+
+    An image may have been added, changed or deleted after ``find_resume_point``.
+    """
+    if not (out / KEPT).exists():
+        yield from found
+        return
+    with closing(_kept_rows(out)) as kept:
+        old = _Lookup(kept, on_other=lambda row: _remove_map(out, row))
+        for batch in batches(found, batch_size):
+            together = batch_digest([stamp(image) for image in batch])
+            rows = [row for image in batch for row in old.rows_of(image)]
+            if len(rows) == len(batch) and all(row.line.startswith(f"{together} ") for row in rows):
+                yield from rows
+            else:
+                for row in rows:
+                    _remove_map(out, row)
+                yield from batch
+        old.skip_rest()
+
+
+class _Lookup:
+    """Finds the rows of images, both in the same order; ``on_other`` is called for the rows of other images."""
+
+    def __init__(self, rows: Iterator[_OldRow], on_other: Callable[[_OldRow], None] = lambda _: None) -> None:
+        self._rows, self._on_other = rows, on_other
+        self._next = next(rows, None)
+
+    def rows_of(self, image: FoundImage) -> list[_OldRow]:
+        """Return the rows of an image, those in place first."""
+        found = []
+        while self._next is not None and not comes_after(self._next.row.path, image.relative):
+            if self._next.row.path == image.relative:
+                found.append(self._next)
+            else:
+                self._on_other(self._next)
+            self._next = next(self._rows, None)
+        return found
+
+    def skip_rest(self) -> None:
+        while self._next is not None:
+            self._on_other(self._next)
+            self._next = next(self._rows, None)
 
 
 def comes_after(relative: str, last: str) -> bool:
@@ -103,36 +192,69 @@ def comes_after(relative: str, last: str) -> bool:
     return os.fsencode(relative) > os.fsencode(last)
 
 
-def _remove_later_maps(out: Path, last: str) -> None:
-    """Delete the maps of all images after ``last``: their rows are missing or will be written again."""
+def _remove_map(out: Path, old: _OldRow) -> None:
+    path = map_path(out, old.row.path)
+    with output_errors(path), suppress(FileNotFoundError, NotADirectoryError):
+        path.unlink()
+
+
+def _remove_other_maps(out: Path, last: str, moved: set[str]) -> None:
+    """Delete the maps of images after ``last``, except those ``moved``: they have no rows, or will be scored again."""
     with output_errors(out):
         for found in find_images(out / MAPS):
             image = found.relative.removesuffix(TIFF)
-            if found.relative.endswith(TIFF) and comes_after(image, last):
+            is_other = found.relative.endswith(TIFF) and comes_after(image, last) and image not in moved
+            if is_other and (has_image_extension(image) or _is_map(found.path)):
                 found.path.unlink()
 
 
-def _old_rows(out: Path) -> Iterator[tuple[scores_csv.ScoreRow, str, int, int]]:
+def _is_map(path: Path) -> bool:
+    """Return whether a TIFF has the description of a scan's map; a user's own file stays."""
+    with suppress(*DECODER_ERRORS), tifffile.TiffFile(path) as tiff:
+        return "model" in json.loads(tiff.pages[0].description)
+    return False
+
+
+def _rows_in_place(out: Path) -> Generator[_OldRow, None, None]:
     """Read complete rows with their journal lines, and the ends of scores.csv and the journal after each."""
     journal_end = 0
     try:
         with (out / SCORES).open("rb") as scores, (out / JOURNAL).open("rb") as journal:
-            for row, scores_end in scores_csv.read_rows(scores):
+            for number, (row, scores_end) in enumerate(scores_csv.read_rows(scores)):
                 line = journal.readline()
                 if not line.endswith(b"\n") or not _is_inside(row.path):
                     return
                 journal_end += len(line)
-                yield row, line.decode("ascii", "replace").strip(), scores_end, journal_end
+                yield _OldRow(row, line.decode("ascii", "replace").strip(), (), True, number, scores_end, journal_end)
     except (OSError, UnicodeError, csv.Error):
         return  # unreadable rows are not kept; writing them will report the reason
+
+
+def _kept_rows(out: Path) -> Generator[_OldRow, None, None]:
+    try:
+        with (out / KEPT).open(encoding="ascii") as kept:
+            for content in kept:
+                line, values = json.loads(content)
+                row = scores_csv.ScoreRow(**values)
+                os.fsencode(row.path)  # raises for text that no path has
+                if not isinstance(line, str) or not _is_inside(row.path):
+                    return
+                yield _OldRow(row, line, is_kept=True)
+    except (OSError, ValueError, TypeError, RecursionError):
+        return  # see above
 
 
 def _is_inside(relative: str) -> bool:
     return not Path(relative).is_absolute() and ".." not in Path(relative).parts
 
 
-def journal_line(out: Path, stamp: str, row: scores_csv.ScoreRow, maps: bool) -> str:
-    """Return the journal line of a row: the ``stamp`` of its image and a digest of the row and its map on disk.
+def batch_digest(stamps: Sequence[str]) -> str:
+    """Return a digest of the ``stamp`` of each image of a batch: scores may depend on the batch in their last bits."""
+    return blake2b("\n".join(stamps).encode(), digest_size=16).hexdigest()
+
+
+def journal_line(out: Path, batch: str, row: scores_csv.ScoreRow, maps: bool) -> str:
+    """Return the journal line of a row: the digest of its ``batch``, and a digest of the row and its map on disk.
 
     ``maps``: whether rows have maps. Empty, as no line ever is, if the map is missing.
     """
@@ -144,4 +266,4 @@ def journal_line(out: Path, stamp: str, row: scores_csv.ScoreRow, maps: bool) ->
                     digest.update(chunk)
         except OSError:
             return ""
-    return f"{stamp} {digest.hexdigest()}"
+    return f"{batch} {digest.hexdigest()}"

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import torch
 from small_banks import draw_tokens
 
-from aprilcli.core.recognition import MARGIN, appearance, distance_to, distances_to_others, recognition_threshold
+from aprilcli.core.recognition import appearance, distance_to, distances_to_others
 from aprilcli.types import ImageFeatures
 
 
@@ -38,9 +37,3 @@ def test_distances_are_cosine_distances_to_the_nearest_good_image() -> None:
     np.testing.assert_allclose(distances_to_others(gallery), direct.amin(dim=1), atol=1e-6)
     np.testing.assert_allclose(distance_to(gallery, gallery), 0, atol=1e-6)
     assert distances_to_others(gallery[:1]).tolist() == [2]
-
-
-def test_few_good_images_have_a_margin_of_several_times_their_largest_distance() -> None:
-    threshold = recognition_threshold(np.array([0.01, 0.02], np.float32), 0.05)
-    assert threshold.value == pytest.approx(MARGIN * 0.02)
-    assert (threshold.rate, threshold.guaranteed) == (pytest.approx(0.005), False)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
-from helpers import GoldenCase, draw_images, error_line, run
+from helpers import GoldenCase, draw_image, draw_images, error_line, run
 
-from aprilcli.core.bank_file import SCHEMA
+from aprilcli.core.bank_file import SCHEMA, load_bank
+from aprilcli.io import map_files
 from aprilcli.io.artifacts import read_artifact, write_artifact
 
 
@@ -27,8 +29,63 @@ def test_inspect_shows_a_bank_a_projector_and_a_map(
     shown = run("inspect", tmp_path / "out" / "maps" / "000.png.tiff").stdout
     assert "map" in shown.split()
     assert "60 x 40" in shown
-    (tmp_path / "notes.txt").write_text("hello")
-    assert run("inspect", tmp_path / "notes.txt").exit_code == 1
+
+
+def test_fingerprints_and_paths_are_whole_on_one_line(
+    model: list[str], banks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    name = "line 3/2024-05-17_left_camera_after_washing/" + "IMG_exposure_8ms_" * 8 + ".png"
+    image = draw_image(tmp_path / "good" / name)
+    run("enroll", tmp_path / "good", "--part", "p", "--banks", banks, *model)
+    lines = run("inspect", banks / "p.safetensors").stdout.splitlines()
+    assert lines[0] == str(banks / "p.safetensors")
+    digest = hashlib.sha256(image.read_bytes()).hexdigest()
+    assert sum(line.endswith(f"sha256 {digest}  {name}") for line in lines) == 1
+    bank = load_bank(banks / "p.safetensors")
+    for fingerprint in (bank.spec.fingerprint, bank.recipe.projector_fingerprint):
+        assert any(line.split()[-1] == fingerprint for line in lines)
+    assert not any(line.endswith(" ") for line in lines)
+
+
+def test_other_files_are_named_for_what_they_are(tmp_path: Path) -> None:
+    draw_image(tmp_path / "a.jpg")
+    draw_image(tmp_path / "image.tif")
+    draw_image(tmp_path / "b.bin.png").rename(tmp_path / "b.bin")
+    for name, content in (
+        ("scores.csv", b"path,status\r\n"),
+        ("run.json", b"{}"),
+        ("notes.txt", "größe".encode() * 40),
+        ("x.safetensors", b"hello"),
+        ("weights.pth", b"PK\x03\x04" + bytes(90)),
+        ("empty", b""),
+        ("junk", bytes(range(256))),
+    ):
+        (tmp_path / name).write_bytes(content)
+    for name, kind in (
+        (".", "is a folder"),
+        ("a.jpg", "is an image (JPEG)"),
+        ("image.tif", "a TIFF image without the description of a map"),
+        ("b.bin", "is an image (PNG)"),
+        ("scores.csv", "is a CSV table"),
+        ("run.json", "is a JSON record"),
+        ("notes.txt", "is a text file"),
+        ("x.safetensors", "is a text file"),
+        ("weights.pth", "is a pickle"),
+        ("empty", "it is empty"),
+        ("junk", "not written by aprilcli"),
+        ("missing", "No such file"),
+    ):
+        line = error_line(run("inspect", tmp_path / name))
+        assert kind in line
+        if " is a" in kind and "pickle" not in kind:
+            assert "give a bank, a projector (.safetensors) or a map of a scan (.tiff)" in line
+
+
+def test_a_map_is_known_by_its_content(tmp_path: Path) -> None:
+    map_files.write_map(tmp_path / "map.tiff", np.zeros((4, 6), np.float32), {"model": "m"})
+    (tmp_path / "map.tiff").rename(tmp_path / "map")
+    assert "6 x 4" in run("inspect", tmp_path / "map").stdout
 
 
 @pytest.mark.parametrize("harm", ["strip", "description", "shape"])

@@ -106,6 +106,34 @@ def test_unreadable_files_get_their_row_and_exit_3(images: Path, model: list[str
     assert broken["error"]
     assert [row["status"] for row in read_rows(tmp_path / "out")] == ["ok", "error", "ok", "ok"]
     assert "1 could not be read" in result.stdout
+    both = run_scan(images, *model, "--out", tmp_path / "both", "--threshold", 0, "--fail-on-anomaly")
+    assert both.exit_code == 5
+    assert "3 anomalous" in both.stdout
+    assert "1 could not be read" in both.stdout
+    counts = json.loads((tmp_path / "both" / "run.json").read_text())["counts"]
+    assert counts == {"scored": 3, "unreadable": 1, "anomalous": 3}
+
+
+def test_an_empty_folder_is_accepted_on_request(model: list[str], tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    arguments = [tmp_path / "empty", *model, "--out", tmp_path / "out", "--allow-empty"]
+    result = run_scan(*arguments)
+    assert result.exit_code == 0, result.output
+    assert "0 images scored" in result.stdout
+    assert "verdict" not in result.stdout
+    assert (tmp_path / "out" / "scores.csv").read_text() == HEADER + "\n"
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert set(run["counts"].values()) == {0}
+    assert run["finished"]
+    draw_image(tmp_path / "empty" / "a.png")
+    assert run_scan(*arguments[:-1], "--resume").exit_code == 0
+    assert len(read_rows(tmp_path / "out")) == 1
+
+
+def test_a_given_file_that_is_no_image_gets_a_row(model: list[str], tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("hello")
+    assert run_scan(tmp_path / "notes.txt", *model, "--out", tmp_path / "out").exit_code == 3
+    assert "not an image" in read_rows(tmp_path / "out")[0]["error"]
 
 
 def test_the_summary_on_stdout_has_the_five_highest_scores_and_stderr_the_notes(
@@ -117,6 +145,9 @@ def test_the_summary_on_stdout_has_the_five_highest_scores_and_stderr_the_notes(
     scores = sorted(((float(row["score"]), row["path"]) for row in read_rows(tmp_path / "out")), reverse=True)
     named = [line.split()[1] for line in result.stdout.splitlines() if line.startswith("  ")]
     assert named == [path for _, path in scores[:5]]
+    assert "no verdicts, as there is no threshold" in result.stdout
+    assert "aprilcli enroll" in result.stdout
+    assert "--threshold" in result.stdout
     assert result.stderr == ""  # not a terminal: no bar; this model has nothing to say
 
 
@@ -127,6 +158,7 @@ def test_threshold_gives_verdicts_and_fail_on_anomaly_exit_4(images: Path, model
     second = run_scan(*arguments, "--out", tmp_path / "second")
     assert second.exit_code == 4
     assert f"1 anomalous (score at least {float(highest['score']):.4f})" in second.stdout
+    assert "no verdicts" not in second.stdout
     verdicts = {row["path"]: row["verdict"] for row in read_rows(tmp_path / "second")}
     assert verdicts == {path: "anomalous" if path == highest["path"] else "normal" for path in verdicts}
     assert run_scan(images, *model, "--threshold", 2, "--fail-on-anomaly", "--out", tmp_path / "third").exit_code == 0
@@ -179,7 +211,6 @@ def test_results_are_never_overwritten_without_the_option(images: Path, model: l
     [
         ("missing", [], 1, "does not exist"),
         ("empty", [], 1, "no images"),
-        ("notes.txt", [], 1, "not a folder"),
         ("images", ["--model", "ViT-Z-99"], 1, "unknown model"),
         ("images", ["--model", "paper"], 1, "use the model tiny"),
         ("images", ["--stages", "2,4,6,9"], 2, "8 stages"),

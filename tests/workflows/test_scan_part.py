@@ -23,6 +23,7 @@ from helpers import (
 from PIL import Image
 
 from aprilcli.core.bank_file import SCHEMA, load_bank
+from aprilcli.core.detector import Detector
 from aprilcli.io.artifacts import read_artifact, write_artifact
 
 
@@ -113,9 +114,66 @@ def test_a_bank_is_refused_by_another_model_projector_or_object(
     line = error_line(run(*scan, *other_golden.options))
     assert other_golden.folder.name in line
     assert golden_vit.folder.name in line
-    assert "image_size 70 against 56" in error_line(run(*scan, "--image-size", 56))
+    assert "image size 70, not 56" in error_line(run(*scan, "--image-size", 56))
     assert "'object'" in error_line(run(*scan, "--object", "screw"))
     assert not (tmp_path / "out").exists()
+
+
+def test_settings_other_than_the_banks_are_named_before_a_model_is_loaded(
+    model: list[str], banks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = draw_images(tmp_path / "good", 1)
+    run("enroll", good, "--part", "p", "--banks", banks, *model)
+    scan = ["scan", good, "--part", "p", "--banks", banks, "--out", tmp_path / "out", "--device", "cpu"]
+    line = error_line(run(*scan, "--model", "tiny"))  # the bank's image size does not suit it
+    assert f"made with model {model[1]}, not tiny: omit --model, or enroll" in line
+    artifact = read_artifact(banks / "p.safetensors", SCHEMA)
+    artifact.fields["recipe"] |= {"model": "tiny", "projector": "visa"}
+    write_artifact(banks / "p.safetensors", "bank", artifact.tensors, artifact.fields)
+
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(Detector, "load", fail)
+    for options, expected in (
+        (["--model", "paper"], "model tiny, not paper: omit --model,"),
+        (["--model", "ViT-B-16:openai"], "model tiny, not ViT-B-16:openai: omit --model,"),
+        (["--projector", "mvtec"], "projector visa, not mvtec: omit --projector,"),
+        (["--stages", "2,4"], "stages 2,4,6,8, not 2,4: omit --stages,"),
+        (["--object", "nut"], "object name object, not nut: omit --object,"),
+        (
+            ["--model", "paper", "--image-size", 518],
+            "model tiny, not paper; image size 70, not 518: omit --model and --image-size,",
+        ),
+    ):
+        line = error_line(run(*scan, *options))
+        assert f"the bank of 'object' was made with {expected} or enroll the part again" in line
+
+
+def test_a_missing_bank_lists_the_parts_and_the_nearest(
+    banks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = draw_images(tmp_path / "good", 1)
+    banks.mkdir()
+    for name in ("fibre", "nut", *(f"x{number}" for number in range(20))):
+        (banks / f"{name}.safetensors").touch()
+    monkeypatch.chdir(tmp_path)
+    line = error_line(run("scan", good, "--part", "fiber", "--banks", "banks"))
+    assert f"{banks}/fiber.safetensors: there is no such bank; enroll the part first, or use --part fibre" in line
+    assert "parts in this folder: fibre, nut, x0," in line
+    assert line.endswith(" and 12 more")
+    assert "or use --part nut" in error_line(run("scan", good, "--part", "banks/nutt.safetensors"))
+    assert "choose another folder with --banks" in error_line(run("scan", good, "--part", "nut", "--banks", "missing"))
+
+
+def test_a_threshold_beside_a_calibration_is_a_note(model: list[str], banks: Path, tmp_path: Path) -> None:
+    good = draw_images(tmp_path / "good", 2)
+    run("enroll", good, "--part", "p", "--banks", banks, *model)
+    scan = ["scan", good, "--part", "p", "--banks", banks, "--out", tmp_path / "out", "--threshold", 0.5]
+    result = run(*scan, "--false-alarm-rate", 0.3)
+    assert result.exit_code == 0
+    assert "--threshold 0.5 replaces the part's threshold of " in result.stderr
+    assert "for a false-alarm rate of 0.3" in result.stderr
 
 
 def test_a_missing_bank_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:

@@ -32,8 +32,10 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from aprilcli.cli import app
+from aprilcli.core.detector import Detector
 from aprilcli.core.projector import Projector, save_projector
-from aprilcli.workflows import scan_resume
+from aprilcli.io import append_file
+from aprilcli.workflows import scan_output, scan_resume
 
 
 def kill_loop(arguments: list[str], out: Path, expected: dict[str, bytes], kills: int, seed: int) -> tuple[int, int]:
@@ -212,6 +214,148 @@ def test_changed_added_and_removed_images_are_noticed(arguments: list[str], imag
     assert contents_of_scan(out) == contents_of_scan(tmp_path / "again")
 
 
+def count_detected(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return the list to which every encoder pass will add its number of images."""
+    counts: list[int] = []
+    detect = Detector.detect
+
+    def counted(self: Detector, pixels: Any) -> Any:
+        counts.append(len(pixels))
+        return detect(self, pixels)
+
+    monkeypatch.setattr(Detector, "detect", counted)
+    return counts
+
+
+@pytest.mark.parametrize("batch_size", ["1", "5"])
+def test_a_finished_run_is_kept_as_it_is(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_size: str
+) -> None:
+    out, settings = tmp_path / "out", ("--batch-size", batch_size)
+    assert "resumed: " not in scan_into(arguments, out, *settings).stdout
+    before = contents_of_scan(out)
+    counts = count_detected(monkeypatch)
+    result = scan_into(arguments, out, "--resume", *settings)
+    assert result.exit_code == 3
+    assert "12 images scored\nresumed: 13 kept, 0 new in " in result.stdout
+    assert counts == []
+    assert contents_of_scan(out) == before
+    assert not (out / ".kept").exists()
+
+
+def change_images(images: Path) -> None:
+    """Delete two images and an unreadable file, change one, and add two: 8 of 13 rows are kept, 3 are new."""
+    for name in ("00.png", "05b, broken.png", "11.png"):
+        (images / name).unlink()
+    draw_image(images / "03.png", 77)
+    (images / "07.png").write_bytes(b"broken now")
+    draw_image(images / "04a.png", 78)
+
+
+def test_rows_of_unchanged_images_are_kept_after_a_change(
+    arguments: list[str],
+    images: Path,
+    undisturbed: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "undisturbed"
+    change_images(images)
+    with monkeypatch.context() as patch:
+        counts = count_detected(patch)
+        result = scan_into(arguments, out, "--resume")
+    assert result.exit_code == 3
+    assert "10 images scored\nresumed: 8 kept, 3 new in " in result.stdout
+    assert sum(counts) == 2
+    assert contents_of_scan(out) == contents_of_new_scan(arguments, tmp_path)
+    assert contents_of_scan(out).keys() < undisturbed.keys() | {"maps/04a.png.tiff"}
+    assert not list(out.glob(".kept"))
+
+
+def test_only_batches_whose_images_are_all_the_same_are_kept(
+    arguments: list[str], images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments += ["--batch-size", "2"]
+    out = tmp_path / "out"
+    scan_into(arguments, out)  # 00 01, 02 03, 04 05, 05b 06, 07 08, 09 10, 11
+    for name in ("00.png", "01.png", "05b, broken.png", "10.png"):
+        (images / name).unlink()
+    draw_image(images / "05a.png", 79)
+    counts = count_detected(monkeypatch)
+    result = scan_into(arguments, out, "--resume")  # 02 03, 04 05, 05a 06, 07 08, 09 11
+    assert result.exit_code == 0
+    assert "resumed: 6 kept, 3 new" in result.stdout
+    assert counts == [2, 2]
+    assert scan_into(arguments, tmp_path / "complete").exit_code == 0
+    assert contents_of_scan(out) == contents_of_scan(tmp_path / "complete")
+
+
+class Killed(BaseException):
+    """Ends a run where a kill would."""
+
+
+def kill_at(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, occurrence: int) -> None:
+    """Raise ``Killed`` instead of a certain call of a function."""
+    real, count = getattr(owner, name), 0
+
+    def killed(*given: Any, **named: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == occurrence:
+            raise Killed
+        return real(*given, **named)
+
+    monkeypatch.setattr(owner, name, killed)
+
+
+def test_a_resumed_run_that_is_killed_anywhere_keeps_what_it_had(
+    arguments: list[str],
+    images: Path,
+    undisturbed: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    change_images(images)
+    expected = contents_of_new_scan(arguments, tmp_path)
+    for owner, name, occurrence, new in (
+        (os, "fsync", 2, 3),  # of .kept; the first is of run.json
+        (scan_resume, "_remove_other_maps", 1, 3),
+        (scan_resume, "insert_kept_rows", 1, 3),
+        (append_file.LineFile, "write", 3, 3),  # the first journal line has no row
+        (append_file.LineFile, "write", 9, 2),
+        (append_file.LineFile, "write", 17, 1),
+        (scan_output, "remove_kept", 1, 0),
+    ):
+        out = Path(shutil.copytree(tmp_path / "undisturbed", tmp_path / f"{name} {occurrence}"))
+        with monkeypatch.context() as patch:
+            kill_at(patch, owner, name, occurrence)
+            with pytest.raises(Killed):
+                scan_into(arguments, out, "--resume")
+        result = scan_into(arguments, out, "--resume")
+        assert result.exit_code == 3, name
+        assert f"{11 - new} kept, {new} new" in result.stdout, (name, occurrence)
+        assert contents_of_scan(out) == expected, (name, occurrence)
+        assert not (out / ".kept").exists()
+
+
+def test_damaged_kept_rows_are_scored_again(
+    arguments: list[str], images: Path, undisturbed: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change_images(images)
+    expected, out, rng = contents_of_new_scan(arguments, tmp_path), tmp_path / "undisturbed", random.Random(3)
+    for number in range(4):
+        (images / "02.png").touch()  # a gap near the start
+        with monkeypatch.context() as patch:
+            kill_at(patch, append_file.LineFile, "write", 1 + 2 * (number == 0))
+            with pytest.raises(Killed):
+                scan_into(arguments, out, "--resume")
+        assert (out / ".kept").exists()
+        content = damage((out / ".kept").read_bytes(), rng)
+        (out / ".kept").write_bytes(content if number else b'["a", {"path": "\\ud800", "status": 1}]\n' + content)
+        assert scan_into(arguments, out, "--resume").exit_code == 3
+        assert contents_of_scan(out) == expected
+
+
 @pytest.mark.usefixtures("undisturbed")
 @pytest.mark.parametrize(
     ("option", "expected"),
@@ -349,6 +493,19 @@ def test_foreign_images_among_the_maps_stay(
     others = [draw_image(out / "maps" / name) for name in ("zz mine.png", "notes.tiff")]
     assert scan_into(arguments, out, "--resume").exit_code == 3
     assert all(path.exists() for path in others)
+
+
+def test_the_map_of_a_deleted_image_without_an_extension_vanishes(
+    arguments: list[str], images: Path, tmp_path: Path
+) -> None:
+    (images / "12.png").write_bytes((images / "11.png").read_bytes())
+    (images / "12.png").rename(images / "no extension")
+    out = tmp_path / "out"
+    scan_into(arguments, out)
+    assert (out / "maps" / "no extension.tiff").exists()
+    (images / "no extension").unlink()
+    assert scan_into(arguments, out, "--resume").exit_code == 3
+    assert not (out / "maps" / "no extension.tiff").exists()
 
 
 @pytest.mark.usefixtures("undisturbed")

@@ -1,0 +1,48 @@
+"""What `scan` refuses before the model is loaded. Imports no torch, so a refusal takes no seconds."""
+
+from __future__ import annotations
+
+from aprilcli.core.calibration import check_rate
+from aprilcli.errors import InputError, OptionError
+from aprilcli.io.atomic import check_writable
+from aprilcli.io.walk import find_images, require_paths
+from aprilcli.options import ScanOptions
+from aprilcli.workflows.console import Console
+from aprilcli.workflows.pipeline import NO_IMAGES, LeftOutFolders
+from aprilcli.workflows.scan_output import MAPS, refuse_results
+
+
+def check(options: ScanOptions, console: Console) -> int:
+    """Check options, images and output folder; return the number of images, and name the folders that are left out.
+
+    Raises OptionError, InputError for missing folders or no images, OutputError for an output folder that cannot be
+    written or holds results.
+    """
+    _check_options(options)
+    require_paths(options.paths)
+    check_writable(options.out)
+    if not (options.resume or options.overwrite):
+        refuse_results(options.out)  # and again once the folder is locked
+    return _count_images(options, console)
+
+
+def _check_options(options: ScanOptions) -> None:
+    if options.fail_on_anomaly and options.part is None and options.threshold is None:
+        raise OptionError("--fail-on-anomaly: no image can be anomalous without a threshold; use --threshold or --part")
+    if options.resume and options.overwrite:
+        raise OptionError("--resume continues a scan, --overwrite replaces it; choose one")
+    if options.false_alarm_rate is not None:
+        check_rate(options.false_alarm_rate)
+
+
+def _count_images(options: ScanOptions, console: Console) -> int:
+    for path in options.paths:
+        if path.resolve().is_relative_to((options.out / MAPS).resolve()):
+            raise InputError(f"{path}: these are the maps in --out; give the folder of the images")
+    left_out = LeftOutFolders()
+    total = sum(1 for _ in find_images(options.paths, follow=options.follow, on_left_out=left_out))
+    for note in left_out.notes():
+        console.note(note)
+    if total == 0 and not options.allow_empty:
+        raise InputError(f"{', '.join(map(str, options.paths))}: {NO_IMAGES}, or accept this with --allow-empty")
+    return total
