@@ -12,6 +12,7 @@ from pathlib import Path
 # huggingface_hub reads its settings once, when it is imported; processes that tests start inherit them.
 _EMPTY_CACHE = tempfile.TemporaryDirectory(prefix="empty-hub-cache-")
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run in as many processes as there are cores
 os.environ["HF_HUB_CACHE"] = _EMPTY_CACHE.name
 
 import open_clip  # noqa: E402  # after the settings of huggingface_hub

@@ -58,7 +58,7 @@ def test_every_field_is_an_option_with_its_default_help_and_environment_variable
 )
 def test_usage_names_the_argument_in_capitals(command: str, argument: str) -> None:
     usage = run(command, "--help").stdout.strip().splitlines()[0]
-    assert usage.split()[-1].strip("{.}") == argument  # newer versions of typer put a required argument in braces
+    assert usage.split()[-1].strip("{[.]}") == argument  # typer puts optional arguments in brackets
 
 
 def test_one_name_per_option_in_all_commands() -> None:

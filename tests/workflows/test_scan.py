@@ -76,7 +76,7 @@ def test_run_json_records_settings(images: Path, model: list[str], golden_vit: G
     run = json.loads((tmp_path / "out" / "run.json").read_text())
     assert run["model"]["fingerprint"] == golden_vit.backbone.spec.fingerprint
     assert run["projector"]["fingerprint"] == golden_vit.projector.identity["fingerprint"]
-    assert run["counts"] == {"scored": 3, "unreadable": 0, "anomalous": 0}
+    assert run["counts"] == {"scored": 3, "unreadable": 0, "anomalous": 0, "unrecognised": 0}
     assert run["started"] <= run["finished"]
     assert run["options"]["map_size"] == "source"
     assert run["versions"]["torch"]
@@ -111,7 +111,7 @@ def test_unreadable_files_get_their_row_and_exit_3(images: Path, model: list[str
     assert "3 anomalous" in both.stdout
     assert "1 could not be read" in both.stdout
     counts = json.loads((tmp_path / "both" / "run.json").read_text())["counts"]
-    assert counts == {"scored": 3, "unreadable": 1, "anomalous": 3}
+    assert counts == {"scored": 3, "unreadable": 1, "anomalous": 3, "unrecognised": 0}
 
 
 def test_an_empty_folder_is_accepted_on_request(model: list[str], tmp_path: Path) -> None:

@@ -284,7 +284,7 @@ def test_only_batches_whose_images_are_all_the_same_are_kept(
     counts = count_detected(monkeypatch)
     result = scan_into(arguments, out, "--resume")  # 02 03, 04 05, 05a 06, 07 08, 09 11
     assert result.exit_code == 0
-    assert "resumed: 6 kept, 3 new" in result.stdout
+    assert "resumed: 6 kept, 4 new" in result.stdout
     assert counts == [2, 2]
     assert scan_into(arguments, tmp_path / "complete").exit_code == 0
     assert contents_of_scan(out) == contents_of_scan(tmp_path / "complete")
