@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -74,6 +75,7 @@ def new_bank_path(part: str, banks: Path) -> Path:
 
     Raises OptionError for a name that could leave the folder or confuse a shell.
     """
+    part = unicodedata.normalize("NFC", part)  # file systems and terminals write accents in two ways
     if not PART_NAME.fullmatch(part) or ".." in part:
         raise OptionError(f"part name {part!r}: it becomes a file name; use letters, digits, '_', '-' and '.'")
     return banks / f"{part}{SUFFIX}"

@@ -37,7 +37,8 @@ from aprilcli.errors import ArtifactError, InputError, OptionError
 
 CalibrationMethod = Literal["held-out", "leave-one-out", "augmentations"]
 DEFAULT_RATES = (FALSE_ALARM_RATE, 0.02, 0.05, 0.1)  # a higher rate than the last is hardly useful
-STRICTNESS, MARGIN = 10, 3.0  # of the threshold for distances
+SAME_SURFACE = 0.01  # a distance that few good images, which hardly differ, do not make suspicious
+STRICTNESS = 10  # of the threshold for distances, compared with that for scores
 LARGEST = 1e6  # far above any score or map value; thresholds computed from the largest float32 values would overflow
 SMALLEST_SPREAD = 0.05  # relative to the largest score; a few scores may be close together by chance
 
@@ -104,16 +105,16 @@ class Calibration:
     def recognition_threshold(self, rate: float = FALSE_ALARM_RATE) -> Threshold | None:
         """Return the distance from which on an image does not show the part; None without ``distances``.
 
-        As for scores, at a rate ``STRICTNESS`` times stricter. With too few good images for that, at least ``MARGIN``
-        times their largest distance: on five sets of photographs, other materials and made frames (noise, blur,
-        darkness) lay mostly beyond four times that distance, good images below three times.
+        As for scores, at a rate ``STRICTNESS`` times stricter. With too few good images for that, at least 3 times the
+        largest of n distances (24/n times for n < 8): on five sets of photographs, other materials and made frames
+        (noise, blur, darkness) lay mostly beyond that, good images seldom.
         """
         if self.distances is None:
             return None
         threshold = threshold_at(self.distances, rate / STRICTNESS, "leave-one-out")
         largest = float(self.distances.max())
         if threshold.margin:
-            value = max(threshold.value, MARGIN * largest)
+            value = max(threshold.value, max(3, 24 / len(self.distances)) * largest, SAME_SURFACE)
             threshold = replace(threshold, value=value, margin=value - largest)
         return replace(threshold, note="")
 

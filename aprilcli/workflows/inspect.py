@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import tifffile
+import torch
 
 from aprilcli.core.bank_file import KIND as BANK
 from aprilcli.core.bank_file import load_bank
-from aprilcli.core.memory_bank import MemoryBank
+from aprilcli.core.memory_bank import MemoryBank, Source
+from aprilcli.core.outliers import find_outliers
 from aprilcli.errors import ArtifactError
 from aprilcli.io.artifacts import PICKLE_STARTS, UNDATED, as_read_errors, read_header
 from aprilcli.io.files import size_of_file
@@ -111,8 +113,19 @@ def _bank_rows(bank: MemoryBank) -> Rows:
         yield "good scores", f"{scored.scores.min():.4f} to {scored.scores.max():.4f}"
         yield "good map maxima", f"{scored.map_maxima.min():.4f} to {scored.map_maxima.max():.4f}"
     yield "references", len(bank.sources)
-    for source in bank.sources:
-        yield "reference", f"sha256 {source.sha256}  {source.path}"
+    yield from _good_images("reference", bank.sources, bank.fits)
+    if bank.calibration_images is not None and bank.calibration is not None:
+        scores = torch.from_numpy(bank.calibration.scores.copy())
+        yield from _good_images("calibration image", bank.calibration_images.sources, scores)
+
+
+def _good_images(name: str, sources: tuple[Source, ...], scores: torch.Tensor | None) -> Rows:
+    """Yield a row for each image, with its score against the (other) references if it is known."""
+    outliers = [] if scores is None else find_outliers(scores.numpy())
+    for position, source in enumerate(sources):
+        score = "" if scores is None else f"score {scores[position]:.4f}  "
+        odd = "differs from the others  " if position in outliers else ""
+        yield name, f"sha256 {source.sha256}  {score}{odd}{source.path}"
 
 
 def _flat(name: str, value: Any) -> Rows:

@@ -78,6 +78,10 @@ def run_scan(options: ScanOptions, total: int, console: Console) -> ScanSummary:
             f"--threshold {options.threshold:g} replaces the part's threshold of "
             f"{calibration.threshold(rate).value:.4f} for a false-alarm rate of {rate:g}"
         )
+    if bank is not None and bank.appearances is None:
+        console.note(
+            f"part {options.part}: enrolled by an earlier version, so images of other parts are not recognized"
+        )
     for note in rule.notes:
         console.note(note)
     record = _describe_run(options, detector, rule, started)

@@ -59,9 +59,11 @@ def test_the_default_rate_is_the_lowest_that_the_number_of_images_allows(count: 
 def test_an_image_far_from_the_good_ones_is_unrecognised_whatever_its_score() -> None:
     scores, distances = np.arange(20, dtype=np.float32), np.full(20, 0.1, np.float32)
     rule = DecisionRule.at_rate(Calibration(scores, scores, "held-out", distances), 0.05)
-    assert rule.recognition.value == pytest.approx(0.3)  # three times the largest distance, as there are few
-    assert [rule.verdict(0, distance) for distance in (0.2, 0.31)] == ["normal", "unrecognised"]
-    assert [rule.verdict(30, distance) for distance in (0.2, 0.31)] == ["anomalous", "unrecognised"]
+    assert rule.recognition.value == pytest.approx(0.3)  # three times the largest distance
+    assert [rule.verdict(0, distance) for distance in (0.29, 0.31)] == ["normal", "unrecognised"]
+    assert [rule.verdict(30, distance) for distance in (0.29, 0.31)] == ["anomalous", "unrecognised"]
+    four = DecisionRule.at_rate(Calibration(scores, scores, "held-out", distances[:4]), 0.05)
+    assert four.recognition.value == pytest.approx(0.6)
     many = np.linspace(0, 1, 999, dtype=np.float32)
     enough = DecisionRule.at_rate(Calibration(many, many, "held-out", many), 0.01)
     assert enough.recognition.value == pytest.approx(1, abs=1e-3)  # the conformal bound at a rate of 0.001

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +20,16 @@ from helpers import (
     error_line,
     read_rows,
     run,
+    save_image,
 )
 from PIL import Image
 
-from aprilcli.core.bank_file import SCHEMA, load_bank
+from aprilcli.core.bank_file import SCHEMA, load_bank, save_bank
+from aprilcli.core.calibration import Calibration
 from aprilcli.core.detector import Detector
 from aprilcli.io.artifacts import read_artifact, write_artifact
+
+SAMPLES = Path(__file__).parents[1] / "samples"
 
 
 def test_golden_few_shot_maps_and_sums(golden: GoldenCase, tmp_path: Path) -> None:
@@ -238,3 +243,54 @@ def test_stages_that_the_banks_model_does_not_have_are_an_error_of_the_bank(
     result = run("scan", good, "--part", "p", "--banks", banks, "--out", tmp_path / "out")
     assert result.exit_code == 1
     assert "settings that its model does not have" in error_line(result)
+
+
+def test_images_that_do_not_show_the_part_are_unrecognised(banks: Path, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0)
+    for name, folder in ((f"{k:02}.png", "good" if k < 5 else "scanned") for k in range(7)):
+        with Image.open(SAMPLES / "washer_good_1.png") as image:
+            pixels = np.asarray(image.convert("RGB")) * noise.uniform(0.9, 1.1) + noise.normal(0, 6, (256, 256, 3))
+        save_image(tmp_path / folder / name, Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)))
+    dark = np.clip(noise.normal(4, 2, (200, 300, 3)), 0, 255).astype(np.uint8)
+    save_image(tmp_path / "scanned" / "dead camera.png", Image.fromarray(dark))
+    save_image(tmp_path / "scanned" / "white.png", Image.new("RGB", (300, 200), "white"))
+    shutil.copy(SAMPLES / "casting_good_1.png", tmp_path / "scanned" / "other part.png")
+    shutil.copy(SAMPLES / "washer_crack_3.png", tmp_path / "scanned" / "crack.png")
+    run("enroll", tmp_path / "good", "--part", "p", "--banks", banks)
+    arguments = ["scan", tmp_path / "scanned", "--part", "p", "--banks", banks, "--threshold", 99]
+    result = run(*arguments, "--out", tmp_path / "out", "--fail-on-anomaly")
+    assert result.exit_code == 5  # the white image is an error, others are not the part; none reaches 99
+    rows = {row["path"]: row for row in read_rows(tmp_path / "out")}
+    assert {name: row["verdict"] for name, row in rows.items()} == {
+        **{"05.png": "normal", "06.png": "normal", "crack.png": "normal", "white.png": ""},
+        **{"dead camera.png": "unrecognised", "other part.png": "unrecognised"},
+    }
+    assert "blank image" in rows["white.png"]["error"]
+    assert "2 unrecognised, which do not look like the part: dead camera.png, other part.png" in result.stdout
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["counts"] == {"scored": 5, "unreadable": 1, "anomalous": 0, "unrecognised": 2}
+    assert record["recognition"]["rate"] == pytest.approx(record["pixel_threshold"]["rate"] / 10)
+
+
+def test_a_bank_without_appearances_recognizes_nothing_and_says_so(
+    model: list[str], banks: Path, tmp_path: Path
+) -> None:
+    good, path = draw_images(tmp_path / "good", 2), banks / "p.safetensors"
+    run("enroll", good, "--part", "p", "--banks", banks, *model)
+    bank = load_bank(path)
+    calibration = Calibration(bank.calibration.scores, bank.calibration.map_maxima, "leave-one-out")
+    save_bank(replace(bank, appearances=None, fits=None, spacings=None, calibration=calibration), path)
+    result = run("scan", good, "--part", "p", "--banks", banks, "--out", tmp_path / "out")
+    assert result.exit_code == 0
+    assert "enrolled by an earlier version" in result.stderr
+    assert {row["verdict"] for row in read_rows(tmp_path / "out")} == {"normal"}
+
+
+def test_the_summary_tells_what_a_stricter_rate_would_find(model: list[str], banks: Path, tmp_path: Path) -> None:
+    good, further = draw_images(tmp_path / "good", 3), draw_images(tmp_path / "further", 19, 100)
+    run("enroll", good, "--part", "p", "--banks", banks, "--calibrate", further, *model)
+    result = run("scan", further, "--part", "p", "--banks", banks, "--out", tmp_path / "out")
+    assert "for a false-alarm rate of 0.05)" in result.stdout
+    assert "at a rate of 0.01, 0 of them" in result.stdout
+    chosen = run("scan", further, "--part", "p", "--banks", banks, "--out", tmp_path / "b", "--false-alarm-rate", 0.1)
+    assert "at a rate" not in chosen.stdout
