@@ -178,17 +178,16 @@ def eval_(options: EvalOptions, printing: ConsoleOptions) -> None:
 
 
 def main() -> None:
-    """Run the command line. Exits with 1 if standard output could not be written, whatever else happened."""
+    """Run the command line. Exits with 1 instead of 0 if standard output could not be written."""
     output = make_tolerant()
     # Damaged images have their row or note; Pillow's warning would repeat it.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
         app()
-    except SystemExit:
+    except SystemExit as ended:
         sys.stdout.flush()
-        if output.failure is None:
+        if output.failure is None or isinstance(output.failure, BrokenPipeError):  # `head`, for example, has enough
             raise
-        if not isinstance(output.failure, BrokenPipeError):  # whoever closed the pipe, such as `head`, has enough
-            reason = f"cannot be written ({output.failure.strerror})"
-            _print_error(f"error: standard output: {reason}; all files are written, only this text is missing")
-        raise SystemExit(1) from None
+        reason = f"cannot be written ({output.failure.strerror})"
+        _print_error(f"error: standard output: {reason}; only this text is missing, files are complete")
+        raise SystemExit(ended.code or 1) from None

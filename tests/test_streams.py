@@ -42,7 +42,7 @@ def test_an_error_about_a_name_that_the_encoding_lacks_is_escaped(tmp_path: Path
     [
         (f"{VERSION} >&-", 1, "standard output: cannot be written (Bad file descriptor)"),
         (f"{VERSION} > /dev/full", 1, "standard output: cannot be written (No space left on device)"),
-        (f"{{ sleep 0.1; {VERSION}; }} | true; exit ${{PIPESTATUS[0]}}", 1, ""),
+        (f"{{ sleep 0.1; {VERSION}; }} | true; exit ${{PIPESTATUS[0]}}", 0, ""),
         (f"{VERSION} 2>&- | cat; exit ${{PIPESTATUS[0]}}", 0, ""),
         (f"{VERSION} <&- >&- 2>&-", 1, ""),
         (f"{USAGE} 2> /dev/full", 2, ""),
@@ -55,6 +55,14 @@ def test_a_stream_that_cannot_be_written_is_one_line_or_none(command: str, code:
     assert "Traceback" not in result.stderr
     assert len(result.stderr.splitlines()) == (1 if reason else 0)
     assert reason in result.stderr
+
+
+def test_a_summary_that_cannot_be_written_leaves_the_exit_code_of_the_scan(tmp_path: Path) -> None:
+    samples = Path(__file__).parent / "samples"
+    scan = f"{sys.executable} -m aprilcli scan {samples} --threshold 0 --fail-on-anomaly --no-maps --out {tmp_path}/out"
+    result = subprocess.run(["bash", "-c", f"{scan} > /dev/full"], capture_output=True, text=True, check=False)
+    assert result.returncode == 4
+    assert "standard output: cannot be written" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ EXTENSIONS = frozenset(
     {b".jpg", b".jpeg", b".jpe", b".jfif", b".png", b".tif", b".tiff", b".bmp", b".webp", b".gif", b".avif"}
     | {b".pbm", b".pgm", b".ppm", b".pnm", b".pfm", b".heic", b".heif", b".hif"}
     # Not read, but images: they get a row that says so.
-    | {b".jxl", b".jp2", b".tga", b".dng", b".cr2", b".cr3", b".nef", b".arw", b".orf", b".rw2", b".raf"}
+    | {b".jxl", b".jp2", b".j2k", b".tga", b".psd", b".xcf", b".dds", b".exr", b".pcx", b".sgi"}
+    | {b".dng", b".cr2", b".cr3", b".nef", b".arw", b".orf", b".rw2", b".raf", b".srw", b".pef"}
 )
 HEAD = 132  # bytes of a file that ``format_of`` needs
 _SIGNATURES = {
@@ -27,6 +28,8 @@ _SIGNATURES = {
     b"8BPS": "Photoshop",
     b"gimp xcf": "GIMP",
     b"DDS ": "DDS",
+    b"\x0a\x05\x01\x08": "PCX",
+    b"\x01\xda": "SGI",
     b"v/1\x01": "OpenEXR",
     b"#?RADIANCE": "Radiance",
     b"SIMPLE  =": "FITS",

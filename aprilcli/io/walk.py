@@ -19,8 +19,9 @@ from aprilcli.text import printable
 MAX_NAMES = 50_000  # names of a folder held in memory; a larger folder is listed again for each further batch
 # Folders of file managers, network drives and archives: deleted files, thumbnails and other copies.
 _SYSTEM_FOLDERS = re.compile(
-    r"@eadir|@recycle|@recently-snapshot|#recycle|#snapshot|\$recycle\.bin|recycler|system volume information"
-    r"|found\.\d{3}|lost\+found|__macosx|thumbnails|thumbs",
+    r"@eadir|@tmp|@sharebin|@recycle|@recently-snapshot|#recycle|#snapshot|\$recycle\.bin|recycler|\$windows\.~bt"
+    r"|system volume information|found\.\d{3}|lost\+found|__macosx|network trash folder|temporary items|trash"
+    r"|_?thumb(nail)?s?",
     re.IGNORECASE,
 )
 # Records that commands of this package write into their output folder, and the folders of images beside each.

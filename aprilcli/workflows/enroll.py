@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from aprilcli.core import memory_bank
-from aprilcli.core.bank_file import load_bank, new_bank_path, save_bank
+from aprilcli.core.bank_file import new_bank_path, save_bank
 from aprilcli.core.calibration import Calibration, needed_images
 from aprilcli.core.catalogue import path_exists
 from aprilcli.core.detector import Detector
@@ -39,7 +39,7 @@ from aprilcli.workflows.enroll_calibration import (
     calibrate_on_variants,
     score_references,
 )
-from aprilcli.workflows.loading import load_detector, range_of
+from aprilcli.workflows.loading import load_detector, load_part, range_of
 from aprilcli.workflows.pipeline import NO_IMAGES, LeftOutFolders, Reader, batches, map_ahead
 
 LISTED = 10  # files that an error names; the others are counted
@@ -81,7 +81,7 @@ def _enroll(options: EnrollOptions, paths: list[Path], path: Path, console: Cons
         raise OutputError(
             f"{path.absolute()}: this part is already enrolled; add references with --append, or use --overwrite"
         )
-    old = load_bank(path) if options.append or not paths else None
+    old = load_part(options.part, options.banks) if options.append or not paths else None
     options = replace(options, value_range=range_of(old, options.value_range))
     if paths and old is not None and (old.coreset_fraction < 1 or old.zero_shot is None):
         raise OptionError(f"--append: {path} holds a coreset only, without its other rows; enroll all images again")
@@ -108,7 +108,9 @@ def _enroll(options: EnrollOptions, paths: list[Path], path: Path, console: Cons
         bank = old
     if kept is not None or further:
         batches = _read_batches(options, detector, console, [image for image, _ in further], "calibrating")
-        bank, left_out = calibrate_on_images(bank, kept, batches, [source for _, source in further], detector)
+        if old is not None and old.calibration_images is not None and kept is None:
+            console.note(f"replacing {len(old.calibration_images.sources)} calibration images of the bank")
+        bank, left_out = calibrate_on_images(bank, kept, batches, [source for _, source in further], detector, console)
         _note_left_out(console, left_out)
     elif references is not None:
         bank = calibrate_on_references(bank, references)
@@ -304,7 +306,8 @@ def summarize(summary: EnrollSummary) -> str:
 def _thresholds(scored: Calibration) -> Iterator[str]:
     """Say at which score images are called anomalous, and what a stricter rate would need."""
     default, strict = scored.threshold(scored.default_rate), scored.threshold(FALSE_ALARM_RATE)
-    yield f"threshold {default.value:.4f} for a false-alarm rate of {scored.default_rate:g}"
+    promise = "" if default.guaranteed else ", not guaranteed"
+    yield f"threshold {default.value:.4f} for a false-alarm rate of {scored.default_rate:g}{promise}"
     if strict.value > default.value:
         missing = needed_images(FALSE_ALARM_RATE)
         yield f"  a rate of {FALSE_ALARM_RATE:g} would raise it to {strict.value:.4f}; {missing} images guarantee it"

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.stats import mannwhitneyu
 
 from aprilcli.core import nearest
 from aprilcli.core.calibration import Calibration, CalibrationMethod
@@ -30,6 +31,7 @@ FIT_RANK = 3
 SAME_IMAGE = 1e-3
 # So is a calibration image that is closer to a reference than this share of the smallest distance between references.
 SAME_SHARE = 0.5
+CLOSER_BY_CHANCE = 1e-3  # largest p-value (Mann, Whitney 1947) of a note on calibration images close to references
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ def calibrate_on_images(
     batches: Iterable[NDArray[np.float32]],
     sources: Sequence[Source],
     detector: Detector,
+    console: Console,
 ) -> tuple[MemoryBank, tuple[str, ...]]:
     """Calibrate on good images: those ``kept`` from before, and new ones, batches [B, 3, S, S] of ``sources``.
 
@@ -108,6 +111,13 @@ def calibrate_on_images(
     remaining = iter(sources)
     for batch in batches:
         scored.add(batch, tuple(itertools.islice(remaining, len(batch))), leave_out_references=True)
+    if bank.spacings is not None and scored.closeness:
+        test = mannwhitneyu(scored.closeness, bank.spacings.numpy(), alternative="less")
+        if test.pvalue < CLOSER_BY_CHANCE:
+            console.note(
+                "the calibration images are closer to the references than these are to each other: if they are copies "
+                "or the same parts, the false-alarm rate is not guaranteed; calibrate on other parts"
+            )
     if not scored.sources:
         raise InputError("--calibrate: all images show the same as references; calibrate on further good images")
     images = CalibrationImages(tuple(scored.sources), torch.cat(scored.pixels), torch.cat(scored.appearances))
@@ -129,6 +139,7 @@ class _Scored:
         self.pixels: list[torch.Tensor] = []
         self.sources: list[Source] = []
         self.left_out: list[str] = []
+        self.closeness: list[float] = []  # mean distance of all patches, of images that may be references
 
     def add(
         self, pixels: NDArray[np.float32], sources: Sequence[Source], *, leave_out_references: bool = False
@@ -143,6 +154,8 @@ class _Scored:
         self.left_out += [source.path for row, source in enumerate(sources) if row not in rows]
         self.sources += [source for row, source in enumerate(sources) if row in rows]
         self.detections += [detections[row] for row in rows]
+        if leave_out_references:
+            self.closeness += distances[rows].tolist()
         self.appearances.append(appearance(features)[rows].cpu())
         self.pixels.append(torch.from_numpy(stored_pixels(pixels[rows], spec.mean, spec.std)))
 

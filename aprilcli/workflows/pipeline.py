@@ -25,7 +25,7 @@ TRY_AGAIN = "try again"  # the stamp of no file, so a resumed scan reads the fil
 BLANK = "a blank image, all pixels are nearly equal; check the camera, its lens cap and the light"
 NO_IMAGES = "no images in it; check the path"
 BLANK_LEVELS = 2  # of 256; the pixels of a photographed surface differ by more
-LISTED = 5  # names in a note; the others are counted
+LISTED = 10  # names in a note; the others are counted
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -244,12 +244,17 @@ def _detect(
                 yield _Scored(item, next(detections) if item.pixels is not None else None, together)
 
 
+def _listed(first: list[str], count: int) -> str:
+    return ", ".join(map(printable, first)) + (f", and {count - LISTED} more" if count > LISTED else "")
+
+
 def summarize(summary: ScanSummary) -> str:
     """Return a few lines on how a scan ended."""
     tally, threshold = summary.tally, summary.threshold
     new = tally.scored + tally.unreadable - (summary.kept or 0)
-    speed = f"in {summary.seconds:.1f} s ({new / summary.seconds:.1f} images/s)"
-    lines = [f"{tally.scored} images scored" + (f" {speed}" if summary.kept is None else "")]
+    speed = f"in {summary.seconds:.1f} s" + (f" ({new / summary.seconds:.1f} images/s)" if new else "")
+    images = "1 image" if tally.scored == 1 else f"{tally.scored} images"
+    lines = [f"{images} scored" + (f" {speed}" if summary.kept is None else "")]
     if summary.kept is not None:
         lines.append(f"resumed: {summary.kept} kept, {new} new {speed}")
     if threshold is not None:
@@ -263,11 +268,11 @@ def summarize(summary: ScanSummary) -> str:
             f"(score at least {tally.stricter.value:.4f}, not guaranteed with so few good images)"
         )
     if tally.unrecognised:
-        more = f", and {tally.unrecognised - LISTED} more" if tally.unrecognised > LISTED else ""
-        listed = ", ".join(map(printable, tally.not_the_part))
-        lines.append(f"{tally.unrecognised} unrecognised, which do not look like the part: {listed}{more}")
+        listed = _listed(tally.not_the_part, tally.unrecognised)
+        lines.append(f"{tally.unrecognised} unrecognised, which do not look like the part: {listed}")
     if tally.unreadable:
-        lines.append(f"{tally.unreadable} could not be read; see the error column of {SCORES}")
+        listed = _listed(tally.not_read, tally.unreadable)
+        lines.append(f"{tally.unreadable} could not be read: {listed}; see the error column of {SCORES}")
     if tally.highest:
         lines.append("highest scores:")
         lines.extend(f"  {score:.4f}  {printable(path)}" for path, score in tally.highest)

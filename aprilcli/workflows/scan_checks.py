@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import csv
+from pathlib import Path
+
 from aprilcli.core.calibration import check_rate
 from aprilcli.errors import InputError, OptionError
+from aprilcli.io import scores_csv
 from aprilcli.io.atomic import check_writable
 from aprilcli.io.walk import find_images, require_paths
 from aprilcli.options import ScanOptions
 from aprilcli.workflows.console import Console
 from aprilcli.workflows.pipeline import NO_IMAGES, LeftOutFolders
-from aprilcli.workflows.scan_output import MAPS, refuse_results
+from aprilcli.workflows.scan_output import MAPS, SCORES, refuse_results
 
 
 def check(options: ScanOptions, console: Console) -> int:
@@ -43,6 +47,17 @@ def _count_images(options: ScanOptions, console: Console) -> int:
     total = sum(1 for _ in find_images(options.paths, follow=options.follow, on_left_out=left_out))
     for note in left_out.notes():
         console.note(note)
+    if total == 0 and options.resume and _has_rows(options.out):  # of a share that is not mounted, for example
+        folders = ", ".join(map(str, options.paths))
+        raise InputError(f"{folders}: {NO_IMAGES}, or replace the results in {options.out} with --overwrite")
     if total == 0 and not options.allow_empty:
         raise InputError(f"{', '.join(map(str, options.paths))}: {NO_IMAGES}, or accept this with --allow-empty")
     return total
+
+
+def _has_rows(out: Path) -> bool:
+    try:
+        with (out / SCORES).open("rb") as scores:
+            return next(scores_csv.read_rows(scores), None) is not None
+    except (OSError, UnicodeError, csv.Error):
+        return False

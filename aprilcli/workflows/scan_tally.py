@@ -6,11 +6,11 @@ from aprilcli.core.threshold import Threshold
 from aprilcli.io import scores_csv
 
 HIGHEST = 5  # scores in the summary
-LISTED = 10  # unrecognised images in the summary
+LISTED = 5  # unrecognised images, and unreadable ones, in the summary
 
 
 class Tally:
-    """Counts rows; keeps the highest scores as (path, score) and the paths of the first unrecognised images.
+    """Counts rows; keeps the highest scores as (path, score) and the first unrecognised and unreadable images.
 
     ``stricter``: a threshold above the one in use; ``strictly_anomalous`` counts the anomalous images that reach it.
     """
@@ -21,11 +21,14 @@ class Tally:
         self.stricter = stricter
         self.highest: list[tuple[str, float]] = []
         self.not_the_part: list[str] = []
+        self.not_read: list[str] = []
 
     def count(self, row: scores_csv.ScoreRow) -> None:
         """Add a row."""
         if row.score is None:
             self.unreadable += 1
+            if len(self.not_read) < LISTED:
+                self.not_read.append(row.path)
             return
         self.scored += 1
         if row.verdict == "anomalous":

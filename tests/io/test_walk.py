@@ -255,7 +255,17 @@ def test_folders_named_as_results_are_entered_beside_a_record_of_another_program
     "name",
     [
         *("@eaDir", "#recycle", "#snapshot", "$RECYCLE.BIN", "$Recycle.Bin", "@Recycle"),
-        *("__MACOSX", "lost+found", "Thumbnails", "System Volume Information", "FOUND.000"),
+        *(
+            "__MACOSX",
+            "lost+found",
+            "Thumbnails",
+            "_thumbs",
+            "thumb",
+            "Network Trash Folder",
+            "@tmp",
+            "System Volume Information",
+            "FOUND.000",
+        ),
     ],
 )
 def test_system_folders_are_left_out(tmp_path: Path, name: str) -> None:

@@ -23,6 +23,7 @@ from helpers import (
     contents_of_scan,
     count_lines,
     draw_image,
+    error_line,
     happens,
     read_rows_by_path,
     scan_into,
@@ -600,3 +601,17 @@ def test_a_foreign_run_file_is_one_line(arguments: list[str], tmp_path: Path, co
     result = scan_into(arguments, tmp_path / "out", "--resume")
     assert result.exit_code == 1
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_results_are_not_lost_where_the_images_have_gone(arguments: list[str], images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    scan_into(arguments, out)
+    before = contents_of_scan(out)
+    for image in images.rglob("*.png"):
+        image.unlink()
+    for image in images.iterdir():
+        shutil.rmtree(image, ignore_errors=True)
+    result = scan_into(arguments, out, "--resume", "--allow-empty")
+    assert result.exit_code == 1
+    assert "no images in it" in error_line(result)
+    assert contents_of_scan(out) == before
