@@ -131,8 +131,13 @@ Projector = Annotated[
 BatchSize = Annotated[int, _option("--batch-size", "Images per encoder pass.", min=1)]
 Overwrite = Annotated[bool, _option("--overwrite", "Replace existing results.")]
 Rate = Annotated[
-    float,
-    _option("--false-alarm-rate", "Accepted share of good images called anomalous.", metavar="NUMBER"),
+    float | None,
+    _option(
+        "--false-alarm-rate",
+        "Accepted share of good images called anomalous.",
+        metavar="NUMBER",
+        show_default=f"what the number of good images allows, at least {FALSE_ALARM_RATE}",
+    ),
     partial(parse_number, "--false-alarm-rate", 0.05),
 ]
 Seed = Annotated[int, _option("--seed", "Random seed.", min=0, max=2**63 - 1)]
@@ -210,16 +215,7 @@ class ScanOptions(PartOptions):
         _option("--threshold", "Call this score and higher scores anomalous.", metavar="NUMBER"),
         partial(parse_number, "--threshold", 0.5),
     ] = None
-    false_alarm_rate: Annotated[
-        float | None,
-        _option(
-            "--false-alarm-rate",
-            "Accepted share of good images called anomalous.",
-            metavar="NUMBER",
-            show_default=f"what the part's calibration allows, at least {FALSE_ALARM_RATE}",
-        ),
-        partial(parse_number, "--false-alarm-rate", 0.05),
-    ] = None
+    false_alarm_rate: Rate = None
     resume: Annotated[bool, _option("--resume", "Continue an interrupted scan.")] = False
     overwrite: Overwrite = False
     allow_empty: Annotated[
@@ -336,7 +332,7 @@ class EvalOptions(DatasetOptions):
     calibrate: Annotated[
         bool, _option("--calibrate", "Also measure verdicts, at a threshold from good images that are not tested.")
     ] = False
-    false_alarm_rate: Rate = FALSE_ALARM_RATE
+    false_alarm_rate: Rate = None
     maps: Annotated[
         bool, _option("--maps", "Write maps for MVTec's evaluators, of the most shots and the first seed.")
     ] = False

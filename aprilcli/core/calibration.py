@@ -88,8 +88,8 @@ class Calibration:
 
     @property
     def default_rate(self) -> float:
-        """The lowest of ``DEFAULT_RATES`` that this number of images is enough for, at most their last."""
-        return next((rate for rate in DEFAULT_RATES if needed_images(rate) <= len(self)), DEFAULT_RATES[-1])
+        """The false-alarm rate where none is chosen."""
+        return default_rate(len(self))
 
     def threshold(self, rate: float = FALSE_ALARM_RATE) -> Threshold:
         """Return the image score at and above which p ≤ ``rate``; see ``threshold_at``."""
@@ -165,9 +165,14 @@ def threshold_at(scores: NDArray[np.float32], rate: float, method: CalibrationMe
     return Threshold(value, rate, guaranteed=method == "held-out", note=_not_guaranteed(method))
 
 
-def check_rate(rate: float) -> None:
-    """Raise OptionError for a false-alarm rate outside (0, 1)."""
-    if not 0 < rate < 1:
+def default_rate(count: int) -> float:
+    """Return the lowest of ``DEFAULT_RATES`` that a number of good images is enough for; for too few, the last."""
+    return next((rate for rate in DEFAULT_RATES if needed_images(rate) <= count), DEFAULT_RATES[-1])
+
+
+def check_rate(rate: float | None) -> None:
+    """Raise OptionError for a false-alarm rate outside (0, 1); None is the default rate."""
+    if rate is not None and not 0 < rate < 1:
         raise OptionError(
             f"the false-alarm rate must lie between 0 and 1, not {rate}; use a value such as {FALSE_ALARM_RATE}"
         )

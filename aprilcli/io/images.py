@@ -85,6 +85,7 @@ Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit warns below ours, and cannot
 PngImagePlugin.MAX_TEXT_CHUNK = 16 * 1024**2  # bytes; editors write more metadata than Pillow's default of 1 MB
 for _decoder in ("PIL", "tifffile"):  # our messages replace what they log of damaged files
     logging.getLogger(_decoder).addHandler(logging.NullHandler())
+    logging.getLogger(_decoder).propagate = False  # other libraries print what reaches the root logger
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,9 @@ def find_pages(file: BinaryIO) -> ImagePages:
 
 
 def _is_preview(page: Any) -> bool:
-    """Return whether a page is a reduced copy of an image, or its transparency mask."""
+    """Return whether a page is a reduced copy of an image, which may be in its sub-pages, or its transparency mask."""
+    if page.subifds and any(inner.imagewidth > page.imagewidth for inner in page.pages):
+        return True
     kind, old_kind = page.tags.get(254), page.tags.get(255)
     if kind is not None:
         return bool(int(kind.value) & (REDUCED | MASK))

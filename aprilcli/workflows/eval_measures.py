@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from aprilcli.core import resizing
-from aprilcli.core.calibration import threshold_at
+from aprilcli.core.calibration import default_rate, threshold_at
 from aprilcli.core.fusion import authors_scores
 from aprilcli.core.metrics import PixelScores, image_metrics, roc_curve, vand
 from aprilcli.core.threshold import Threshold
@@ -107,11 +107,15 @@ def _measure(
     )
 
 
-def _threshold(calibration: Sequence[EncodedImage], bank: int | None, image_size: int, rate: float) -> Threshold | None:
+def _threshold(
+    calibration: Sequence[EncodedImage], bank: int | None, image_size: int, rate: float | None
+) -> Threshold | None:
     """Return the conformal threshold from the scores of the calibration images; None without images."""
     detections = [image.detect(bank, image_size) for image in calibration]
     scores = np.array([detection.score for detection in detections if detection is not None], np.float32)
-    return threshold_at(scores, rate, "held-out") if len(scores) else None
+    if not len(scores):
+        return None
+    return threshold_at(scores, default_rate(len(scores)) if rate is None else rate, "held-out")
 
 
 def _verdict_metrics(labels: Sequence[int], scores: Sequence[float], threshold: Threshold | None) -> dict[str, float]:

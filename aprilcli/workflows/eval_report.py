@@ -89,9 +89,11 @@ def captions(
     lines += _thin_sets(dataset)
     if options.calibrate:
         listed = "; ".join(f"{name} {source or 'no images, so no threshold'}" for name, source in sources.items())
+        chosen = options.false_alarm_rate
+        rate = "the lowest that their number allows" if chosen is None else f"{chosen:g}"
         lines.append(
             f"far and tpr: good and anomalous test images called anomalous, at the threshold for a false-alarm rate of "
-            f"{options.false_alarm_rate:g}; calibrated on good images that are neither tested nor references: {listed}"
+            f"{rate}; calibrated on good images that are neither tested nor references: {listed}"
         )
     return tuple(lines)
 

@@ -35,8 +35,7 @@ def _check_options(options: ScanOptions) -> None:
         raise OptionError("--fail-on-anomaly: no image can be anomalous without a threshold; use --threshold or --part")
     if options.resume and options.overwrite:
         raise OptionError("--resume continues a scan, --overwrite replaces it; choose one")
-    if options.false_alarm_rate is not None:
-        check_rate(options.false_alarm_rate)
+    check_rate(options.false_alarm_rate)
 
 
 def _count_images(options: ScanOptions, console: Console) -> int:

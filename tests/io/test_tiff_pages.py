@@ -12,6 +12,7 @@ import tifffile
 from image_kinds import COLOR, GRAY, ORIENTATION, decoded, encoded, refusal, set_tags, tiff, wide
 from PIL import Image
 
+from aprilcli.errors import InputError
 from aprilcli.io.images import NOTE_PAGES, read_image
 
 PLANES = np.moveaxis(COLOR, -1, 0).copy()
@@ -143,3 +144,12 @@ def test_pages_of_pillow_give_a_note(tmp_path: Path) -> None:
     content = encoded("TIFF", COLOR, save_all=True, append_images=[Image.fromarray(COLOR)])
     (tmp_path / "a.tif").write_bytes(content)
     assert notes_of(tmp_path / "a.tif") == (NOTE_PAGES,)
+
+
+def test_a_thumbnail_before_its_image_in_a_sub_page_is_no_image(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    with tifffile.TiffWriter(tmp_path / "a.tif") as tiff:
+        tiff.write(pixels[::4, ::4].copy(), subifds=1, photometric="rgb")
+        tiff.write(pixels, photometric="rgb")
+    with pytest.raises(InputError, match="only a preview"):
+        read_image(tmp_path / "a.tif")
