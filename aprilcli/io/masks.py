@@ -8,6 +8,7 @@ What a value means depends on how the file was made:
   classes and count.
 - **Palettes**: the background is index 0, or the index drawn black: the one of them that covers more of the image's
   border. Other indices are anomalous. A gray ramp is read as the gray that it shows.
+- **Few colors**: where one color, which is not gray, fills the border, it is the background.
 - **Transparency**: if all visible pixels have one color, opaque pixels are anomalous. Otherwise, transparent pixels are
   background, and colors decide.
 - **Orientation**: an EXIF rotation of the mask is applied. A mask of the size of its image's pixels before their own
@@ -41,6 +42,7 @@ NOTE_CUT = (
 NOTE_DARK = "are compressed with loss and nearly black: class numbers are damaged; save masks as PNG"
 NOTE_LARGE = "mark nearly the whole image or its border; if they are inverted, invert them"
 NOTE_PALETTE = "have a palette whose first color is not black: the color that covers most of the border is background"
+NOTE_BACKGROUND = "have a border of one color that is not gray: this color is background"
 NOTE_ALPHA = "are transparent: opaque pixels are anomalous"
 NOTE_ROTATED = "have the size of their image before its EXIF rotation: rotated like the image"
 NOTE_ORIENTATION = (
@@ -150,6 +152,9 @@ def _anomalous(mask: Image.Image, is_lossy: bool, notes: list[str]) -> NDArray[n
         values = np.asarray(mask)
         if values.ndim == 3:
             channels = values[..., :-1] if mask.mode in ("RGBA", "LA", "La") else values
+            if (background := _colored_background(channels)) is not None:
+                notes.append(NOTE_BACKGROUND)
+                return np.asarray((channels != background).any(axis=-1))
             values = channels.max(axis=-1)
     marked = _marked(values, is_lossy, notes)
     return marked if visible is None else marked & visible
@@ -175,6 +180,15 @@ def _palette_values(mask: Image.Image, notes: list[str]) -> NDArray[Any]:
         gray[background] = 0
         return gray[indices]
     return np.where(indices == background, 0, np.where(indices == 0, 1, indices))
+
+
+def _colored_background(channels: NDArray[Any]) -> NDArray[Any] | None:
+    """Return the color of the border of an image of few colors [H, W, C]; None if it is gray or not one color."""
+    border = _border(channels)
+    color = border[0]
+    if (color == color[0]).all() or (border != color).any():
+        return None
+    return color if len(np.unique(channels.reshape(-1, channels.shape[-1]), axis=0)) <= FEW_VALUES else None
 
 
 def _border(pixels: NDArray[Any]) -> NDArray[Any]:

@@ -198,6 +198,14 @@ def test_masks_that_mark_nearly_everything_are_noted(tmp_path, inverted):
     assert notes == [masks.NOTE_LARGE]
 
 
+def test_a_colored_border_is_background(tmp_path):
+    marked = draw_disk()[1]
+    Image.fromarray(np.where(marked[..., None], [250, 0, 0], [0, 0, 200]).astype(np.uint8)).save(tmp_path / "m.png")
+    mask, notes = read(tmp_path / "m.png")
+    assert np.array_equal(mask, marked)
+    assert notes == [masks.NOTE_BACKGROUND]
+
+
 def rotated(image, path, orientation):
     """Save an image with an EXIF orientation."""
     exif = Image.Exif()
