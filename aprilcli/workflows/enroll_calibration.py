@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -101,7 +102,8 @@ def calibrate_on_images(
 ) -> tuple[MemoryBank, tuple[str, ...]]:
     """Calibrate on good images: those ``kept`` from before, and new ones, batches [B, 3, S, S] of ``sources``.
 
-    New images that show the same as a reference, though saved in another way, are left out; also returns their paths.
+    New images that show the same as a reference or an earlier one, though saved in another way, are left out; also
+    returns their paths.
     Raises InputError if no image is left.
     """
     scored = _Scored(bank, detector)
@@ -134,6 +136,7 @@ class _Scored:
         self._detector = detector.with_bank(bank)
         spacing = 0.0 if bank.spacings is None else float(bank.spacings.min())
         self._same = max(SAME_IMAGE, SAME_SHARE * spacing)
+        self._seen: set[bytes] = set()
         self.detections: list[Detection] = []
         self.appearances: list[torch.Tensor] = []
         self.pixels: list[torch.Tensor] = []
@@ -150,14 +153,20 @@ class _Scored:
         evidence = self._detector.method.evidence(features)
         detections = fuse(evidence, spec.image_size)
         distances = torch.stack([stage.flatten(1).mean(dim=1) for stage in evidence.distances]).mean(dim=0)
-        rows = [row for row in range(len(pixels)) if not (leave_out_references and distances[row] < self._same)]
+        stored = stored_pixels(pixels, spec.mean, spec.std)
+        rows = []
+        for row, image in enumerate(stored):
+            content = hashlib.sha256(image.tobytes()).digest()
+            if not (leave_out_references and (content in self._seen or distances[row] < self._same)):
+                rows.append(row)
+            self._seen.add(content)
         self.left_out += [source.path for row, source in enumerate(sources) if row not in rows]
         self.sources += [source for row, source in enumerate(sources) if row in rows]
         self.detections += [detections[row] for row in rows]
         if leave_out_references:
             self.closeness += distances[rows].tolist()
         self.appearances.append(appearance(features)[rows].cpu())
-        self.pixels.append(torch.from_numpy(stored_pixels(pixels[rows], spec.mean, spec.std)))
+        self.pixels.append(torch.from_numpy(stored[rows]))
 
 
 def _variants(pixels: NDArray[np.float32], detector: Detector) -> Iterator[NDArray[np.float32]]:
