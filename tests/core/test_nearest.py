@@ -158,13 +158,13 @@ def test_leave_one_out_needs_all_rows_of_the_same_sources():
             next(leave_one_out(bank, references))
 
 
-def test_a_bank_of_300():
-    tokens, bank = draw_tokens(300), make_bank(300, dtype=torch.float16)
+def test_a_bank_of_100():
+    tokens, bank = draw_tokens(100), make_bank(100, dtype=torch.float16)
     distances = list(leave_one_out(bank, bank))
-    k = 137
+    k = 37
     expected = direct_distance(tokens[0][k], torch.cat([tokens[0][:k], tokens[0][k + 1 :]]).flatten(0, 1)).float()
     torch.testing.assert_close(distances[k][0].amin(dim=0), expected, rtol=0, atol=1e-3)
-    assert len(distances) == 300
+    assert len(distances) == 100
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.25])

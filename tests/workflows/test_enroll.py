@@ -276,9 +276,11 @@ def test_references_that_differ_from_the_others_are_named_and_refused_if_strict(
         with Image.open(SAMPLES / f"{name}.png") as image:
             pixels = np.asarray(image.convert("RGB")) * noise.uniform(0.9, 1.1) + noise.normal(0, 6, (256, 256, 3))
         save_image(tmp_path / "good" / f"{index}.png", Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)))
-    result = run("enroll", tmp_path / "good", "--part", "p", "--banks", banks)
+    result = run("enroll", tmp_path / "good", "--part", "p", "--banks", banks, "--image-size", 128)
     assert "check these images, which differ from the others: 8.png, 9.png\n" in result.stdout
-    refused = run("enroll", tmp_path / "good", "--part", "q", "--banks", banks, "--strict", "--quiet")
+    refused = run(
+        "enroll", tmp_path / "good", "--part", "q", "--banks", banks, "--strict", "--quiet", "--image-size", 128
+    )
     assert refused.exit_code == 1
     assert "differ from the others: 8.png, 9.png" in error_line(refused)
     assert not (banks / "q.safetensors").exists()

@@ -137,16 +137,16 @@ def test_linked_results_are_not_scanned(arguments: list[str], images: Path, tmp_
     assert contents_of_scan(out) == before
 
 
-@pytest.mark.parametrize(("stream", "code"), [("stdout", 1), ("stderr", 3)])
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
 def test_a_summary_that_cannot_be_printed_is_one_line(
-    arguments: list[str], undisturbed: dict[str, bytes], tmp_path: Path, stream: str, code: int
+    arguments: list[str], undisturbed: dict[str, bytes], tmp_path: Path, stream: str
 ) -> None:
     out = tmp_path / "out"
     streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with Path("/dev/full").open("w") as full:
         command = [sys.executable, "-m", "aprilcli", *arguments, "--out", str(out)]
         result = subprocess.run(command, text=True, check=False, **{**streams, stream: full})
-    assert result.returncode == code, result.stderr
+    assert result.returncode == 3, result.stderr  # an image of these cannot be read
     assert contents_of_scan(out) == undisturbed
     if stream == "stdout":
         assert result.stderr.splitlines()[-1].startswith(
