@@ -112,7 +112,7 @@ class LabeledDataset:
 
 
 def read_dataset(root: Path, layout: str = "auto", *, follow: bool = False) -> LabeledDataset:
-    """Find the objects, images and masks of a labeled folder; images are opened only to tell masks of equal names.
+    """Find the objects, images and masks of a labeled folder; images are opened only to tell masks by content.
 
     ``layout``: one of ``LAYOUTS``, or ``auto`` to recognize it. Dotfiles are skipped. ``follow``: enter linked folders
     inside label folders. Raises OptionError for an unknown layout; InputError if the folder does not exist, does not
@@ -397,8 +397,8 @@ def _read_object(folder: Path, layout: str, tree: _Tree) -> LabeledObject:
         for stray in tree.stray_images(parent):
             tree.add(stray, "an image outside the label folders; left out")
     _note_good_names(folder, [*train, *further, *labels], tree)
-    good_train = [image.path for good in train for image in _read_label(good, tree, find_beside=True).images]
-    good_further = [image.path for good in further for image in _read_label(good, tree, find_beside=True).images]
+    good_train = [image.path for good in train for image in _read_label(good, tree).images]
+    good_further = [image.path for good in further for image in _read_label(good, tree).images]
     return LabeledObject(
         tree.name(folder) if folder != tree.root else folder.resolve().name,
         tuple(good_train),
@@ -420,9 +420,9 @@ def _note_good_names(folder: Path, labels: list[Path], tree: _Tree) -> None:
         tree.notes.append(f"{folder.resolve().name}: read as good images: {', '.join(dict.fromkeys(names))}")
 
 
-def _read_label(label: Path, tree: _Tree, *, find_beside: bool) -> Content:
+def _read_label(label: Path, tree: _Tree) -> Content:
     """Read a label folder; report channels that are left out and images of one name."""
-    content = sort_content(label, same_form(label.name), tree.images(label), find_beside=find_beside)
+    content = sort_content(label, same_form(label.name), tree.images(label))
     for channel in content.left_out:
         tree.add(channel, "a channel beside the images; left out")
     for path in content.orphans:
@@ -440,25 +440,24 @@ def _read_test(
     masks = [mask for folder in mask_folders for mask in _masks(folder, names, tree)]
     for folder, base in label_masks.items():
         masks += [Candidate(mask.path, base, mask.name) for mask in _masks(folder, set(), tree)]
-    has_masks = {mask.label for mask in masks}
     contents: list[tuple[Path, Content]] = []
     for label in labels:
         if judge(label.name) == Label.unclear:
             if tree.images(label):
                 tree.unclear.append(tree.name(label))
             continue
-        find_beside = not has_masks & {same_form(label.name), ""}
-        contents.append((label, _read_label(label, tree, find_beside=find_beside)))
+        contents.append((label, _read_label(label, tree)))
     images = [image for _, content in contents for image in content.images]
     masks += [mask for _, content in contents for mask in content.masks]
     beside = {path: found for _, content in contents for path, found in content.beside.items()}
-    if beside:
-        path, (mask, *_) = next(iter(beside.items()))
-        count = sum(map(len, beside.values()))
-        tree.notes.append(f"masks beside their images: {count}, first {tree.name(mask)} of {tree.name(path)}")
     has_any = bool(mask_folders or masks or beside)
     anomalous = {i.path for label, content in contents if judge(label.name) != Label.good for i in content.images}
     paired = pair(images, anomalous if has_any else set(), masks, beside, tree.add, tree.name)
+    found = {path: masks for path, masks in paired.items() if set(masks) & set(beside.get(path, ()))}
+    if found:
+        path, (mask, *_) = next(iter(found.items()))
+        count = sum(map(len, found.values()))
+        tree.notes.append(f"masks beside their images: {count}, first {tree.name(mask)} of {tree.name(path)}")
     for image in images:
         is_good = image.path not in anomalous
         yield LabeledImage(image.path, GOOD if is_good else image.label, int(not is_good), paired.get(image.path, ()))

@@ -9,6 +9,8 @@ import re
 import unicodedata
 from enum import Enum
 
+from aprilcli.io.image_formats import has_image_extension
+
 TRAIN, TEST, VALIDATION = "train", "test", "validation"
 SPLITS = {
     **dict.fromkeys(("train", "training"), TRAIN),
@@ -27,8 +29,11 @@ _MASK_OF = (
     re.compile(rf"(?P<image>.+?)[ _.(-]+{_MASK_WORD}\)?{_NUMBER}", re.IGNORECASE | re.DOTALL),
     re.compile(rf"{_MASK_WORD}[ _.-](?P<image>.+)", re.IGNORECASE | re.DOTALL),
 )
+_HAS_MASK_WORD = re.compile(rf"(?<![^\W\d_]){_MASK_WORD}(?![^\W\d_])", re.IGNORECASE)
 _MASK_FOLDER_WORDS = frozenset({"mask", "masks", "gt", "groundtruth", "segmentation", "segmentations"})
-_MASK_QUALIFIERS = frozenset({"binary", "defect", "defects", "anomaly", "anomalies", "png", "bmp", "pixel", "seg"})
+_MASK_QUALIFIERS = frozenset(
+    {"binary", "defect", "defects", "anomaly", "anomalies", "png", "bmp", "pixel", "seg", "annotated"}
+)
 _GOOD = frozenset(
     {"good", "normal", "ok", "okay", "pass", "passed", "passing", "flawless", "faultless", "clean", "intact", "nominal"}
     | {"healthy", "undamaged", "perfect", "fine", "acceptable", "accepted", "golden", "nondefective", "defectless"}
@@ -107,6 +112,18 @@ def mask_rank(name: str) -> int | None:
 def masked_names(stem: str) -> list[str]:
     """Return the names whose mask ``stem`` can be: ``0_mask``, ``0-GT`` and ``mask_0`` belong to ``0``."""
     return [match["image"] for pattern in _MASK_OF if (match := pattern.fullmatch(stem))]
+
+
+def has_mask_word(stem: str) -> bool:
+    """Return whether a word in the name of a file says that it is a mask: ``0mask``, ``mask``, ``0_label_new``."""
+    return _HAS_MASK_WORD.search(_CAMEL_CASE.sub(" ", stem)) is not None
+
+
+def core_words(stem: str) -> tuple[str, ...]:
+    """Return the words that an image and its mask share: ``0`` for ``img_0``, ``0_rgb`` and ``0_annotated_mask``."""
+    plain = _HAS_MASK_WORD.sub(" ", _CAMEL_CASE.sub(" ", stem))
+    kind = _MASK_QUALIFIERS | IMAGE_FOLDERS
+    return tuple(word for word in _words(plain) if word not in kind and not has_image_extension(f"0.{word}"))
 
 
 def is_numbered_mask(stem: str) -> bool:

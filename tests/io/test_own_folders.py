@@ -19,7 +19,7 @@ def draw(root: Path, *paths: str) -> Path:
         file = root / path
         file.parent.mkdir(parents=True, exist_ok=True)
         pixels = np.random.default_rng(number).integers(0, 256, (12, 12, 3), dtype=np.uint8)
-        if any(word in path.casefold() for word in ("mask", "_gt", "label", "ground", "seg", "/gt/")):
+        if any(word in path.casefold() for word in ("mask", "_gt", "label", "ground", "seg", "/gt/", "_bin", "_m.")):
             pixels = np.zeros((12, 12), np.uint8)
             pixels[3:6, 3:6] = 255
         Image.fromarray(pixels).save(file)
@@ -54,6 +54,56 @@ def test_masks_beside_their_images_are_not_tested(tmp_path: Path, suffix: str) -
     }
     assert dataset.problems == ()
     assert "masks beside their images: 2" in dataset.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("image", "mask"),
+    [
+        ("0.jpg", "0mask.png"),
+        ("0.jpg", "0_bin.png"),
+        ("0.png", "0_m.png"),
+        ("0.jpg", "0_annotated_mask.png"),
+        ("0.jpg", "0.jpg_mask.png"),
+        ("img_0.png", "0_mask.png"),
+        ("0_rgb.jpg", "0_mask.png"),
+        ("0_image.jpg", "0_label.png"),
+        ("0.png", "0/mask.png"),
+    ],
+)
+def test_masks_with_other_names_are_found_beside_their_images(tmp_path: Path, image: str, mask: str) -> None:
+    draw(tmp_path, "good/0.png", f"bad/{image}", f"bad/{mask}")
+    dataset = read_dataset(tmp_path)
+    assert summary(dataset)[tmp_path.name][1] == {
+        f"bad/{image}": ("bad", [f"bad/{mask}"]),
+        "good/0.png": ("good", []),
+    }
+    assert dataset.problems == ()
+
+
+def test_files_named_as_masks_are_never_tested(tmp_path: Path) -> None:
+    draw(tmp_path, "good/0.png", "bad/0.png", "bad/0_mask_overlay.png", "bad/1.png", "bad/1_b.png", "bad/label_x.png")
+    dataset = read_dataset(tmp_path)
+    assert sorted(summary(dataset)[tmp_path.name][1]) == ["bad/0.png", "bad/1.png", "bad/1_b.png", "good/0.png"]
+    assert dataset.problems == tuple(
+        f"bad/{name}.png: mask without an image; left out" for name in ("0_mask_overlay", "label_x")
+    )
+
+
+def test_images_that_are_all_named_as_masks_are_tested(tmp_path: Path) -> None:
+    draw(tmp_path, "good/label_0.png", "bad/label_1.png")
+    assert len(read_dataset(tmp_path).objects[0].test) == 2
+
+
+def test_a_folder_of_masks_is_preferred_to_masks_beside_images(tmp_path: Path) -> None:
+    draw(tmp_path, "good/9.png", "bad/0.png", "bad/0_mask.png", "bad/1.png", "bad/1_mask.png", "masks/0.png")
+    dataset = read_dataset(tmp_path)
+    assert summary(dataset)[tmp_path.name][1] == {
+        "bad/0.png": ("bad", ["masks/0.png"]),
+        "bad/1.png": ("bad", ["bad/1_mask.png"]),
+        "good/9.png": ("good", []),
+    }
+    assert dataset.problems == ("bad/0_mask.png: masks/0.png is the mask; left out",)
+    assert dataset.notes == ("masks beside their images: 1, first bad/1_mask.png of bad/1.png",)
 
 
 def test_a_mask_may_have_the_name_of_its_image_with_another_extension(tmp_path: Path) -> None:
