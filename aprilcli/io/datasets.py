@@ -42,11 +42,12 @@ from aprilcli.io.label_names import (
     judge,
     mask_rank,
     masked_names,
+    may_be_masks,
     same_form,
     split_in,
     split_of,
 )
-from aprilcli.io.pairing import Candidate, Content, pair, sort_content
+from aprilcli.io.pairing import Candidate, Content, is_mask_folder, pair, sort_content
 from aprilcli.io.walk import LeftOut, find_images, is_image, left_out
 
 GOOD = "good"  # the ``defect`` of normal images
@@ -157,6 +158,7 @@ class _Tree:
         self._left_out: dict[str, LeftOut] = {}
         self._folders: dict[Path, list[Path]] = {}
         self._not_images: list[Path] = []
+        self._has_masks: dict[Path, bool] = {}
 
     def add(self, path: Path, message: str) -> None:
         """Add a problem."""
@@ -258,6 +260,20 @@ class _Tree:
         """Return the images directly in a folder."""
         return [path for path in _children(folder) if path.is_file() and is_image(path)]
 
+    def has_masks(self, folder: Path) -> bool:
+        """Return whether a folder is one of masks: by its name, and for some by content or labels that it repeats."""
+        if folder not in self._has_masks:
+            files = (Path(parent, name) for parent, _, names in os.walk(folder) for name in sorted(names))
+            images = (path for path in files if not path.name.startswith(".") and is_image(path))
+            self._has_masks[folder] = is_mask_folder(folder.name, images) or (
+                may_be_masks(folder.name) and self._repeats_labels(folder)
+            )
+        return self._has_masks[folder]
+
+    def _repeats_labels(self, folder: Path) -> bool:
+        inside, beside = ({fold(child.name) for child in self.folders(parent)} for parent in (folder, folder.parent))
+        return not inside.isdisjoint(beside)
+
     def splits(self, folder: Path, split: str) -> list[Path]:
         """Return the folders of a split; without a test split, ``images`` and the like are its folder."""
         found = [child for child in self.folders(folder) if split_of(child.name) == split]
@@ -271,7 +287,7 @@ class _Tree:
             child
             for parent in parents
             for child in self.folders(parent)
-            if split_of(child.name) is None and mask_rank(child.name) is None and child not in self.splits(parent, TEST)
+            if split_of(child.name) is None and not self.has_masks(child) and child not in self.splits(parent, TEST)
         ]
 
     def good_labels(self, parents: list[Path]) -> list[Path]:
@@ -371,7 +387,7 @@ def _read_object(folder: Path, layout: str, tree: _Tree) -> LabeledObject:
             tests = [folder, *tests]
     parents = list(dict.fromkeys((folder, *tests)))
     mask_folders = sorted(
-        (f for parent in parents for f in tree.folders(parent) if mask_rank(f.name) is not None),
+        (f for parent in parents for f in tree.folders(parent) if tree.has_masks(f)),
         key=lambda f: (parents.index(f.parent), mask_rank(f.name)),
     )
     for other in mask_folders[1:]:

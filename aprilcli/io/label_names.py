@@ -17,6 +17,7 @@ SPLITS = {
     **dict.fromkeys(("test", "testing", "test_public"), TEST),
     **dict.fromkeys(("validation", "val", "valid"), VALIDATION),
 }
+_PERHAPS_MASKS = frozenset({"label", "labels", "msk", "msks", "annotated"})
 # The first of these that an object has is used.
 _MASK_FOLDERS = (
     *("groundtruth", "masks", "mask", "gt", "gts", "groundtruths", "seg", "segs", "segmentation", "segmentations"),
@@ -99,7 +100,12 @@ def split_of(name: str) -> str | None:
 
 
 def mask_rank(name: str) -> int | None:
-    """Return the preference of a folder of masks, 0 first; None for the name of another folder."""
+    """Return the preference of a folder of masks, 0 first; None for the name of another folder.
+
+    The last is that of names that may mean masks.
+    """
+    if may_be_masks(name):
+        return len(_MASK_FOLDERS) + 1
     plain = re.sub(r"[\W_]+", "", fold(name))
     if plain in _MASK_FOLDERS:
         return _MASK_FOLDERS.index(plain)
@@ -107,6 +113,14 @@ def mask_rank(name: str) -> int | None:
     has_mask_word = len(others) < len(_words(name))
     is_mask = has_mask_word and all(word in _MASK_QUALIFIERS | _QUALIFIERS or word.isdigit() for word in others)
     return len(_MASK_FOLDERS) if is_mask else None
+
+
+def may_be_masks(name: str) -> bool:
+    """Return whether a folder contains masks only if its files look so: ``label``, ``msk``, ``annotated_images``."""
+    words = _words(name)
+    return bool(_PERHAPS_MASKS & set(words)) and all(
+        word in _PERHAPS_MASKS | _MASK_QUALIFIERS | _QUALIFIERS or word.isdigit() for word in words
+    )
 
 
 def masked_names(stem: str) -> list[str]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -21,6 +22,7 @@ from aprilcli.io.label_names import (
     is_numbered_mask,
     mask_rank,
     masked_names,
+    may_be_masks,
     same_form,
 )
 
@@ -65,9 +67,14 @@ def sort_content(folder: Path, label: str, files: Sequence[Path]) -> Content:
     places = {path: PurePath(same_form(path.relative_to(folder).as_posix())) for path in files}
     parents = {parent for place in places.values() for parent in place.parents}
     channels = {parent.parent for parent in parents if parent.name and fold(parent.name) in IMAGE_FOLDERS}
+    masks = {
+        parent
+        for parent in parents
+        if is_mask_folder(parent.name, (path for path in files if parent in places[path].parents))
+    }
     content = Content()
     for path, place in places.items():
-        kind, name = _channel(place, channels)
+        kind, name = _channel(place, channels, masks)
         candidate = Candidate(path, label, name.with_suffix("").as_posix())
         if kind == "image":
             content.images.append(candidate)
@@ -81,11 +88,19 @@ def sort_content(folder: Path, label: str, files: Sequence[Path]) -> Content:
     return content
 
 
-def _channel(place: PurePath, channels: set[PurePath]) -> tuple[str, PurePath]:
+def is_mask_folder(name: str, files: Iterable[Path]) -> bool:
+    """Return whether a folder contains masks by its name; for names such as ``label``, the first files decide."""
+    if may_be_masks(name):
+        first = list(islice(files, 3))
+        return bool(first) and all(map(is_mask_like, first))
+    return mask_rank(name) is not None
+
+
+def _channel(place: PurePath, channels: set[PurePath], masks: set[PurePath]) -> tuple[str, PurePath]:
     """Return ``image``, ``mask``, or the folder of another channel; and the place without the channel's folder."""
     for depth, part in enumerate(place.parts[:-1]):
         above, rest = PurePath(*place.parts[:depth]), PurePath(*place.parts[depth + 1 :])
-        if mask_rank(part) is not None:
+        if above / part in masks:
             return "mask", above / rest
         if above in channels:
             folder = PurePath(*place.parts[: depth + 1]).as_posix()
@@ -141,7 +156,7 @@ def _extended(folder: Path, stem: str, path: Path, by_place: dict[tuple[Path, st
             continue
         for image in by_place.get((folder, stem[:end]), []):
             is_simpler = bits_of_gray(image) - bits_of_gray(path) >= CLEARLY_FEWER_BITS
-            if is_simpler and is_mask_like(path) and _size(path) == _size(image):
+            if is_simpler and is_mask_like(path) and _size(image) in (_size(path), None):
                 return image
     return None
 
@@ -172,9 +187,12 @@ def _gray_shares(path: Path) -> NDArray[np.float64] | None:
     return np.asarray(counts[counts > 0] / counts.sum())
 
 
-def _size(path: Path) -> tuple[int, int]:
-    with Image.open(path) as pil_image:
-        return pil_image.size
+def _size(path: Path) -> tuple[int, int] | None:
+    try:
+        with Image.open(path) as pil_image:
+            return pil_image.size
+    except (*DECODER_ERRORS, Image.DecompressionBombError):
+        return None
 
 
 def pair(

@@ -229,6 +229,32 @@ def test_images_and_masks_may_be_beside_each_other(tmp_path: Path, folder: str) 
     }
 
 
+@pytest.mark.parametrize("name", ["label", "labels", "Label", "msk", "annotated_images", "Annotations"])
+def test_folders_of_other_names_contain_masks_if_these_look_so(tmp_path: Path, name: str) -> None:
+    draw(tmp_path / "x", "mask.png")
+    for path in (f"a/{name}/bad/0.png", f"b/bad/{name}/0.png", f"c/bad/{name}/0.png"):
+        (tmp_path / path).parent.mkdir(parents=True)
+        (tmp_path / path).write_bytes((tmp_path / "x/mask.png").read_bytes())
+    draw(tmp_path, "a/good/0.png", "a/bad/0.png", "b/good/0.png", "b/bad/0.png", "c/good/img/0.png", "c/bad/img/0.png")
+    for item, mask in (("a", f"{name}/bad/0.png"), ("b", f"bad/{name}/0.png"), ("c", f"bad/{name}/0.png")):
+        dataset = read_dataset(tmp_path / item)
+        assert [mask for _, (_, mask) in sorted(summary(dataset)[item][1].items())] == [[mask], []]
+        assert dataset.problems == ()
+
+
+@pytest.mark.parametrize("name", ["label", "annotated"])
+def test_folders_of_other_names_are_labels_if_they_contain_images(tmp_path: Path, name: str) -> None:
+    draw(tmp_path, "good/0.png", "bad/0.png", "x/0.jpg")
+    (tmp_path / "x").rename(tmp_path / name)
+    test = summary(read_dataset(tmp_path))[tmp_path.name][1]
+    assert test[f"{name}/0.jpg"] == (name, [])
+
+
+def test_a_folder_that_repeats_labels_contains_masks(tmp_path: Path) -> None:
+    draw(tmp_path, "good/0.png", "bad/0.png", "annotated/bad/0.png")
+    assert summary(read_dataset(tmp_path))[tmp_path.name][1]["bad/0.png"] == ("bad", ["annotated/bad/0.png"])
+
+
 def test_a_folder_of_masks_may_be_named_after_its_label(tmp_path: Path) -> None:
     draw(tmp_path, "good/0.png", "crack/1.png", "crack_mask/1.png")
     assert summary(read_dataset(tmp_path))[tmp_path.name][1]["crack/1.png"] == ("crack", ["crack_mask/1.png"])
