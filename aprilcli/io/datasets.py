@@ -468,7 +468,13 @@ def _read_test(
     beside = {path: found for _, content in contents for path, found in content.beside.items()}
     has_any = bool(mask_folders or masks or beside)
     anomalous = {i.path for label, content in contents if judge(label.name) != Label.good for i in content.images}
-    paired = pair(images, anomalous if has_any else set(), masks, beside, tree.add, tree.name)
+    decided: list[Path] = []
+    paired = pair(images, anomalous if has_any else set(), masks, beside, tree.add, tree.name, decided)
+    if decided:
+        tree.notes.append(
+            f"masks that fit a good and an anomalous image are read as those of the anomalous image: {len(decided)}, "
+            f"first {tree.name(decided[0])}"
+        )
     found = {path: masks for path, masks in paired.items() if set(masks) & set(beside.get(path, ()))}
     if found:
         path, (mask, *_) = next(iter(found.items()))

@@ -202,12 +202,14 @@ def pair(
     beside: dict[Path, list[Path]],
     report: Callable[[Path, str], None],
     name_of: Callable[[Path], str],
+    decided: list[Path],
 ) -> dict[Path, tuple[Path, ...]]:
     """Return the masks of each image that has any; report masks that are not used, and anomalous images without.
 
     A mask has its image's name, the name with a word for masks (``_mask``, ``_GT`` …), or lies in a folder of that
     name: all files there are combined, as are numbered masks (``_mask_1``). Without a label it fits an image of any
-    label, if only one has its name. Masks ``beside`` an image are used if it has no other.
+    label, if only one has its name, or only one of these is anomalous: ``decided`` gets these masks. Masks ``beside``
+    an image are used if it has no other.
     """
     by_name: dict[tuple[str, str], list[Path]] = defaultdict(list)
     for image in images:
@@ -219,6 +221,9 @@ def pair(
     for mask in masks:
         whole = next((f for name in _image_names(mask.name) if (f := by_name.get((mask.label, name)))), None)
         fitting = whole or by_name.get((mask.label, PurePath(mask.name).parent.as_posix()), [])
+        if len(fitting) > 1 and len(defects := [path for path in fitting if path in anomalous]) == 1:
+            fitting = defects
+            decided.append(mask.path)
         if not fitting:
             report(mask.path, "mask without an image; left out")
         elif len(fitting) > 1:

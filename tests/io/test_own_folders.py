@@ -94,6 +94,17 @@ def test_images_that_are_all_named_as_masks_are_tested(tmp_path: Path) -> None:
     assert len(read_dataset(tmp_path).objects[0].test) == 2
 
 
+@pytest.mark.parametrize("names", ["normal normal_test abnormal mask", "train/good good crack GT_masks"])
+def test_a_mask_that_fits_several_images_belongs_to_the_only_anomalous_one(tmp_path: Path, names: str) -> None:
+    train, good, bad, masks = names.split()
+    draw(tmp_path, f"{train}/0.png", f"{good}/0.png", f"{bad}/0.png", f"{masks}/0.png")
+    dataset = read_dataset(tmp_path)
+    test = summary(dataset)[tmp_path.name][1]
+    assert (test[f"{bad}/0.png"], test[f"{good}/0.png"]) == ((bad, [f"{masks}/0.png"]), ("good", []))
+    assert f"those of the anomalous image: 1, first {masks}/0.png" in dataset.notes[-1]
+    assert dataset.problems == ()
+
+
 def test_a_folder_of_masks_is_preferred_to_masks_beside_images(tmp_path: Path) -> None:
     draw(tmp_path, "good/9.png", "bad/0.png", "bad/0_mask.png", "bad/1.png", "bad/1_mask.png", "masks/0.png")
     dataset = read_dataset(tmp_path)
