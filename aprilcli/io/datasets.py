@@ -275,11 +275,21 @@ class _Tree:
         return not inside.isdisjoint(beside)
 
     def splits(self, folder: Path, split: str) -> list[Path]:
-        """Return the folders of a split; without a test split, ``images`` and the like are its folder."""
+        """Return the folders of a split; without a test split, ``images`` and the like are its folder.
+
+        Where a split has no label but ``images`` or the like with folders, this is its folder.
+        """
         found = [child for child in self.folders(folder) if split_of(child.name) == split]
         if split == TEST and not found:
-            found = [child for child in self.folders(folder) if fold(child.name) in IMAGE_FOLDERS]
-        return found
+            return self._image_folders(folder)
+        return [part for child in found for part in self._split_parts(child)]
+
+    def _split_parts(self, folder: Path) -> list[Path]:
+        images = [child for child in self._image_folders(folder) if self.folders(child)]
+        return images if images and not self.labels([folder]) else [folder]
+
+    def _image_folders(self, folder: Path) -> list[Path]:
+        return [child for child in self.folders(folder) if fold(child.name) in IMAGE_FOLDERS]
 
     def labels(self, parents: list[Path]) -> list[Path]:
         """Return the folders of labels: neither splits nor folders of masks."""
@@ -385,7 +395,7 @@ def _read_object(folder: Path, layout: str, tree: _Tree) -> LabeledObject:
             tree.notes.append(f"{tree.name(folder)}: no test split; the images of {as_test[0].name} are tested")
         elif not tree.good_labels(tests):
             tests = [folder, *tests]
-    parents = list(dict.fromkeys((folder, *tests)))
+    parents = list(dict.fromkeys((folder, *tests, *(test.parent for test in tests if folder not in tests))))
     mask_folders = sorted(
         (f for parent in parents for f in tree.folders(parent) if tree.has_masks(f)),
         key=lambda f: (parents.index(f.parent), mask_rank(f.name)),

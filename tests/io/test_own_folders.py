@@ -266,6 +266,21 @@ def test_a_folder_that_repeats_labels_contains_masks(tmp_path: Path) -> None:
     assert summary(read_dataset(tmp_path))[tmp_path.name][1]["bad/0.png"] == ("bad", ["annotated/bad/0.png"])
 
 
+@pytest.mark.parametrize("train", ["train", "train/images"])
+def test_a_split_may_have_folders_of_images_and_masks(tmp_path: Path, train: str) -> None:
+    draw(tmp_path, f"n/{train}/good/0.png", "n/test/images/good/1.png", "n/test/images/bad/2.png")
+    draw(tmp_path, "n/test/masks/bad/2.png")
+    dataset = read_dataset(tmp_path)
+    assert summary(dataset)["n"] == (
+        [f"n/{train}/good/0.png"],
+        {
+            "n/test/images/bad/2.png": ("bad", ["n/test/masks/bad/2.png"]),
+            "n/test/images/good/1.png": ("good", []),
+        },
+    )
+    assert dataset.problems == ()
+
+
 def test_a_folder_of_masks_may_be_named_after_its_label(tmp_path: Path) -> None:
     draw(tmp_path, "good/0.png", "crack/1.png", "crack_mask/1.png")
     assert summary(read_dataset(tmp_path))[tmp_path.name][1]["crack/1.png"] == ("crack", ["crack_mask/1.png"])
