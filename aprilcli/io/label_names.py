@@ -37,11 +37,27 @@ _MASK_QUALIFIERS = frozenset(
 )
 _GOOD = frozenset(
     {"good", "normal", "ok", "okay", "pass", "passed", "passing", "flawless", "faultless", "clean", "intact", "nominal"}
-    | {"healthy", "undamaged", "perfect", "fine", "acceptable", "accepted", "golden", "nondefective", "defectless"}
+    | {
+        "healthy",
+        "undamaged",
+        "perfect",
+        "fine",
+        "acceptable",
+        "accepted",
+        "accept",
+        "conforming",
+        "golden",
+        "nondefective",
+    }
+    | {"defectless", "io"}
     | {f"{flaw}free" for flaw in ("defect", "fault", "flaw", "error", "damage", "anomaly")}
     | {f"no{flaw}" for flaw in ("defect", "defects", "fault", "faults", "flaw", "flaws", "anomaly", "anomalies")}
 )
-_PERHAPS_GOOD = frozenset({"reference", "references", "ref", "negative", "negatives", "neg"})
+_PERHAPS_GOOD = frozenset(
+    {"reference", "references", "ref", "negative", "negatives", "neg", "background", "unlabeled", "unlabelled"}
+    | {"unknown", "unsure", "uncertain", "unclear", "unclassified"}
+)
+_IN_ORDER = re.compile(r"^i\.? ?o(?![^\W\d_])", re.IGNORECASE)  # German "in Ordnung"
 _FLAWS = frozenset(
     {"defect", "defects", "defective", "fault", "faults", "faulty", "flaw", "flaws", "flawed", "error", "errors"}
     | {"anomaly", "anomalies", "anomalous", "abnormal", "damage", "damages", "damaged", "bad", "ng", "issue", "issues"}
@@ -152,9 +168,10 @@ def judge(name: str) -> Label:
     Good: a word for good images (``good``, ``OK``, ``passed``, ``no defect``, ``defect-free`` …), alone or with
     numbers, single letters and words that only distinguish folders (``good_2``, ``Good - Copy``, ``ok batch 3``,
     ``good_train``). A negated word (``not_ok``) is a defect. Unclear: such a word with any other (``good_scratch``), or
-    a word that often means good images (``reference``, ``negative``). All other names are defects.
+    a word that often means good images or none in particular (``reference``, ``negative``, ``unknown``). All other
+    names are defects.
     """
-    words = _words(name)
+    words = _words(_IN_ORDER.sub("io", name))
     others: list[str] = []
     good = negated = False
     position = 0
