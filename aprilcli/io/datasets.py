@@ -26,7 +26,7 @@ from __future__ import annotations
 import csv
 import os
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
@@ -319,9 +319,23 @@ def _find_objects(tree: _Tree, layout: str) -> tuple[dict[Path, str], list[Path]
     for _ in range(3):
         found = {folder: name for folder in level if (name := _layout_of(tree, folder, layout))}
         if found:
+            _refuse_splits_above(tree, found)
             return found, [folder for folder in level if folder not in found]
         level = _distinct(tree, [child for folder in level for child in tree.folders(folder)])
     return {}, []
+
+
+def _refuse_splits_above(tree: _Tree, objects: Iterable[Path]) -> None:
+    """Raise InputError if the objects lie in splits."""
+    for folder in objects:
+        parent = folder.parent
+        if folder != tree.root != parent and split_of(parent.name) == TEST:
+            for train in tree.folders(parent.parent):
+                if split_of(train.name) == TRAIN:
+                    raise InputError(
+                        f"{tree.root}: {train.name} and {parent.name} contain objects such as {folder.name}; move the "
+                        f"splits into each object: {folder.name}/{train.name}, {folder.name}/{parent.name}"
+                    )
 
 
 def _distinct(tree: _Tree, folders: list[Path]) -> list[Path]:

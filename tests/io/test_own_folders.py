@@ -266,6 +266,13 @@ def test_a_folder_that_repeats_labels_contains_masks(tmp_path: Path) -> None:
     assert summary(read_dataset(tmp_path))[tmp_path.name][1]["bad/0.png"] == ("bad", ["annotated/bad/0.png"])
 
 
+@pytest.mark.parametrize("train", ["nut/good/0.png", "nut/0.png"])
+def test_splits_above_objects_are_refused(tmp_path: Path, train: str) -> None:
+    draw(tmp_path, f"train/{train}", "test/nut/good/1.png", "test/nut/crack/2.png")
+    with pytest.raises(InputError, match=r"train and test contain objects .*: nut/train, nut/test"):
+        read_dataset(tmp_path)
+
+
 @pytest.mark.parametrize("train", ["train", "train/images"])
 def test_a_split_may_have_folders_of_images_and_masks(tmp_path: Path, train: str) -> None:
     draw(tmp_path, f"n/{train}/good/0.png", "n/test/images/good/1.png", "n/test/images/bad/2.png")
