@@ -263,9 +263,7 @@ class _Tree:
     def has_masks(self, folder: Path) -> bool:
         """Return whether a folder is one of masks: by its name, and for some by content or labels that it repeats."""
         if folder not in self._has_masks:
-            files = (Path(parent, name) for parent, _, names in os.walk(folder) for name in sorted(names))
-            images = (path for path in files if not path.name.startswith(".") and is_image(path))
-            self._has_masks[folder] = is_mask_folder(folder.name, images) or (
+            self._has_masks[folder] = is_mask_folder(folder.name, _images_below(folder)) or (
                 may_be_masks(folder.name) and self._repeats_labels(folder)
             )
         return self._has_masks[folder]
@@ -303,6 +301,11 @@ class _Tree:
     def good_labels(self, parents: list[Path]) -> list[Path]:
         """Return the folders of good images."""
         return [label for label in self.labels(parents) if judge(label.name) == Label.good]
+
+
+def _images_below(folder: Path) -> Iterator[Path]:
+    files = (Path(parent, name) for parent, _, names in os.walk(folder) for name in sorted(names))
+    return (path for path in files if not path.name.startswith(".") and is_image(path))
 
 
 def _is_in(path: str, folder: str) -> bool:
@@ -436,6 +439,7 @@ def _read_object(folder: Path, layout: str, tree: _Tree) -> LabeledObject:
     for parent in dict.fromkeys((folder, *trains, *tests)):
         for stray in tree.stray_images(parent):
             tree.add(stray, "an image outside the label folders; left out")
+    _report_unused(folder, [*trains, *validation, *tests], mask_folders, layout, tree)
     _note_good_names(folder, [*train, *further, *labels], tree)
     good_train = [image.path for good in train for image in _read_label(good, tree).images]
     good_further = [image.path for good in further for image in _read_label(good, tree).images]
@@ -458,6 +462,16 @@ def _note_good_names(folder: Path, labels: list[Path], tree: _Tree) -> None:
     names = [label.name for label in labels if judge(label.name) == Label.good and fold(label.name) not in _PLAIN_GOOD]
     if names:
         tree.notes.append(f"{folder.resolve().name}: read as good images: {', '.join(dict.fromkeys(names))}")
+
+
+def _report_unused(folder: Path, splits: list[Path], mask_folders: list[Path], layout: str, tree: _Tree) -> None:
+    """Report folders with images, directly in an object or its splits, that are not read."""
+    parents = dict.fromkeys((folder, *splits, *(split.parent for split in splits if split != folder)))
+    known = {*parents, *mask_folders, *tree.labels(splits)}
+    for child in (child for parent in parents for child in tree.folders(parent) if child not in known):
+        is_private = layout == "ad2" and child.name.startswith("test_private")
+        if not is_private and any(_images_below(child)):
+            tree.add(child, "no split, label or masks; its images are left out")
 
 
 def _read_label(label: Path, tree: _Tree) -> Content:

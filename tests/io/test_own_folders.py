@@ -266,6 +266,16 @@ def test_a_folder_that_repeats_labels_contains_masks(tmp_path: Path) -> None:
     assert summary(read_dataset(tmp_path))[tmp_path.name][1]["bad/0.png"] == ("bad", ["annotated/bad/0.png"])
 
 
+@pytest.mark.parametrize("unused", ["dev", "train/images", "val/rgb", "train/masks", "results"])
+def test_folders_of_images_that_are_not_read_are_named(tmp_path: Path, unused: str) -> None:
+    draw(tmp_path, "nut/train/good/0.png", "nut/test/good/1.png", "nut/test/crack/2.png", f"nut/{unused}/x/3.png")
+    (tmp_path / "nut/empty").mkdir()
+    if "/" in unused:
+        draw(tmp_path, f"nut/{unused.partition('/')[0]}/good/4.png")
+    dataset = read_dataset(tmp_path)
+    assert dataset.problems == (f"nut/{unused}: no split, label or masks; its images are left out",)
+
+
 @pytest.mark.parametrize("train", ["nut/good/0.png", "nut/0.png"])
 def test_splits_above_objects_are_refused(tmp_path: Path, train: str) -> None:
     draw(tmp_path, f"train/{train}", "test/nut/good/1.png", "test/nut/crack/2.png")
