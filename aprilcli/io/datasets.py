@@ -11,14 +11,17 @@ visa      ``<object>/Data/...`` and ``split_csv/1cls.csv``: VisA as published
 folder    ``<object>/<label>/...``, also below ``test`` (without it, ``val`` or ``images``). Good labels have names such
           as good, normal, ok, good_2 or no_defect (see ``label_names.judge``). Masks lie beside their images
           (``0_mask``, ``0_GT``, or ``0.png`` beside ``0.jpg``), or in a folder ``ground_truth``, ``masks``, ``gt`` … of
-          the object, with or without a folder per label, or of a label. Good training images are those in
-          ``train/<good>`` and ``<good>_train``, or those in ``<good>`` if there is a ``<good>_test`` next to it
+          the object, with or without a folder per label, or of a label; a folder ``label`` or ``msk`` if its files look
+          like masks. Good training images are those in ``train/<good>`` and ``<good>_train``, or those in ``<good>`` if
+          there is a ``<good>_test`` next to it
 ========  ==========================================================================================================
 
 The root is one object, a set of objects, or a set of such sets. Names of splits, labels and masks count in any case
 and Unicode form. Masks are assigned to images by name, never by order: ``<stem>``, ``<stem>_mask``, or all files in a
-folder ``<stem>``, which are combined. Results of this program and system folders are left out. Links to folders are
-entered where splits, labels and objects are expected, unless their target is read already; below, only with ``follow``.
+folder ``<stem>``, which are combined. Beside images, files with a word for masks in their name are never images, nor
+are those that extend another's name (``0_bin``) and look like its mask. Of the images that a mask fits, the only
+anomalous one has it. Results of this program and system folders are left out. Links to folders are entered where
+splits, labels and objects are expected, unless their target is read already; below, only with ``follow``.
 """
 
 from __future__ import annotations

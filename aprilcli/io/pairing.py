@@ -130,7 +130,9 @@ def _find_beside(content: Content) -> None:
     by_core: dict[tuple[Path, tuple[str, ...]], list[Path]] = defaultdict(list)
     for path in plain:
         by_core[path.parent, core_words(same_form(path.stem))].append(path)
-    for path in rest if plain else []:
+    if not plain and not all(map(is_mask_like, rest)):
+        return  # images of masks, or of labels
+    for path in rest:
         stem = same_form(path.stem)
         if path in masked:
             continue
@@ -143,7 +145,8 @@ def _find_beside(content: Content) -> None:
                 content.orphans.append(path)
         elif extended := _extended(path.parent, stem, path, by_place):
             image_of[path] = extended
-    content.images = [image for image in content.images if image.path not in {*image_of, *content.orphans}]
+    others = {*image_of, *content.orphans}
+    content.images = [image for image in content.images if image.path not in others]
     for mask, image_path in image_of.items():
         content.beside[image_path].append(mask)
 
@@ -155,8 +158,9 @@ def _extended(folder: Path, stem: str, path: Path, by_place: dict[tuple[Path, st
         if (before.isalpha() and after.isalpha()) or (before.isdigit() and after.isdigit()):
             continue
         for image in by_place.get((folder, stem[:end]), []):
-            is_simpler = bits_of_gray(image) - bits_of_gray(path) >= CLEARLY_FEWER_BITS
-            if is_simpler and is_mask_like(path) and _size(image) in (_size(path), None):
+            if _size(image) not in (_size(path), None) or not is_mask_like(path):
+                continue
+            if bits_of_gray(image) - bits_of_gray(path) >= CLEARLY_FEWER_BITS:
                 return image
     return None
 
@@ -178,10 +182,17 @@ def is_mask_like(path: Path) -> bool:
 
 
 def _gray_shares(path: Path) -> NDArray[np.float64] | None:
-    """Return the share of each gray value that an image has; None if it cannot be read."""
+    """Return the share of each gray value that an image has; None if it cannot be read.
+
+    Values of more than 8 bits count in 256 steps from the least to the largest.
+    """
     try:
         with Image.open(path) as pil_image:
-            counts = np.array(pil_image.convert("RGB").convert("L").histogram(), dtype=np.float64)
+            if pil_image.mode.startswith(("I", "F")):
+                values = np.nan_to_num(np.asarray(pil_image, dtype=np.float64), posinf=0, neginf=0)
+                counts = np.histogram(values, bins=256)[0]
+            else:
+                counts = np.array(pil_image.convert("RGB").convert("L").histogram())
     except (*DECODER_ERRORS, Image.DecompressionBombError):
         return None
     return np.asarray(counts[counts > 0] / counts.sum())

@@ -89,9 +89,13 @@ def test_files_named_as_masks_are_never_tested(tmp_path: Path) -> None:
     )
 
 
-def test_images_that_are_all_named_as_masks_are_tested(tmp_path: Path) -> None:
-    draw(tmp_path, "good/label_0.png", "bad/label_1.png")
-    assert len(read_dataset(tmp_path).objects[0].test) == 2
+def test_images_that_are_all_named_as_masks_are_tested_unless_they_look_so(tmp_path: Path) -> None:
+    draw(tmp_path, "good/0.png", "bad/1.png", "drawn/0_mask.png")
+    for path in ("good/0.png", "bad/1.png"):
+        (tmp_path / path).rename(tmp_path / path.replace("/", "/label_"))
+    dataset = read_dataset(tmp_path)
+    assert sorted(summary(dataset)[tmp_path.name][1]) == ["bad/label_1.png", "good/label_0.png"]
+    assert dataset.problems[0] == "drawn/0_mask.png: mask without an image; left out"
 
 
 @pytest.mark.parametrize("names", ["normal normal_test abnormal mask", "train/good good crack GT_masks"])
@@ -259,6 +263,16 @@ def test_folders_of_other_names_are_labels_if_they_contain_images(tmp_path: Path
     (tmp_path / "x").rename(tmp_path / name)
     test = summary(read_dataset(tmp_path))[tmp_path.name][1]
     assert test[f"{name}/0.jpg"] == (name, [])
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.float32])
+def test_images_of_more_than_8_bits_do_not_look_like_masks(tmp_path: Path, kind: type) -> None:
+    draw(tmp_path, "good/0.png", "bad/0.png")
+    (tmp_path / "label").mkdir()
+    for name, largest in (("0", 4096), ("1", 65535)):
+        pixels = np.random.default_rng(0).integers(0, largest, (12, 12)).astype(kind)
+        Image.fromarray(pixels).save(tmp_path / f"label/{name}.tif")
+    assert len(summary(read_dataset(tmp_path))[tmp_path.name][1]) == 4
 
 
 def test_a_folder_that_repeats_labels_contains_masks(tmp_path: Path) -> None:
