@@ -11,14 +11,17 @@ visa      ``<object>/Data/...`` and ``split_csv/1cls.csv``: VisA as published
 folder    ``<object>/<label>/...``, also below ``test`` (without it, ``val`` or ``images``). Good labels have names such
           as good, normal, ok, good_2 or no_defect (see ``label_names.judge``). Masks lie beside their images
           (``0_mask``, ``0_GT``, or ``0.png`` beside ``0.jpg``), or in a folder ``ground_truth``, ``masks``, ``gt`` … of
-          the object, with or without a folder per label, or of a label. Good training images are those in
-          ``train/<good>`` and ``<good>_train``, or those in ``<good>`` if there is a ``<good>_test`` next to it
+          the object, with or without a folder per label, or of a label; a folder ``label`` or ``msk`` if its files look
+          like masks. Good training images are those in ``train/<good>`` and ``<good>_train``, or those in ``<good>`` if
+          there is a ``<good>_test`` next to it
 ========  ==========================================================================================================
 
 The root is one object, a set of objects, or a set of such sets. Names of splits, labels and masks count in any case
 and Unicode form. Masks are assigned to images by name, never by order: ``<stem>``, ``<stem>_mask``, or all files in a
-folder ``<stem>``, which are combined. Results of this program and system folders are left out. Links to folders are
-entered where splits, labels and objects are expected, unless their target is read already; below, only with ``follow``.
+folder ``<stem>``, which are combined. Beside images, files with a word for masks in their name are never images, nor
+are those that extend another's name (``0_bin``) and look like its mask. Of the images that a mask fits, the only
+anomalous one has it. Results of this program and system folders are left out. Links to folders are entered where
+splits, labels and objects are expected, unless their target is read already; below, only with ``follow``.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from __future__ import annotations
 import csv
 import os
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
@@ -42,11 +45,12 @@ from aprilcli.io.label_names import (
     judge,
     mask_rank,
     masked_names,
+    may_be_masks,
     same_form,
     split_in,
     split_of,
 )
-from aprilcli.io.pairing import Candidate, Content, pair, sort_content
+from aprilcli.io.pairing import Candidate, Content, is_mask_folder, pair, sort_content
 from aprilcli.io.walk import LeftOut, find_images, is_image, left_out
 
 GOOD = "good"  # the ``defect`` of normal images
@@ -112,7 +116,7 @@ class LabeledDataset:
 
 
 def read_dataset(root: Path, layout: str = "auto", *, follow: bool = False) -> LabeledDataset:
-    """Find the objects, images and masks of a labeled folder; images are opened only to tell masks of equal names.
+    """Find the objects, images and masks of a labeled folder; images are opened only to tell masks by content.
 
     ``layout``: one of ``LAYOUTS``, or ``auto`` to recognize it. Dotfiles are skipped. ``follow``: enter linked folders
     inside label folders. Raises OptionError for an unknown layout; InputError if the folder does not exist, does not
@@ -157,6 +161,7 @@ class _Tree:
         self._left_out: dict[str, LeftOut] = {}
         self._folders: dict[Path, list[Path]] = {}
         self._not_images: list[Path] = []
+        self._has_masks: dict[Path, bool] = {}
 
     def add(self, path: Path, message: str) -> None:
         """Add a problem."""
@@ -258,12 +263,34 @@ class _Tree:
         """Return the images directly in a folder."""
         return [path for path in _children(folder) if path.is_file() and is_image(path)]
 
+    def has_masks(self, folder: Path) -> bool:
+        """Return whether a folder is one of masks: by its name, and for some by content or labels that it repeats."""
+        if folder not in self._has_masks:
+            self._has_masks[folder] = is_mask_folder(folder.name, _images_below(folder)) or (
+                may_be_masks(folder.name) and self._repeats_labels(folder)
+            )
+        return self._has_masks[folder]
+
+    def _repeats_labels(self, folder: Path) -> bool:
+        inside, beside = ({fold(child.name) for child in self.folders(parent)} for parent in (folder, folder.parent))
+        return not inside.isdisjoint(beside)
+
     def splits(self, folder: Path, split: str) -> list[Path]:
-        """Return the folders of a split; without a test split, ``images`` and the like are its folder."""
+        """Return the folders of a split; without a test split, ``images`` and the like are its folder.
+
+        Where a split has no label but ``images`` or the like with folders, this is its folder.
+        """
         found = [child for child in self.folders(folder) if split_of(child.name) == split]
         if split == TEST and not found:
-            found = [child for child in self.folders(folder) if fold(child.name) in IMAGE_FOLDERS]
-        return found
+            return self._image_folders(folder)
+        return [part for child in found for part in self._split_parts(child)]
+
+    def _split_parts(self, folder: Path) -> list[Path]:
+        images = [child for child in self._image_folders(folder) if self.folders(child)]
+        return images if images and not self.labels([folder]) else [folder]
+
+    def _image_folders(self, folder: Path) -> list[Path]:
+        return [child for child in self.folders(folder) if fold(child.name) in IMAGE_FOLDERS]
 
     def labels(self, parents: list[Path]) -> list[Path]:
         """Return the folders of labels: neither splits nor folders of masks."""
@@ -271,12 +298,17 @@ class _Tree:
             child
             for parent in parents
             for child in self.folders(parent)
-            if split_of(child.name) is None and mask_rank(child.name) is None and child not in self.splits(parent, TEST)
+            if split_of(child.name) is None and not self.has_masks(child) and child not in self.splits(parent, TEST)
         ]
 
     def good_labels(self, parents: list[Path]) -> list[Path]:
         """Return the folders of good images."""
         return [label for label in self.labels(parents) if judge(label.name) == Label.good]
+
+
+def _images_below(folder: Path) -> Iterator[Path]:
+    files = (Path(parent, name) for parent, _, names in os.walk(folder) for name in sorted(names))
+    return (path for path in files if not path.name.startswith(".") and is_image(path))
 
 
 def _is_in(path: str, folder: str) -> bool:
@@ -293,9 +325,23 @@ def _find_objects(tree: _Tree, layout: str) -> tuple[dict[Path, str], list[Path]
     for _ in range(3):
         found = {folder: name for folder in level if (name := _layout_of(tree, folder, layout))}
         if found:
+            _refuse_splits_above(tree, found)
             return found, [folder for folder in level if folder not in found]
         level = _distinct(tree, [child for folder in level for child in tree.folders(folder)])
     return {}, []
+
+
+def _refuse_splits_above(tree: _Tree, objects: Iterable[Path]) -> None:
+    """Raise InputError if the objects lie in splits."""
+    for folder in objects:
+        parent = folder.parent
+        if folder != tree.root != parent and split_of(parent.name) == TEST:
+            for train in tree.folders(parent.parent):
+                if split_of(train.name) == TRAIN:
+                    raise InputError(
+                        f"{tree.root}: {train.name} and {parent.name} contain objects such as {folder.name}; move the "
+                        f"splits into each object: {folder.name}/{train.name}, {folder.name}/{parent.name}"
+                    )
 
 
 def _distinct(tree: _Tree, folders: list[Path]) -> list[Path]:
@@ -369,9 +415,9 @@ def _read_object(folder: Path, layout: str, tree: _Tree) -> LabeledObject:
             tree.notes.append(f"{tree.name(folder)}: no test split; the images of {as_test[0].name} are tested")
         elif not tree.good_labels(tests):
             tests = [folder, *tests]
-    parents = list(dict.fromkeys((folder, *tests)))
+    parents = list(dict.fromkeys((folder, *tests, *(test.parent for test in tests if folder not in tests))))
     mask_folders = sorted(
-        (f for parent in parents for f in tree.folders(parent) if mask_rank(f.name) is not None),
+        (f for parent in parents for f in tree.folders(parent) if tree.has_masks(f)),
         key=lambda f: (parents.index(f.parent), mask_rank(f.name)),
     )
     for other in mask_folders[1:]:
@@ -396,9 +442,10 @@ def _read_object(folder: Path, layout: str, tree: _Tree) -> LabeledObject:
     for parent in dict.fromkeys((folder, *trains, *tests)):
         for stray in tree.stray_images(parent):
             tree.add(stray, "an image outside the label folders; left out")
+    _report_unused(folder, [*trains, *validation, *tests], mask_folders, layout, tree)
     _note_good_names(folder, [*train, *further, *labels], tree)
-    good_train = [image.path for good in train for image in _read_label(good, tree, find_beside=True).images]
-    good_further = [image.path for good in further for image in _read_label(good, tree, find_beside=True).images]
+    good_train = [image.path for good in train for image in _read_label(good, tree).images]
+    good_further = [image.path for good in further for image in _read_label(good, tree).images]
     return LabeledObject(
         tree.name(folder) if folder != tree.root else folder.resolve().name,
         tuple(good_train),
@@ -420,9 +467,19 @@ def _note_good_names(folder: Path, labels: list[Path], tree: _Tree) -> None:
         tree.notes.append(f"{folder.resolve().name}: read as good images: {', '.join(dict.fromkeys(names))}")
 
 
-def _read_label(label: Path, tree: _Tree, *, find_beside: bool) -> Content:
+def _report_unused(folder: Path, splits: list[Path], mask_folders: list[Path], layout: str, tree: _Tree) -> None:
+    """Report folders with images, directly in an object or its splits, that are not read."""
+    parents = dict.fromkeys((folder, *splits, *(split.parent for split in splits if split != folder)))
+    known = {*parents, *mask_folders, *tree.labels(splits)}
+    for child in (child for parent in parents for child in tree.folders(parent) if child not in known):
+        is_private = layout == "ad2" and child.name.startswith("test_private")
+        if not is_private and any(_images_below(child)):
+            tree.add(child, "no split, label or masks; its images are left out")
+
+
+def _read_label(label: Path, tree: _Tree) -> Content:
     """Read a label folder; report channels that are left out and images of one name."""
-    content = sort_content(label, same_form(label.name), tree.images(label), find_beside=find_beside)
+    content = sort_content(label, same_form(label.name), tree.images(label))
     for channel in content.left_out:
         tree.add(channel, "a channel beside the images; left out")
     for path in content.orphans:
@@ -440,25 +497,30 @@ def _read_test(
     masks = [mask for folder in mask_folders for mask in _masks(folder, names, tree)]
     for folder, base in label_masks.items():
         masks += [Candidate(mask.path, base, mask.name) for mask in _masks(folder, set(), tree)]
-    has_masks = {mask.label for mask in masks}
     contents: list[tuple[Path, Content]] = []
     for label in labels:
         if judge(label.name) == Label.unclear:
             if tree.images(label):
                 tree.unclear.append(tree.name(label))
             continue
-        find_beside = not has_masks & {same_form(label.name), ""}
-        contents.append((label, _read_label(label, tree, find_beside=find_beside)))
+        contents.append((label, _read_label(label, tree)))
     images = [image for _, content in contents for image in content.images]
     masks += [mask for _, content in contents for mask in content.masks]
     beside = {path: found for _, content in contents for path, found in content.beside.items()}
-    if beside:
-        path, (mask, *_) = next(iter(beside.items()))
-        count = sum(map(len, beside.values()))
-        tree.notes.append(f"masks beside their images: {count}, first {tree.name(mask)} of {tree.name(path)}")
     has_any = bool(mask_folders or masks or beside)
     anomalous = {i.path for label, content in contents if judge(label.name) != Label.good for i in content.images}
-    paired = pair(images, anomalous if has_any else set(), masks, beside, tree.add, tree.name)
+    decided: list[Path] = []
+    paired = pair(images, anomalous if has_any else set(), masks, beside, tree.add, tree.name, decided)
+    if decided:
+        tree.notes.append(
+            f"masks that fit a good and an anomalous image are read as those of the anomalous image: {len(decided)}, "
+            f"first {tree.name(decided[0])}"
+        )
+    found = {path: masks for path, masks in paired.items() if set(masks) & set(beside.get(path, ()))}
+    if found:
+        path, (mask, *_) = next(iter(found.items()))
+        count = sum(map(len, found.values()))
+        tree.notes.append(f"masks beside their images: {count}, first {tree.name(mask)} of {tree.name(path)}")
     for image in images:
         is_good = image.path not in anomalous
         yield LabeledImage(image.path, GOOD if is_good else image.label, int(not is_good), paired.get(image.path, ()))

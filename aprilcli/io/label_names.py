@@ -9,12 +9,15 @@ import re
 import unicodedata
 from enum import Enum
 
+from aprilcli.io.image_formats import has_image_extension
+
 TRAIN, TEST, VALIDATION = "train", "test", "validation"
 SPLITS = {
     **dict.fromkeys(("train", "training"), TRAIN),
     **dict.fromkeys(("test", "testing", "test_public"), TEST),
     **dict.fromkeys(("validation", "val", "valid"), VALIDATION),
 }
+_PERHAPS_MASKS = frozenset({"label", "labels", "msk", "msks", "annotated"})
 # The first of these that an object has is used.
 _MASK_FOLDERS = (
     *("groundtruth", "masks", "mask", "gt", "gts", "groundtruths", "seg", "segs", "segmentation", "segmentations"),
@@ -27,15 +30,34 @@ _MASK_OF = (
     re.compile(rf"(?P<image>.+?)[ _.(-]+{_MASK_WORD}\)?{_NUMBER}", re.IGNORECASE | re.DOTALL),
     re.compile(rf"{_MASK_WORD}[ _.-](?P<image>.+)", re.IGNORECASE | re.DOTALL),
 )
+_HAS_MASK_WORD = re.compile(rf"(?<![^\W\d_]){_MASK_WORD}(?![^\W\d_])", re.IGNORECASE)
 _MASK_FOLDER_WORDS = frozenset({"mask", "masks", "gt", "groundtruth", "segmentation", "segmentations"})
-_MASK_QUALIFIERS = frozenset({"binary", "defect", "defects", "anomaly", "anomalies", "png", "bmp", "pixel", "seg"})
+_MASK_QUALIFIERS = frozenset(
+    {"binary", "defect", "defects", "anomaly", "anomalies", "png", "bmp", "pixel", "seg", "annotated"}
+)
 _GOOD = frozenset(
     {"good", "normal", "ok", "okay", "pass", "passed", "passing", "flawless", "faultless", "clean", "intact", "nominal"}
-    | {"healthy", "undamaged", "perfect", "fine", "acceptable", "accepted", "golden", "nondefective", "defectless"}
+    | {
+        "healthy",
+        "undamaged",
+        "perfect",
+        "fine",
+        "acceptable",
+        "accepted",
+        "accept",
+        "conforming",
+        "golden",
+        "nondefective",
+    }
+    | {"defectless", "io"}
     | {f"{flaw}free" for flaw in ("defect", "fault", "flaw", "error", "damage", "anomaly")}
     | {f"no{flaw}" for flaw in ("defect", "defects", "fault", "faults", "flaw", "flaws", "anomaly", "anomalies")}
 )
-_PERHAPS_GOOD = frozenset({"reference", "references", "ref", "negative", "negatives", "neg"})
+_PERHAPS_GOOD = frozenset(
+    {"reference", "references", "ref", "negative", "negatives", "neg", "background", "unlabeled", "unlabelled"}
+    | {"unknown", "unsure", "uncertain", "unclear", "unclassified"}
+)
+_IN_ORDER = re.compile(r"^i\.? ?o(?![^\W\d_])", re.IGNORECASE)  # German "in Ordnung"
 _FLAWS = frozenset(
     {"defect", "defects", "defective", "fault", "faults", "faulty", "flaw", "flaws", "flawed", "error", "errors"}
     | {"anomaly", "anomalies", "anomalous", "abnormal", "damage", "damages", "damaged", "bad", "ng", "issue", "issues"}
@@ -94,7 +116,12 @@ def split_of(name: str) -> str | None:
 
 
 def mask_rank(name: str) -> int | None:
-    """Return the preference of a folder of masks, 0 first; None for the name of another folder."""
+    """Return the preference of a folder of masks, 0 first; None for the name of another folder.
+
+    The last is that of names that may mean masks.
+    """
+    if may_be_masks(name):
+        return len(_MASK_FOLDERS) + 1
     plain = re.sub(r"[\W_]+", "", fold(name))
     if plain in _MASK_FOLDERS:
         return _MASK_FOLDERS.index(plain)
@@ -104,9 +131,29 @@ def mask_rank(name: str) -> int | None:
     return len(_MASK_FOLDERS) if is_mask else None
 
 
+def may_be_masks(name: str) -> bool:
+    """Return whether a folder contains masks only if its files look so: ``label``, ``msk``, ``annotated_images``."""
+    words = _words(name)
+    return bool(_PERHAPS_MASKS & set(words)) and all(
+        word in _PERHAPS_MASKS | _MASK_QUALIFIERS | _QUALIFIERS or word.isdigit() for word in words
+    )
+
+
 def masked_names(stem: str) -> list[str]:
     """Return the names whose mask ``stem`` can be: ``0_mask``, ``0-GT`` and ``mask_0`` belong to ``0``."""
     return [match["image"] for pattern in _MASK_OF if (match := pattern.fullmatch(stem))]
+
+
+def has_mask_word(stem: str) -> bool:
+    """Return whether a word in the name of a file says that it is a mask: ``0mask``, ``mask``, ``0_label_new``."""
+    return _HAS_MASK_WORD.search(_CAMEL_CASE.sub(" ", stem)) is not None
+
+
+def core_words(stem: str) -> tuple[str, ...]:
+    """Return the words that an image and its mask share: ``0`` for ``img_0``, ``0_rgb`` and ``0_annotated_mask``."""
+    plain = _HAS_MASK_WORD.sub(" ", _CAMEL_CASE.sub(" ", stem))
+    kind = _MASK_QUALIFIERS | IMAGE_FOLDERS
+    return tuple(word for word in _words(plain) if word not in kind and not has_image_extension(f"0.{word}"))
 
 
 def is_numbered_mask(stem: str) -> bool:
@@ -121,9 +168,10 @@ def judge(name: str) -> Label:
     Good: a word for good images (``good``, ``OK``, ``passed``, ``no defect``, ``defect-free`` …), alone or with
     numbers, single letters and words that only distinguish folders (``good_2``, ``Good - Copy``, ``ok batch 3``,
     ``good_train``). A negated word (``not_ok``) is a defect. Unclear: such a word with any other (``good_scratch``), or
-    a word that often means good images (``reference``, ``negative``). All other names are defects.
+    a word that often means good images or none in particular (``reference``, ``negative``, ``unknown``). All other
+    names are defects.
     """
-    words = _words(name)
+    words = _words(_IN_ORDER.sub("io", name))
     others: list[str] = []
     good = negated = False
     position = 0

@@ -339,12 +339,11 @@ def test_pairing_is_by_name_never_by_order(tmp_path):
     ]
 
 
-def test_images_that_end_in_mask_are_not_guessed_at(tmp_path):
+def test_a_mask_beside_its_image_has_no_mask(tmp_path):
     grow(tmp_path, "good/0.png", "bad/a.png", "bad/a_mask.png", "mask/bad/a_mask.png", "mask/bad/a_mask_mask.png")
     assert problems(tmp_path) == [
-        "bad/a.png: labeled bad but without a mask; its pixels are left out",
-        "bad/a_mask.png: has several masks (mask/bad/a_mask.png, mask/bad/a_mask_mask.png); "
-        "none is used, keep one or put all in one folder",
+        "mask/bad/a_mask_mask.png: mask without an image; left out",
+        "bad/a_mask.png: mask/bad/a_mask.png is the mask; left out",
     ]
 
 
@@ -357,7 +356,10 @@ def test_unclear_pairs_are_not_guessed(tmp_path):
         "nut/ground_truth/hole/000_mask.png",
         "nut/ground_truth/bent/000/part.png",
     )
+    same = "another image beside it has the same name and neither is clearly a mask; both are used"
     assert problems(tmp_path) == [
+        f"nut/test/bent/001.jpg: {same}",
+        f"nut/test/bent/001.png: {same}",
         "nut/ground_truth/bent/001_mask.png: mask fits nut/test/bent/001.jpg and nut/test/bent/001.png; "
         "left out, rename one of the images",
         "nut/ground_truth/hole/000_mask.png: mask without an image; left out",

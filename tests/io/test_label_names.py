@@ -46,6 +46,14 @@ GOOD = [
     "okparts",
     "good~-~Kopie",
     "Good(2)",
+    "IO",
+    "i.O",
+    "i.O.",
+    "iO_2",
+    "IO_train",
+    "accept",
+    "accepted",
+    "conforming",
 ]
 DEFECTS = [
     "crack",
@@ -73,6 +81,13 @@ DEFECTS = [
     "broken",
     "books",
     "bypass",
+    "NIO",
+    "n.i.O",
+    "not~accepted",
+    "nonconforming",
+    "non-conforming",
+    "ion",
+    "unknown_defect",
 ]
 UNCLEAR = [
     "good_scratch",
@@ -85,13 +100,17 @@ UNCLEAR = [
     "negative",
     "negatives",
     "pass_through",
+    "unlabeled",
+    "Unknown",
+    "unsure",
+    "background",
 ]
 
 
 @pytest.mark.parametrize(
     ("name", "expected"),
     [(name.replace("~", " "), Label.good) for name in GOOD]
-    + [(name, Label.defect) for name in DEFECTS]
+    + [(name.replace("~", " "), Label.defect) for name in DEFECTS]
     + [(name, Label.unclear) for name in UNCLEAR],
 )
 def test_label_folders_are_judged_by_their_words(name: str, expected: Label) -> None:

@@ -19,7 +19,7 @@ def draw(root: Path, *paths: str) -> Path:
         file = root / path
         file.parent.mkdir(parents=True, exist_ok=True)
         pixels = np.random.default_rng(number).integers(0, 256, (12, 12, 3), dtype=np.uint8)
-        if any(word in path.casefold() for word in ("mask", "_gt", "label", "ground", "seg", "/gt/")):
+        if any(word in path.casefold() for word in ("mask", "_gt", "label", "ground", "seg", "/gt/", "_bin", "_m.")):
             pixels = np.zeros((12, 12), np.uint8)
             pixels[3:6, 3:6] = 255
         Image.fromarray(pixels).save(file)
@@ -54,6 +54,71 @@ def test_masks_beside_their_images_are_not_tested(tmp_path: Path, suffix: str) -
     }
     assert dataset.problems == ()
     assert "masks beside their images: 2" in dataset.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("image", "mask"),
+    [
+        ("0.jpg", "0mask.png"),
+        ("0.jpg", "0_bin.png"),
+        ("0.png", "0_m.png"),
+        ("0.jpg", "0_annotated_mask.png"),
+        ("0.jpg", "0.jpg_mask.png"),
+        ("img_0.png", "0_mask.png"),
+        ("0_rgb.jpg", "0_mask.png"),
+        ("0_image.jpg", "0_label.png"),
+        ("0.png", "0/mask.png"),
+    ],
+)
+def test_masks_with_other_names_are_found_beside_their_images(tmp_path: Path, image: str, mask: str) -> None:
+    draw(tmp_path, "good/0.png", f"bad/{image}", f"bad/{mask}")
+    dataset = read_dataset(tmp_path)
+    assert summary(dataset)[tmp_path.name][1] == {
+        f"bad/{image}": ("bad", [f"bad/{mask}"]),
+        "good/0.png": ("good", []),
+    }
+    assert dataset.problems == ()
+
+
+def test_files_named_as_masks_are_never_tested(tmp_path: Path) -> None:
+    draw(tmp_path, "good/0.png", "bad/0.png", "bad/0_mask_overlay.png", "bad/1.png", "bad/1_b.png", "bad/label_x.png")
+    dataset = read_dataset(tmp_path)
+    assert sorted(summary(dataset)[tmp_path.name][1]) == ["bad/0.png", "bad/1.png", "bad/1_b.png", "good/0.png"]
+    assert dataset.problems == tuple(
+        f"bad/{name}.png: mask without an image; left out" for name in ("0_mask_overlay", "label_x")
+    )
+
+
+def test_images_that_are_all_named_as_masks_are_tested_unless_they_look_so(tmp_path: Path) -> None:
+    draw(tmp_path, "good/0.png", "bad/1.png", "drawn/0_mask.png")
+    for path in ("good/0.png", "bad/1.png"):
+        (tmp_path / path).rename(tmp_path / path.replace("/", "/label_"))
+    dataset = read_dataset(tmp_path)
+    assert sorted(summary(dataset)[tmp_path.name][1]) == ["bad/label_1.png", "good/label_0.png"]
+    assert dataset.problems[0] == "drawn/0_mask.png: mask without an image; left out"
+
+
+@pytest.mark.parametrize("names", ["normal normal_test abnormal mask", "train/good good crack GT_masks"])
+def test_a_mask_that_fits_several_images_belongs_to_the_only_anomalous_one(tmp_path: Path, names: str) -> None:
+    train, good, bad, masks = names.split()
+    draw(tmp_path, f"{train}/0.png", f"{good}/0.png", f"{bad}/0.png", f"{masks}/0.png")
+    dataset = read_dataset(tmp_path)
+    test = summary(dataset)[tmp_path.name][1]
+    assert (test[f"{bad}/0.png"], test[f"{good}/0.png"]) == ((bad, [f"{masks}/0.png"]), ("good", []))
+    assert f"those of the anomalous image: 1, first {masks}/0.png" in dataset.notes[-1]
+    assert dataset.problems == ()
+
+
+def test_a_folder_of_masks_is_preferred_to_masks_beside_images(tmp_path: Path) -> None:
+    draw(tmp_path, "good/9.png", "bad/0.png", "bad/0_mask.png", "bad/1.png", "bad/1_mask.png", "masks/0.png")
+    dataset = read_dataset(tmp_path)
+    assert summary(dataset)[tmp_path.name][1] == {
+        "bad/0.png": ("bad", ["masks/0.png"]),
+        "bad/1.png": ("bad", ["bad/1_mask.png"]),
+        "good/9.png": ("good", []),
+    }
+    assert dataset.problems == ("bad/0_mask.png: masks/0.png is the mask; left out",)
+    assert dataset.notes == ("masks beside their images: 1, first bad/1_mask.png of bad/1.png",)
 
 
 def test_a_mask_may_have_the_name_of_its_image_with_another_extension(tmp_path: Path) -> None:
@@ -177,6 +242,74 @@ def test_images_and_masks_may_be_beside_each_other(tmp_path: Path, folder: str) 
         "bad/images/1.png": ("bad", ["bad/masks/1.png"]),
         "good/images/0.png": ("good", ["good/masks/0.png"]),
     }
+
+
+@pytest.mark.parametrize("name", ["label", "labels", "Label", "msk", "annotated_images", "Annotations"])
+def test_folders_of_other_names_contain_masks_if_these_look_so(tmp_path: Path, name: str) -> None:
+    draw(tmp_path / "x", "mask.png")
+    for path in (f"a/{name}/bad/0.png", f"b/bad/{name}/0.png", f"c/bad/{name}/0.png"):
+        (tmp_path / path).parent.mkdir(parents=True)
+        (tmp_path / path).write_bytes((tmp_path / "x/mask.png").read_bytes())
+    draw(tmp_path, "a/good/0.png", "a/bad/0.png", "b/good/0.png", "b/bad/0.png", "c/good/img/0.png", "c/bad/img/0.png")
+    for item, mask in (("a", f"{name}/bad/0.png"), ("b", f"bad/{name}/0.png"), ("c", f"bad/{name}/0.png")):
+        dataset = read_dataset(tmp_path / item)
+        assert [mask for _, (_, mask) in sorted(summary(dataset)[item][1].items())] == [[mask], []]
+        assert dataset.problems == ()
+
+
+@pytest.mark.parametrize("name", ["label", "annotated"])
+def test_folders_of_other_names_are_labels_if_they_contain_images(tmp_path: Path, name: str) -> None:
+    draw(tmp_path, "good/0.png", "bad/0.png", "x/0.jpg")
+    (tmp_path / "x").rename(tmp_path / name)
+    test = summary(read_dataset(tmp_path))[tmp_path.name][1]
+    assert test[f"{name}/0.jpg"] == (name, [])
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.float32])
+def test_images_of_more_than_8_bits_do_not_look_like_masks(tmp_path: Path, kind: type) -> None:
+    draw(tmp_path, "good/0.png", "bad/0.png")
+    (tmp_path / "label").mkdir()
+    for name, largest in (("0", 4096), ("1", 65535)):
+        pixels = np.random.default_rng(0).integers(0, largest, (12, 12)).astype(kind)
+        Image.fromarray(pixels).save(tmp_path / f"label/{name}.tif")
+    assert len(summary(read_dataset(tmp_path))[tmp_path.name][1]) == 4
+
+
+def test_a_folder_that_repeats_labels_contains_masks(tmp_path: Path) -> None:
+    draw(tmp_path, "good/0.png", "bad/0.png", "annotated/bad/0.png")
+    assert summary(read_dataset(tmp_path))[tmp_path.name][1]["bad/0.png"] == ("bad", ["annotated/bad/0.png"])
+
+
+@pytest.mark.parametrize("unused", ["dev", "train/images", "val/rgb", "train/masks", "results"])
+def test_folders_of_images_that_are_not_read_are_named(tmp_path: Path, unused: str) -> None:
+    draw(tmp_path, "nut/train/good/0.png", "nut/test/good/1.png", "nut/test/crack/2.png", f"nut/{unused}/x/3.png")
+    (tmp_path / "nut/empty").mkdir()
+    if "/" in unused:
+        draw(tmp_path, f"nut/{unused.partition('/')[0]}/good/4.png")
+    dataset = read_dataset(tmp_path)
+    assert dataset.problems == (f"nut/{unused}: no split, label or masks; its images are left out",)
+
+
+@pytest.mark.parametrize("train", ["nut/good/0.png", "nut/0.png"])
+def test_splits_above_objects_are_refused(tmp_path: Path, train: str) -> None:
+    draw(tmp_path, f"train/{train}", "test/nut/good/1.png", "test/nut/crack/2.png")
+    with pytest.raises(InputError, match=r"train and test contain objects .*: nut/train, nut/test"):
+        read_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("train", ["train", "train/images"])
+def test_a_split_may_have_folders_of_images_and_masks(tmp_path: Path, train: str) -> None:
+    draw(tmp_path, f"n/{train}/good/0.png", "n/test/images/good/1.png", "n/test/images/bad/2.png")
+    draw(tmp_path, "n/test/masks/bad/2.png")
+    dataset = read_dataset(tmp_path)
+    assert summary(dataset)["n"] == (
+        [f"n/{train}/good/0.png"],
+        {
+            "n/test/images/bad/2.png": ("bad", ["n/test/masks/bad/2.png"]),
+            "n/test/images/good/1.png": ("good", []),
+        },
+    )
+    assert dataset.problems == ()
 
 
 def test_a_folder_of_masks_may_be_named_after_its_label(tmp_path: Path) -> None:
