@@ -23,7 +23,7 @@ _MASK_FOLDERS = (
     *("groundtruth", "masks", "mask", "gt", "gts", "groundtruths", "seg", "segs", "segmentation", "segmentations"),
     *("annotation", "annotations"),
 )
-IMAGE_FOLDERS = frozenset({"rgb", "image", "images", "img", "imgs", "color", "colour"})  # beside folders of channels
+IMAGE_FOLDERS = frozenset({"rgb", "image", "images", "img", "imgs"})  # beside folders of channels; color is a defect
 _MASK_WORD = r"(?:masks?|labels?|gt|ground[ _-]?truth|segm?|segmentation|annotation|msk)"
 _NUMBER = r"(?P<number>[ _.-]?\d+)?"  # of several masks of an image
 _MASK_OF = (
@@ -152,7 +152,7 @@ def has_mask_word(stem: str) -> bool:
 def core_words(stem: str) -> tuple[str, ...]:
     """Return the words that an image and its mask share: ``0`` for ``img_0``, ``0_rgb`` and ``0_annotated_mask``."""
     plain = _HAS_MASK_WORD.sub(" ", _CAMEL_CASE.sub(" ", stem))
-    kind = _MASK_QUALIFIERS | IMAGE_FOLDERS
+    kind = _MASK_QUALIFIERS | IMAGE_FOLDERS | {"color", "colour"}
     return tuple(word for word in _words(plain) if word not in kind and not has_image_extension(f"0.{word}"))
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import draw_image, draw_mask
 from PIL import Image
 
 from aprilcli.defaults import LAYOUTS
@@ -415,3 +416,37 @@ def test_folders_without_or_with_several_layouts_are_refused(tmp_path):
     grow(tmp_path, *MVTEC, "01/train/ok/0.png", "01/test/ko/1.png")
     with pytest.raises(InputError, match=r"01 is btad, .*nut is mvtec.*choose one layout"):
         read_dataset(tmp_path)
+
+
+PUBLIC_DEFECTS = (
+    *("broken_large", "broken_small", "contamination", "bent_wire", "cable_swap", "combined", "cut_inner_insulation"),
+    *("cut_outer_insulation", "missing_cable", "missing_wire", "poke_insulation", "crack", "faulty_imprint", "poke"),
+    *("scratch", "squeeze", "color", "cut", "hole", "metal_contamination", "thread", "print", "fold", "glue", "bent"),
+    *(
+        "flip",
+        "pill_type",
+        "manipulated_front",
+        "scratch_head",
+        "scratch_neck",
+        "thread_side",
+        "thread_top",
+        "glue_strip",
+    ),
+    *("gray_stroke", "oil", "rough", "defective", "bent_lead", "cut_lead", "damaged_case", "misplaced", "broken_teeth"),
+    *("fabric_border", "fabric_interior", "split_teeth", "squeezed_teeth", "liquid", "logical_anomalies"),
+    *("structural_anomalies", "bend_and_parts_mismatch", "defective_painting", "major_rust", "total_rust", "anomaly"),
+    *("parts_mismatch", "flattening", "scratches", "ko", "bad", "blowhole", "break", "fray", "uneven"),
+)
+
+
+@pytest.mark.parametrize("test", ["test/", ""])
+def test_defects_of_public_data_sets_are_labels(tmp_path: Path, test: str) -> None:
+    draw_image(tmp_path / "nut" / test / "good" / "0.png")
+    for seed, name in enumerate(PUBLIC_DEFECTS):
+        draw_image(tmp_path / "nut" / test / name / "0.png", seed)
+        draw_mask(tmp_path / "nut" / "ground_truth" / name / "0_mask.png")
+    dataset = read_dataset(tmp_path)
+    assert dataset.problems == ()
+    (nut,) = dataset.objects
+    assert {image.defect for image in nut.test if image.label} == set(PUBLIC_DEFECTS)
+    assert sum(bool(image.mask_paths) for image in nut.test) == len(PUBLIC_DEFECTS)
