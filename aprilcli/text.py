@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -26,3 +27,9 @@ def quoted(text: str) -> str:
 def first_line(error: Exception) -> str:
     """Return the first line of an error's message, printable and at most 200 characters; its type if it has none."""
     return printable((str(error).strip() or type(error).__name__).splitlines()[0])[:200]
+
+
+def listed(names: Sequence[Path | str], limit: int, count: int | None = None) -> str:
+    """Return the first ``limit`` names, printable, and how many more there are; of ``count`` in all if it is given."""
+    more = (len(names) if count is None else count) - limit
+    return ", ".join(map(printable, names[:limit])) + (f", and {more} more" if more > 0 else "")

@@ -114,7 +114,8 @@ class Detector:
             bank.check_grids(self.encoder.grids)
             features = tuple(rows.to(self.encoder.device) for rows in bank.features)
         self.bank = bank
-        self._gallery = None if bank is None else bank.gallery
+        gallery = None if bank is None else bank.gallery
+        self._gallery = None if gallery is None else gallery.to(self.encoder.device)
         self.method = AprilGan(self.encoder.spec, self.text_features, self.projector, features)
 
     def prepare(self, image: SourceImage) -> NDArray[np.float32]:
@@ -128,7 +129,7 @@ class Detector:
         detections = self.method.score(features)
         if self._gallery is None:
             return detections
-        distances = distance_to(appearance(features), self._gallery.to(self.encoder.device)).tolist()
+        distances = distance_to(appearance(features), self._gallery).tolist()
         return [replace(found, part_distance=value) for found, value in zip(detections, distances, strict=True)]
 
     def detect_file(self, path: str | os.PathLike[str]) -> Detection:

@@ -19,6 +19,15 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
         temporary.write_text(json.dumps(content, indent=2, ensure_ascii=True) + "\n", encoding="utf-8")
 
 
+def read_own(path: Path) -> dict[str, Any]:
+    """Return a JSON record that this package wrote; empty for any other content. Raises OSError."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return record if isinstance(record["versions"], dict) and "aprilcli" in record["versions"] else {}
+    except (ValueError, TypeError, LookupError, RecursionError):
+        return {}
+
+
 def versions() -> dict[str, str]:
     """Return the versions of the packages that a result depends on."""
     packages = ("torch", "open_clip_torch", "numpy", "pillow")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import json
 import os
 import re
 import stat
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from aprilcli.errors import InputError
 from aprilcli.io.image_formats import HEAD, format_of, has_image_extension
+from aprilcli.io.records import read_own
 from aprilcli.text import printable
 
 MAX_NAMES = 50_000  # names of a folder held in memory; a larger folder is listed again for each further batch
@@ -134,8 +134,8 @@ def left_out(folder: Path, *, follow: bool) -> LeftOut | None:
 def _is_own(record: Path) -> bool:
     """Return whether a JSON file was written by this package."""
     try:
-        return "aprilcli" in json.loads(record.read_text(encoding="utf-8"))["versions"]
-    except (OSError, ValueError, TypeError, LookupError, RecursionError):
+        return bool(read_own(record))
+    except OSError:
         return False
 
 

@@ -29,7 +29,7 @@ from aprilcli.io.files import sha256_of_file
 from aprilcli.io.published import PUBLISHED
 from aprilcli.io.walk import FoundImage, find_images, require_paths
 from aprilcli.options import EnrollOptions
-from aprilcli.text import printable
+from aprilcli.text import listed, printable
 from aprilcli.types import CONTROL, Evidence
 from aprilcli.workflows.console import Console
 from aprilcli.workflows.enroll_calibration import (
@@ -91,14 +91,14 @@ def _enroll(options: EnrollOptions, paths: list[Path], path: Path, console: Cons
     enrolled = () if old is None else old.sources
     new, known = _find_new(paths, options, console, enrolled)
     if paths and not new:
-        raise InputError(f"{_listed(paths)}: no new images; all are in {path} already")
+        raise InputError(f"{listed(paths, LISTED)}: no new images; all are in {path} already")
     further = _find_further(options, console, kept, [*enrolled, *(source for _, source in new)])
     detector = load_detector(options, old, console)
     references = None
     if paths:
         whole, references, twins = _enroll_references(options, detector, console, new, old)
         if len(whole.sources) == len(enrolled):
-            raise InputError(f"{_listed(paths)}: no new images; all show the same as those in {path}")
+            raise InputError(f"{listed(paths, LISTED)}: no new images; all show the same as those in {path}")
         bank, known = whole, (*known, *twins)
         if options.coreset is not None:
             bank = memory_bank.subsample(whole, options.coreset, options.seed)
@@ -119,7 +119,7 @@ def _enroll(options: EnrollOptions, paths: list[Path], path: Path, console: Cons
         bank = calibrate_on_variants(bank, pixels, detector)
     odd = odd_images(bank)
     if options.strict and odd:
-        raise InputError(f"nothing was written; remove the images that differ from the others: {_listed(odd)}")
+        raise InputError(f"nothing was written; remove the images that differ from the others: {listed(odd, LISTED)}")
     if len(bank.sources) < FEW_REFERENCES:
         console.note(f"{len(bank.sources)} references; with five or more, results are better")
     save_bank(bank, path)
@@ -169,7 +169,7 @@ def _find_new(
         console.note(note)
     _refuse_unreadable(image.error for image in images)
     if not images:
-        raise InputError(f"{_listed(paths)}: {NO_IMAGES}")
+        raise InputError(f"{listed(paths, LISTED)}: {NO_IMAGES}")
     sources, errors = [], []
     for image in images:
         try:
@@ -182,17 +182,12 @@ def _find_new(
     return found, tuple(source.path for source, new in zip(sources, is_new, strict=True) if not new)
 
 
-def _listed(names: Sequence[Path | str]) -> str:
-    more = f", and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return ", ".join(map(printable, names[:LISTED])) + more
-
-
 def _refuse_unreadable(errors: Iterable[str | None]) -> None:
     if present := [error for error in errors if error is not None]:
         more = f"; and {len(present) - LISTED} more" if len(present) > LISTED else ""
-        listed = "; ".join(present[:LISTED])
+        errors_listed = "; ".join(present[:LISTED])
         raise InputError(
-            f"nothing was written; remove the images that cannot be read ({len(present)} in all): {listed}{more}"
+            f"nothing was written; remove the images that cannot be read ({len(present)} in all): {errors_listed}{more}"
         )
 
 
@@ -290,7 +285,9 @@ def summarize(summary: EnrollSummary) -> str:
     bank, scored = summary.bank, summary.bank.calibration
     lines = [f"{summary.path}: {len(bank.sources)} reference images of {bank.object_name!r}, {summary.added} new"]
     if summary.known:
-        lines.append(f"{len(summary.known)} images were already enrolled (same content): {_listed(summary.known)}")
+        lines.append(
+            f"{len(summary.known)} images were already enrolled (same content): {listed(summary.known, LISTED)}"
+        )
     if scored is not None:
         lines.append(f"calibrated on {len(scored)} scores of good images ({scored.method})")
         lines += _thresholds(scored)
@@ -299,7 +296,7 @@ def summarize(summary: EnrollSummary) -> str:
         named = ", ".join(f"{printable(source.path)} ({score:.4f})" for score, source in least)
         lines.append(f"references least like the others: {named}; median {bank.fits.median():.4f}")
     if summary.odd:
-        lines.append(f"check these images, which differ from the others: {_listed(summary.odd)}")
+        lines.append(f"check these images, which differ from the others: {listed(summary.odd, LISTED)}")
     return "\n".join(lines)
 
 

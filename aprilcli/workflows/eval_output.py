@@ -6,7 +6,6 @@ files that such a record lists are ever replaced.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
@@ -15,6 +14,7 @@ from typing import Any
 from aprilcli.errors import InputError, OutputError
 from aprilcli.io.atomic import output_errors, remove_leftovers
 from aprilcli.io.datasets import LabeledDataset
+from aprilcli.io.records import read_own
 from aprilcli.options import EvalOptions
 from aprilcli.workflows.eval_maps import inside, map_names
 
@@ -92,13 +92,9 @@ def remove_outputs(out: Path, owned: Iterable[str]) -> None:
 def _read_record(path: Path) -> dict[str, Any]:
     """Return the record of an evaluation; empty without one."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        return read_own(path)
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (ValueError, RecursionError):
-        return {}
-    is_own = isinstance(record, dict) and isinstance(record.get("versions"), dict) and "aprilcli" in record["versions"]
-    return record if is_own else {}
 
 
 def _owned(record: dict[str, Any]) -> list[str]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from aprilcli.errors import InputError
 from aprilcli.io.images import SourceImage, read_image
 from aprilcli.io.walk import FoundImage, LeftOut
-from aprilcli.text import printable
+from aprilcli.text import listed, printable
 
 # Errors of the machine, not of the file.
 TRANSIENT_ERRNOS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE)
@@ -61,9 +61,8 @@ class LeftOutFolders:
     def notes(self) -> Iterator[str]:
         """Yield a line for each kind of folder."""
         for reason, names in sorted(self._names.items()):
-            more = f", and {len(names) - LISTED} more" if len(names) > LISTED else ""
             advice = "; --follow enters them" if reason == LeftOut.link else ""
-            yield f"left out {reason}: {', '.join(names[:LISTED])}{more}{advice}"
+            yield f"left out {reason}: {listed(names, LISTED)}{advice}"
 
 
 def map_ahead(

@@ -27,7 +27,7 @@ from aprilcli.io import records, scores_csv
 from aprilcli.io.files import sha256_of_file
 from aprilcli.io.walk import FoundImage, find_images
 from aprilcli.options import MapSize, ScanOptions, describe
-from aprilcli.text import printable
+from aprilcli.text import listed, printable
 from aprilcli.types import Detection
 from aprilcli.workflows import scan_output as output
 from aprilcli.workflows import scan_resume as resume
@@ -244,10 +244,6 @@ def _detect(
                 yield _Scored(item, next(detections) if item.pixels is not None else None, together)
 
 
-def _listed(first: list[str], count: int) -> str:
-    return ", ".join(map(printable, first)) + (f", and {count - LISTED} more" if count > LISTED else "")
-
-
 def summarize(summary: ScanSummary) -> str:
     """Return a few lines on how a scan ended."""
     tally, threshold = summary.tally, summary.threshold
@@ -268,11 +264,11 @@ def summarize(summary: ScanSummary) -> str:
             f"(score at least {tally.stricter.value:.4f}, not guaranteed with so few good images)"
         )
     if tally.unrecognised:
-        listed = _listed(tally.not_the_part, tally.unrecognised)
-        lines.append(f"{tally.unrecognised} unrecognised, which do not look like the part: {listed}")
+        named = listed(tally.not_the_part, LISTED, tally.unrecognised)
+        lines.append(f"{tally.unrecognised} unrecognised, which do not look like the part: {named}")
     if tally.unreadable:
-        listed = _listed(tally.not_read, tally.unreadable)
-        lines.append(f"{tally.unreadable} could not be read: {listed}; see the error column of {SCORES}")
+        named = listed(tally.not_read, LISTED, tally.unreadable)
+        lines.append(f"{tally.unreadable} could not be read: {named}; see the error column of {SCORES}")
     if tally.highest:
         lines.append("highest scores:")
         lines.extend(f"  {score:.4f}  {printable(path)}" for path, score in tally.highest)
