@@ -87,6 +87,14 @@ def parse_stages(text: str) -> tuple[int, ...]:
     return _parse_integers("--stages", text, "6,12,18,24")
 
 
+def parse_sizes(text: str) -> tuple[int, ...]:
+    """Read ``256,384``. Raises OptionError."""
+    sizes = _parse_integers("--image-size", text, "256,384")
+    if min(sizes) < 1:
+        raise OptionError(f"--image-size {text}: sizes start at 1")
+    return sizes
+
+
 def parse_shots(text: str) -> tuple[int, ...]:
     """Read ``0,1,2,4``. Raises OptionError."""
     return _parse_integers("--shots", text, "0,1,2,4")
@@ -140,6 +148,12 @@ Rate = Annotated[
     ),
     partial(parse_number, "--false-alarm-rate", 0.05),
 ]
+Tile = Annotated[
+    int | None,
+    _option(
+        "--tile", "Also encode overlapping tiles of this side, in pixels of the image, to find small defects.", min=1
+    ),
+]
 Seed = Annotated[int, _option("--seed", "Random seed.", min=0, max=2**63 - 1)]
 
 
@@ -157,7 +171,14 @@ class ModelOptions:
 
     model: BankModel = None
     image_size: Annotated[
-        int | None, _option("--image-size", f"Side of the model's input in pixels; {TINY}: a multiple of 32.", min=1)
+        tuple[int, ...] | None,
+        _option(
+            "--image-size",
+            f"Side of the model's input in pixels; {TINY}: a multiple of 32. Several, such as 256,384: results are "
+            "averaged.",
+            show_default="the model's own, or the bank's",
+        ),
+        parse_sizes,
     ] = None
     stages: Annotated[
         tuple[int, ...] | None,
@@ -197,6 +218,7 @@ class PartOptions(ModelOptions, ReadOptions):
         _option("--object", "Name of the object in the prompts.", show_default="object, or the bank's"),
     ] = None
     banks: Annotated[Path, _option("--banks", "Folder of the parts' bank files.")] = Path("banks")
+    tile: Tile = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -341,6 +363,7 @@ class EvalOptions(DatasetOptions):
         tuple[str, ...] | None, _option("--objects", "Only these objects, separated by commas."), parse_names
     ] = None
     projector: Projector = None
+    tile: Tile = None
     overwrite: Overwrite = False
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 LOGIT_SCALE = 100.0  # CLIP's, as the authors fix it
 MAX_LOGIT_SCALE = 1e6
 MAX_IMAGE_SIZE = 4096  # pixels; a larger input would exhaust memory
+MAX_SIZES = 4  # each costs a pass of the encoder
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters and lone surrogates
 MAX_OBJECT_NAME = 200  # characters
 MAX_TEXT = 300  # characters; a folder's name has 255 at most
@@ -104,6 +105,35 @@ def _shown(value: Any) -> str:
 
 
 @dataclass(frozen=True)
+class Views:
+    """The inputs that the model gets of an image: the whole image at each size, and tiles.
+
+    ``sizes``: sides of the inputs in pixels; tiles are resized to the first. ``tile``: the side of a tile in pixels of
+    the image; None for no tiles.
+    """
+
+    __pydantic_config__: ClassVar = STRICT
+
+    sizes: Annotated[tuple[Annotated[Size, Field(le=MAX_IMAGE_SIZE)], ...], Field(min_length=1, max_length=MAX_SIZES)]
+    tile: Size | None = None
+
+    def __len__(self) -> int:
+        """Return the number of views, V."""
+        return len(self.sizes) + (self.tile is not None)
+
+    @property
+    def input_sizes(self) -> tuple[int, ...]:
+        """The input size of each view, V in all; the view of the tiles is the last."""
+        return self.sizes if self.tile is None else (*self.sizes, self.sizes[0])
+
+    @property
+    def label(self) -> str:
+        """The views for users: ``256,384, tiles of 512``."""
+        sizes = ",".join(map(str, self.sizes))
+        return sizes if self.tile is None else f"{sizes}, tiles of {self.tile}"
+
+
+@dataclass(frozen=True)
 class ImageFeatures:
     """Output of one encoder pass, float32.
 
@@ -157,12 +187,58 @@ class Evidence:
 
 
 @dataclass(frozen=True)
+class TileLayout:
+    """The tiles of an image, row by row (see ``core/tiling.py``).
+
+    ``size_hw``: of the image, in source pixels. ``canvas_hw``: of its map. ``tops``, ``lefts``: where the rows and
+    columns of tiles start, in canvas pixels. ``side``: S, of a tile on the canvas.
+    """
+
+    size_hw: tuple[int, int]
+    canvas_hw: tuple[int, int]
+    tops: tuple[int, ...]
+    lefts: tuple[int, ...]
+    side: int
+
+    def __len__(self) -> int:
+        """Return the number of tiles, T."""
+        return len(self.tops) * len(self.lefts)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageEvidence:
+    """A method's results for one image: ``views`` has the evidence of each of V views.
+
+    It is of one input for a whole image, and of T for the view of the tiles, which lie as ``layout`` says.
+    """
+
+    views: tuple[Evidence, ...]
+    layout: TileLayout | None = None
+
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        """The number of inputs of each view."""
+        whole = len(self.views) - (self.layout is not None)
+        return (1,) * whole if self.layout is None else (*(1,) * whole, len(self.layout))
+
+    def cpu(self) -> ImageEvidence:
+        """Return the evidence in main memory."""
+        return replace(self, views=tuple(view.cpu() for view in self.views))
+
+    def with_distances(self, distances: Iterable[tuple[torch.Tensor, ...]]) -> ImageEvidence:
+        """Return the same evidence with the distances of each view, V × N × [1 or T, h, w]."""
+        views = zip(self.views, distances, strict=True)
+        return replace(self, views=tuple(replace(view, distances=stages) for view, stages in views))
+
+
+@dataclass(frozen=True)
 class Detection:
     """One image's result.
 
     ``text_score`` in [0, 1] (eq. 1); ``map_max``: the maximum of ``anomaly_map``, None without a map;
-    ``score``: ``text_score`` without a bank, ``text_score + map_max`` with one. ``anomaly_map`` [S, S] float32 at the
-    model's input size, None without projector and bank. ``part_distance`` in [0, 2]: how far the image is from the
+    ``score``: ``text_score`` without a bank, ``text_score + map_max`` with one; with several views the mean of their
+    scores. ``anomaly_map`` [S, S] float32 at the model's largest input size, with tiles that of their layout; None
+    without projector and bank. ``part_distance`` in [0, 2]: how far the image is from the
     part's good images (see ``core/recognition.py``), None without a bank that keeps their appearance.
     """
 

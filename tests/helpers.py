@@ -22,7 +22,7 @@ from typer.testing import CliRunner, Result
 from aprilcli.cli import app
 from aprilcli.core import training
 from aprilcli.core.backbone import Backbone, TorchImageEncoder
-from aprilcli.core.detector import Detector
+from aprilcli.core.detector import Detector, ModelInput
 from aprilcli.core.encoder import ImageEncoder
 from aprilcli.core.memory_bank import MemoryBank
 from aprilcli.core.projector import Projector
@@ -70,6 +70,11 @@ class GoldenCase:
         """The options that select this case's model."""
         stages = ",".join(map(str, self.stages))
         return ["--model", str(self.folder), "--image-size", str(self.image_size), "--stages", stages]
+
+
+def inputs(pixels: torch.Tensor) -> list[ModelInput]:
+    """Turn prepared images [B, 3, S, S] into the input of a detector of one size."""
+    return [ModelInput((image.numpy(),)) for image in pixels]
 
 
 # Images and data sets

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from aprilcli.core.memory_bank import Source, build
-from aprilcli.types import Evidence, ModelSpec
+from aprilcli.types import Evidence, ImageEvidence, ModelSpec
 
 WIDTHS = (8, 16)
 LENGTHS = (9, 4)
@@ -37,4 +37,7 @@ def make_bank(count, seed=0, dtype=torch.float32):
 def draw_zero_shot(count):
     generator = torch.Generator().manual_seed(3)
     grids = tuple(torch.randn(count, side, side, generator=generator) for side in (3, 2))
-    return Evidence(torch.rand(count, generator=generator), grids)
+    scores = torch.rand(count, generator=generator)
+    return tuple(
+        ImageEvidence((Evidence(scores[k : k + 1], tuple(grid[k : k + 1] for grid in grids)),)) for k in range(count)
+    )

@@ -77,7 +77,7 @@ def test_training_takes_ten_steps_and_changes_the_weights(checkpoint: Path) -> N
 def test_the_exported_folder_scores_an_image(drawn: Path, model: Path) -> None:
     detector = Detector.load(str(model), object_name="metal", device="cpu")
     image = SourceImage(Image.fromarray(np.load(drawn / "images.npy", mmap_mode="r")[0, 3]))
-    [detection] = detector.detect(detector.prepare(image)[None])
+    [detection] = detector.detect([detector.prepare(image)])
     assert 0 <= detection.score <= 1
     assert detection.anomaly_map is not None
     assert detection.anomaly_map.shape == (SIDE, SIDE)
@@ -98,9 +98,9 @@ def test_the_exported_projector_is_the_trained_one(checkpoint: Path, model: Path
 def test_measuring_sums_zero_shot_and_bank(drawn: Path, model: Path) -> None:
     detector = Detector.load(str(model), object_name="metal", device="cpu")
     reference, *images = (SourceImage(Image.fromarray(rgb)) for rgb in np.load(drawn / "images.npy")[0, ::2])
-    pixels = np.stack([detector.prepare(image) for image in images])
+    pixels = [detector.prepare(image) for image in images]
     zero_shot = detector.detect(pixels)
-    detector.method.fit([measure.encode(detector, [reference])])
+    detector.methods[0].fit([measure.encode(detector, [reference])])
     few_shot = detector.detect(pixels)
     for k, detections in enumerate(measure.detect(detector, images)):
         words, both, bank = (detections[method] for method in ("zero-shot", "sum", "bank"))

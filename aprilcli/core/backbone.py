@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from aprilcli.core.encoder import ImageEncoder
 from aprilcli.core.towers import Tower
 from aprilcli.errors import ArtifactError, OptionError
 from aprilcli.text import printable
-from aprilcli.types import ImageFeatures, ModelSpec
+from aprilcli.types import ImageFeatures, ModelSpec, Views
 
 SENTENCES_PER_PASS = 128
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -26,17 +26,25 @@ class TorchImageEncoder:
     """The image tower of a frozen CLIP in PyTorch (see ``ImageEncoder``)."""
 
     def __init__(self, tower: Tower, spec: ModelSpec, device: torch.device, precision: str = "fp32") -> None:
-        """Freeze ``tower`` and move it to ``device``; ``precision`` is fp32, or bf16 or fp16 (autocast)."""
+        """Freeze ``tower``, at its native size, and move it to ``device``; ``spec`` says which size to use.
+
+        ``precision`` is fp32, or bf16 or fp16 (autocast).
+        """
         self.spec = spec
         self.device = device
         self.precision = precision
-        self._tower = tower
+        self._native = tower
         tower.place(device)
+        self._tower = tower.at_size(spec.image_size)
 
     @property
     def grids(self) -> tuple[tuple[int, int], ...]:
         """The patches (h, w) of each stage."""
         return tuple(map(self._tower.grid, self.spec.stages))
+
+    def at_size(self, image_size: int) -> TorchImageEncoder:
+        """Return an encoder with the same weights for inputs of another size, in pixels."""
+        return TorchImageEncoder(self._native, replace(self.spec, image_size=image_size), self.device, self.precision)
 
     @torch.inference_mode()
     def encode(self, pixels: NDArray[np.float32]) -> ImageFeatures:
@@ -124,10 +132,15 @@ def _same(tokens: torch.Tensor, whole: torch.Tensor) -> list[bool]:
 
 @dataclass(frozen=True)
 class Backbone:
-    """Both towers of a frozen CLIP; ``notes``: what the user should know about it."""
+    """Both towers of a frozen CLIP.
+
+    ``views``: the inputs to use of each image; the size of ``encoder`` is the first. ``notes``: what the user should
+    know about the model.
+    """
 
     encoder: ImageEncoder
     text: TextEncoder
+    views: Views
     notes: tuple[str, ...] = ()
 
     @property

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,9 +16,20 @@ from pydantic import AfterValidator, Field, Strict
 
 from aprilcli.core.calibration import LARGEST, Calibration, CalibrationMethod
 from aprilcli.core.memory_bank import CalibrationImages, MemoryBank, Recipe, Source
+from aprilcli.core.tiling import lay_out
 from aprilcli.errors import ArtifactError, InputError, OptionError, OutputError
 from aprilcli.io.artifacts import Artifact, Schema, TensorSpec, parse, read_artifact, write_artifact
-from aprilcli.types import MAX_OBJECT_NAME, Evidence, ModelSpec, Number, one_line
+from aprilcli.types import (
+    MAX_OBJECT_NAME,
+    Evidence,
+    ImageEvidence,
+    ModelSpec,
+    Number,
+    Size,
+    TileLayout,
+    Views,
+    one_line,
+)
 
 KIND = "bank"
 SUFFIX = ".safetensors"
@@ -39,27 +52,59 @@ class _Fields:
     recipe: Recipe
     calibration_method: CalibrationMethod | None = None
     calibration_sources: tuple[Source, ...] = ()
+    further_sizes: tuple[Size, ...] = ()
+    tile: Size | None = None
+    source_sizes: tuple[tuple[Size, Size], ...] = ()  # height and width of each source, with tiles
+
+    def __post_init__(self) -> None:
+        """Check sizes and tiles. Raises ValueError."""
+        parse(Views, {"sizes": self.sizes, "tile": self.tile})
+        if len(self.source_sizes) != (0 if self.tile is None else len(self.sources)):
+            raise ValueError(f"{len(self.sources)} sources but {len(self.source_sizes)} source_sizes")
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The input sizes."""
+        return (self.spec.image_size, *self.further_sizes)
+
+    @property
+    def layouts(self) -> tuple[TileLayout, ...]:
+        """The tiles of each source; empty without tiles."""
+        if self.tile is None:
+            return ()
+        return tuple(lay_out(size_hw, self.tile, self.sizes[0]) for size_hw in self.source_sizes)
+
+
+# Optional fields, which are left out where they say nothing.
+_OPTIONAL = ("calibration_method", "calibration_sources", "further_sizes", "tile", "source_sizes")
 
 
 def _tensors(fields: _Fields) -> dict[str, TensorSpec]:
-    count = len(fields.sources)
-    further, size, appearance = len(fields.calibration_sources), fields.spec.image_size, sum(fields.spec.stage_widths)
+    count, stages = len(fields.sources), len(fields.spec.stages)
+    further, appearance = len(fields.calibration_sources), sum(fields.spec.stage_widths)
     specs = {
-        "text_scores": TensorSpec((count,), low=0, high=1, optional=True),
         "appearances": TensorSpec((count, appearance), low=-LONGEST, high=LONGEST, optional=True),
         "fits": TensorSpec((count,), low=-LARGEST, high=LARGEST, optional=True),
         "spacings": TensorSpec((count,), low=0, high=2, optional=True),
     }
-    for stage, width in enumerate(fields.spec.stage_widths):
-        specs[f"features.{stage}"] = TensorSpec((None, width), ("F32", "F16"))
-        specs[f"logits.{stage}"] = TensorSpec((count, None, None), low=-LARGEST, high=LARGEST, optional=True)
+    inputs = [count] * len(fields.sizes) + [sum(map(len, fields.layouts))] * (fields.tile is not None)
+    for view, view_inputs in enumerate(inputs):
+        specs[_of_view("text_scores", view)] = TensorSpec((view_inputs,), low=0, high=1, optional=True)
+        for stage, width in enumerate(fields.spec.stage_widths, start=view * stages):
+            specs[f"features.{stage}"] = TensorSpec((None, width), ("F32", "F16"))
+            specs[f"logits.{stage}"] = TensorSpec((view_inputs, None, None), low=-LARGEST, high=LARGEST, optional=True)
     if fields.calibration_method is not None:
         specs |= {f"calibration.{name}": TensorSpec((None,)) for name in ("scores", "map_maxima")}
         specs["calibration.distances"] = TensorSpec((None,), optional=True)
     if further:
-        specs["calibration_images.pixels"] = TensorSpec((further, size, size, 3), ("U8",))
+        for view, size in enumerate(fields.sizes if fields.tile is None else ()):
+            specs[_of_view("calibration_images.pixels", view)] = TensorSpec((further, size, size, 3), ("U8",))
         specs["calibration_images.appearances"] = TensorSpec((further, appearance), low=-LONGEST, high=LONGEST)
     return specs
+
+
+def _of_view(name: str, view: int) -> str:
+    return f"{name}.{view}" if view else name
 
 
 SCHEMA = Schema(KIND, _Fields, _tensors, "enroll the part again")
@@ -106,30 +151,42 @@ def load_bank(path: Path) -> MemoryBank:
 def to_artifact(bank: MemoryBank) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Return the tensors and JSON-ready fields of a bank's file."""
     tensors = {f"features.{stage}": rows for stage, rows in enumerate(bank.features)}
-    fields = asdict(
-        _Fields(bank.spec, bank.object_name, bank.sources, bank.rows_per_source, bank.coreset_fraction, bank.recipe)
+    layouts = [image.layout for image in bank.zero_shot if image.layout is not None]
+    described = _Fields(
+        spec=bank.spec,
+        object=bank.object_name,
+        sources=bank.sources,
+        rows_per_source=bank.rows_per_source,
+        coreset_fraction=bank.coreset_fraction,
+        recipe=bank.recipe,
+        calibration_method=None if bank.calibration is None else bank.calibration.method,
+        calibration_sources=() if bank.calibration_images is None else bank.calibration_images.sources,
+        further_sizes=bank.further_sizes,
+        tile=bank.tile,
+        source_sizes=tuple(layout.size_hw for layout in layouts),
     )
-    del fields["calibration_method"], fields["calibration_sources"]
-    if bank.zero_shot is not None:
-        tensors["text_scores"] = bank.zero_shot.text_scores
-        tensors |= {f"logits.{stage}": logits for stage, logits in enumerate(bank.zero_shot.logits)}
+    fields = {name: value for name, value in asdict(described).items() if value or name not in _OPTIONAL}
+    for view, parts in enumerate(zip(*(image.views for image in bank.zero_shot), strict=True)):
+        evidence = Evidence.concatenate(parts)
+        tensors[_of_view("text_scores", view)] = evidence.text_scores
+        first = view * len(bank.spec.stages)
+        tensors |= {f"logits.{stage}": logits for stage, logits in enumerate(evidence.logits, start=first)}
     tensors |= {n: values for n in MEASURED if (values := getattr(bank, n)) is not None}
     if bank.calibration_images is not None:
-        fields["calibration_sources"] = [asdict(source) for source in bank.calibration_images.sources]
-        tensors["calibration_images.pixels"] = bank.calibration_images.pixels
+        pixels = enumerate(bank.calibration_images.pixels)
+        tensors |= {_of_view("calibration_images.pixels", view): values for view, values in pixels}
         tensors["calibration_images.appearances"] = bank.calibration_images.appearances
     if bank.calibration is not None:
         arrays = bank.calibration.to_arrays()
         tensors |= {f"calibration.{name}": torch.tensor(values) for name, values in arrays.items()}
-        fields["calibration_method"] = bank.calibration.method
     return tensors, fields
 
 
 def _bank(artifact: Artifact[_Fields]) -> MemoryBank:
     """Rebuild what ``to_artifact`` was given. Raises ArtifactError without the path."""
     fields, tensors = artifact.content, artifact.tensors
-    stages = range(len(fields.spec.stages))
-    features = tuple(tensors[f"features.{stage}"] for stage in stages)
+    views = Views(fields.sizes, fields.tile)
+    features = tuple(tensors[f"features.{stage}"] for stage in range(len(views) * len(fields.spec.stages)))
     _check_lengths(features)
     calibration = None
     if fields.calibration_method is not None:
@@ -141,12 +198,9 @@ def _bank(artifact: Artifact[_Fields]) -> MemoryBank:
         calibration = Calibration.from_arrays(arrays, fields.calibration_method)
     images = None
     if fields.calibration_sources:
-        pixels, appearances = (tensors[f"calibration_images.{name}"] for name in ("pixels", "appearances"))
-        images = CalibrationImages(fields.calibration_sources, pixels, appearances)
-    zero_shot = None
-    if "text_scores" in tensors:
-        logits = (f"logits.{stage}" for stage in stages)
-        zero_shot = Evidence(tensors["text_scores"], tuple(tensors[name] for name in logits if name in tensors))
+        names = (_of_view("calibration_images.pixels", view) for view in range(len(views)))
+        pixels = tuple(tensors[name] for name in names if name in tensors)
+        images = CalibrationImages(fields.calibration_sources, pixels, tensors["calibration_images.appearances"])
     return MemoryBank(
         features=features,
         rows_per_source=fields.rows_per_source,
@@ -158,10 +212,31 @@ def _bank(artifact: Artifact[_Fields]) -> MemoryBank:
         created=artifact.created,
         version=artifact.version,
         recipe=fields.recipe,
-        zero_shot=zero_shot,
+        zero_shot=_zero_shot(fields, tensors) if "text_scores" in tensors else (),
         **{name: tensors.get(name) for name in MEASURED},
         calibration_images=images,
+        further_sizes=fields.further_sizes,
+        tile=fields.tile,
     )
+
+
+def _zero_shot(fields: _Fields, tensors: Mapping[str, torch.Tensor]) -> tuple[ImageEvidence, ...]:
+    """Rebuild the evidence of each source. Raises ArtifactError for a file without that of some views."""
+    count, stages = len(fields.sources), len(fields.spec.stages)
+    views: list[list[Evidence]] = []
+    for view in range(len(fields.sizes) + (fields.tile is not None)):
+        if _of_view("text_scores", view) not in tensors:
+            raise ArtifactError(f"lacks {_of_view('text_scores', view)}; enroll the part again")
+        logits = (f"logits.{stage}" for stage in range(view * stages, (view + 1) * stages))
+        evidence = Evidence(
+            tensors[_of_view("text_scores", view)], tuple(tensors[name] for name in logits if name in tensors)
+        )
+        inputs = [1] * count if view < len(fields.sizes) else list(map(len, fields.layouts))
+        ends = list(itertools.accumulate(inputs))
+        views.append([evidence[end - number : end] for end, number in zip(ends, inputs, strict=True)])
+    layouts = fields.layouts or (None,) * count
+    images = zip(zip(*views, strict=True), layouts, strict=True)
+    return tuple(ImageEvidence(parts, layout) for parts, layout in images)
 
 
 def _check_lengths(features: tuple[torch.Tensor, ...]) -> None:

@@ -24,12 +24,12 @@ PAPER_STAGES = (6, 12, 18, 24)
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where a model comes from: open_clip's name and tag, or a folder; with its own size and stages, if it has any."""
+    """Where a model comes from: open_clip's name and tag, or a folder; with its own sizes and stages, if it has any."""
 
     name: str
     pretrained: str = ""
     folder: Path | None = None
-    image_size: int | None = None
+    image_sizes: tuple[int, ...] = ()
     stages: tuple[int, ...] | None = None
 
     @property
@@ -62,7 +62,7 @@ def find_source(model: str) -> ModelSource:
     if model == TINY:
         return ModelSource(TINY, folder=tiny_folder())
     if model == PAPER:
-        return ModelSource(PAPER_BACKBONE, PAPER_PRETRAINED, image_size=PAPER_IMAGE_SIZE, stages=PAPER_STAGES)
+        return ModelSource(PAPER_BACKBONE, PAPER_PRETRAINED, image_sizes=(PAPER_IMAGE_SIZE,), stages=PAPER_STAGES)
     if path_exists(model) and Path(model).is_dir():
         folder = Path(model).resolve()
         if CONTROL.search(str(folder)):  # banks and projectors store it

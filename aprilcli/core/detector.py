@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import collections
 import copy
+import itertools
 import os
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,25 +15,51 @@ import torch
 from numpy.typing import NDArray
 
 from aprilcli.core.encoder import ImageEncoder
+from aprilcli.core.fusion import fuse_views
 from aprilcli.core.memory_bank import MemoryBank
 from aprilcli.core.methods.april_gan import AprilGan
 from aprilcli.core.model_loading import load_backbone
 from aprilcli.core.projector import Projector, load_projector
 from aprilcli.core.prompts import encode_prompts
 from aprilcli.core.recognition import appearance, distance_to
+from aprilcli.core.tiling import boxes, lay_out
 from aprilcli.defaults import TINY
 from aprilcli.errors import ArtifactError, OptionError
 from aprilcli.io.images import SourceImage, read_image, to_pixels
 from aprilcli.text import printable
-from aprilcli.types import Detection
+from aprilcli.types import Detection, Evidence, ImageEvidence, ImageFeatures, TileLayout, Views
 
 DEFAULT_OBJECT = "object"
+TILES_PER_PASS = 8
+
+
+@dataclass(frozen=True, eq=False)
+class ModelInput:
+    """An image prepared for the model.
+
+    ``whole``: for each size [3, S, S] float32. ``source`` and ``layout``: what its tiles are cut from, when they are
+    encoded; None without tiles.
+    """
+
+    whole: tuple[NDArray[np.float32], ...]
+    source: SourceImage | None = None
+    layout: TileLayout | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedReference:
+    """A reference image: its raw patch tokens V·N × [L, Cv], its zero-shot evidence and its appearance [ΣCv]."""
+
+    patch_tokens: tuple[torch.Tensor, ...]
+    zero_shot: ImageEvidence
+    appearance: torch.Tensor
 
 
 class Detector:
-    """Scores images in one encoder pass: zero-shot, with a memory bank also few-shot.
+    """Scores images in one encoder pass per view: zero-shot, with a memory bank also few-shot.
 
-    ``notes``: what the user should know.
+    ``encoders``: one for each size of ``views``; ``encoder`` is the first. ``methods``: one for each view. ``notes``:
+    what the user should know.
     """
 
     def __init__(
@@ -41,13 +70,16 @@ class Detector:
         bank: MemoryBank | None = None,
         object_name: str = DEFAULT_OBJECT,
         notes: tuple[str, ...] = (),
+        views: Views | None = None,
     ) -> None:
         """Score with ``text_features`` [2, C], those of ``object_name`` (see ``encode_prompts``).
 
-        No text tower is needed. Raises ArtifactError where ``bank`` was made with another model, projector or object
-        name.
+        No text tower is needed. ``views``: by default the whole image at the encoder's size, which is always the first.
+        Raises ArtifactError where ``bank`` was made with another model, projector, object name or views.
         """
         self.encoder = encoder
+        self.views = views or Views((encoder.spec.image_size,))
+        self.encoders = (encoder, *(encoder.at_size(size) for size in self.views.sizes[1:]))
         self.projector = projector.to(encoder.device) if projector is not None else None
         self.projector_fingerprint = projector.identity["fingerprint"] if projector is not None else ""
         self.text_features = text_features.to(encoder.device)
@@ -68,7 +100,8 @@ class Detector:
         projector: str | None = None,
         bank: MemoryBank | None = None,
         object_name: str | None = None,
-        image_size: int | None = None,
+        image_size: int | Sequence[int] | None = None,
+        tile: int | None = None,
         stages: tuple[int, ...] | None = None,
         device: str = "auto",
         precision: str = "auto",
@@ -76,21 +109,25 @@ class Detector:
     ) -> Detector:
         """Load model and projector by name, as the command line does.
 
-        An argument that is None is taken from the bank; without a bank it is ``tiny``, ``object`` or the model's own.
+        ``image_size``: one or several sizes. ``tile``: see ``Views``. An argument that is None is taken from the bank;
+        without a bank it is ``tiny``, ``object``, no tiles or the model's own.
         Raises the package's errors.
         """
         if bank is not None:
             model = model or bank.recipe.model
             projector = projector or bank.recipe.projector
             object_name = object_name or bank.object_name
-            image_size, stages = image_size or bank.spec.image_size, stages or bank.spec.stages
+            image_size, stages = image_size or bank.views.sizes, stages or bank.spec.stages
+            tile = tile or bank.tile
         model = model or TINY
         if object_name is not None and not object_name.isprintable():
             raise OptionError(f"object name {printable(object_name)[:80]}: give a name without control characters")
         try:
-            backbone = load_backbone(model, image_size=image_size, stages=stages, device=device, precision=precision)
+            backbone = load_backbone(
+                model, image_size=image_size, tile=tile, stages=stages, device=device, precision=precision
+            )
         except OptionError as error:
-            if bank is None or (image_size, stages) != (bank.spec.image_size, bank.spec.stages):
+            if bank is None or (image_size, stages) != (bank.views.sizes, bank.spec.stages):
                 raise
             raise ArtifactError(
                 f"the bank of {bank.object_name!r} was made with settings that its model does not have ({error}); "
@@ -99,7 +136,7 @@ class Detector:
         layers = load_projector(projector, model, backbone.spec, progress=progress)
         object_name = object_name or DEFAULT_OBJECT
         text_features = encode_prompts(backbone.text, object_name)
-        return cls(backbone.encoder, text_features, layers, bank, object_name, backbone.notes)
+        return cls(backbone.encoder, text_features, layers, bank, object_name, backbone.notes, backbone.views)
 
     def with_bank(self, bank: MemoryBank) -> Detector:
         """Return a copy that uses ``bank``, without encoding the prompts again. Raises ArtifactError."""
@@ -107,31 +144,114 @@ class Detector:
         other._use_bank(bank)
         return other
 
+    @property
+    def encoders_of_views(self) -> tuple[ImageEncoder, ...]:
+        """The encoder of each view."""
+        return self.encoders if self.views.tile is None else (*self.encoders, self.encoder)
+
     def _use_bank(self, bank: MemoryBank | None) -> None:
-        features: tuple[torch.Tensor, ...] = ()
+        encoders = self.encoders_of_views
         if bank is not None:
-            bank.check(self.encoder.spec, self.projector_fingerprint, self.object_name)
-            bank.check_grids(self.encoder.grids)
-            features = tuple(rows.to(self.encoder.device) for rows in bank.features)
+            bank.check(self.encoder.spec, self.views, self.projector_fingerprint, self.object_name)
+            bank.check_grids([encoder.grids for encoder in encoders])
         self.bank = bank
         gallery = None if bank is None else bank.gallery
         self._gallery = None if gallery is None else gallery.to(self.encoder.device)
-        self.method = AprilGan(self.encoder.spec, self.text_features, self.projector, features)
+        self.methods = tuple(
+            AprilGan(
+                encoder.spec,
+                self.text_features,
+                self.projector,
+                () if bank is None else tuple(rows.to(encoder.device) for rows in bank.features_of(view)),
+            )
+            for view, encoder in enumerate(encoders)
+        )
 
-    def prepare(self, image: SourceImage) -> NDArray[np.float32]:
-        """Resize a decoded image to the model's square input and normalize it, [3, S, S] float32."""
+    def prepare(self, image: SourceImage) -> ModelInput:
+        """Resize a decoded image to each square input of the model and normalize it; lay out its tiles."""
         spec = self.encoder.spec
-        return to_pixels(image, spec.image_size, spec.mean, spec.std)
+        whole = tuple(to_pixels(image, size, spec.mean, spec.std) for size in self.views.sizes)
+        if self.views.tile is None:
+            return ModelInput(whole)
+        return ModelInput(whole, image, lay_out(image.size_hw, self.views.tile, spec.image_size))
 
-    def detect(self, pixels: NDArray[np.float32]) -> list[Detection]:
-        """Score prepared images [B, 3, S, S] in one encoder pass, each independently of the others."""
-        features = self.encoder.encode(pixels)
-        detections = self.method.score(features)
+    def encode(self, images: Sequence[ModelInput]) -> Iterator[tuple[int, list[int], ImageFeatures]]:
+        """Encode images: in one pass for each size, and ``TILES_PER_PASS`` tiles of an image at a time.
+
+        Yields the view, the position of the image that each row of the features belongs to, and the features.
+        """
+        for view, encoder in enumerate(self.encoders):
+            pixels = np.stack([image.whole[view] for image in images])
+            yield view, list(range(len(images))), encoder.encode(pixels)
+        for position, image in enumerate(images):
+            for pixels in self._tiles(image):
+                yield len(self.encoders), [position] * len(pixels), self.encoder.encode(pixels)
+
+    def _tiles(self, image: ModelInput) -> Iterator[NDArray[np.float32]]:
+        """Yield the tiles of an image, [T, 3, S, S] with T up to ``TILES_PER_PASS``."""
+        if image.source is None or image.layout is None:
+            return
+        spec = self.encoder.spec
+        remaining = boxes(image.layout)
+        while some := list(itertools.islice(remaining, TILES_PER_PASS)):
+            yield np.stack([to_pixels(image.source, spec.image_size, spec.mean, spec.std, box) for box in some])
+
+    def encode_references(self, images: Sequence[ModelInput]) -> list[EncodedReference]:
+        """Encode images for a bank."""
+        collected = EvidenceOfViews(images)
+        stages = len(self.encoder.spec.stages)
+        tokens: list[list[list[torch.Tensor]]] = [[[] for _ in range(len(self.views) * stages)] for _ in images]
+        appearances = torch.empty(0)
+        for view, positions, features in self.encode(images):
+            if view == 0:
+                appearances = appearance(features)
+            collected.add(view, positions, self.methods[view].zero_shot(features))
+            for stage, rows in enumerate(features.patch_tokens, start=view * stages):
+                for position, input_rows in zip(positions, rows, strict=True):
+                    tokens[position][stage].append(input_rows)
+        joined = [tuple(torch.cat(rows) for rows in image_tokens) for image_tokens in tokens]
+        return list(itertools.starmap(EncodedReference, zip(joined, collected.by_image(), appearances, strict=True)))
+
+    def evidence(self, images: Sequence[ModelInput]) -> tuple[list[ImageEvidence], torch.Tensor]:
+        """Return the evidence of each image, and their appearances [B, ΣCv] (see ``core/recognition.py``)."""
+        collected = EvidenceOfViews(images)
+        appearances = torch.empty(0)
+        for view, positions, features in self.encode(images):
+            if view == 0:
+                appearances = appearance(features)
+            collected.add(view, positions, self.methods[view].evidence(features))
+        return collected.by_image(), appearances
+
+    def detect(self, images: Sequence[ModelInput]) -> list[Detection]:
+        """Score prepared images, each independently of the others."""
+        evidence, appearances = self.evidence(images)
+        detections = [fuse_views(image, self.views.sizes) for image in evidence]
         if self._gallery is None:
             return detections
-        distances = distance_to(appearance(features), self._gallery).tolist()
+        distances = distance_to(appearances, self._gallery).tolist()
         return [replace(found, part_distance=value) for found, value in zip(detections, distances, strict=True)]
 
     def detect_file(self, path: str | os.PathLike[str]) -> Detection:
         """Read, prepare and score one file. Raises InputError where it cannot be read."""
-        return self.detect(self.prepare(read_image(Path(path)))[None])[0]
+        return self.detect([self.prepare(read_image(Path(path)))])[0]
+
+
+class EvidenceOfViews:
+    """Sorts the evidence of each view, as ``Detector.encode`` yields their features, by image."""
+
+    def __init__(self, images: Sequence[ModelInput]) -> None:
+        """Start without any."""
+        self._layouts = [image.layout for image in images]
+        self._parts: list[dict[int, list[Evidence]]] = [collections.defaultdict(list) for _ in images]
+
+    def add(self, view: int, positions: Sequence[int], evidence: Evidence) -> None:
+        """Add the evidence of some inputs, which belong to the images at ``positions``."""
+        for row, position in enumerate(positions):
+            self._parts[position][view].append(evidence[row : row + 1])
+
+    def by_image(self) -> list[ImageEvidence]:
+        """Return the evidence of each image."""
+        return [
+            ImageEvidence(tuple(Evidence.concatenate(views[view]) for view in sorted(views)), layout)
+            for views, layout in zip(self._parts, self._layouts, strict=True)
+        ]

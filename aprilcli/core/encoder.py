@@ -30,6 +30,10 @@ class ImageEncoder(Protocol):
     @property
     def precision(self) -> str: ...  # noqa: D102
 
+    def at_size(self, image_size: int) -> ImageEncoder:
+        """Return an encoder with the same weights for inputs of another size, in pixels."""
+        ...
+
     def encode(self, pixels: NDArray[np.float32]) -> ImageFeatures:
         """Encode prepared images [B, 3, S, S], normalized with the model's mean and std.
 

@@ -8,12 +8,14 @@ import numpy as np
 import torch
 
 from aprilcli.core import maps
-from aprilcli.types import Detection, Evidence
+from aprilcli.core.resizing import resize_map
+from aprilcli.core.tiling import merge
+from aprilcli.types import Detection, Evidence, ImageEvidence, TileLayout
 
 
 @torch.inference_mode()
 def fuse(evidence: Evidence, image_size: int) -> list[Detection]:
-    """Return the result of each of the B images; maps are [S, S] with S = ``image_size``.
+    """Return the result of each of B inputs; maps are [S, S] with S = ``image_size``.
 
     Map: the zero-shot map (eq. 3) plus the few-shot map (eq. 4), whichever there are. Score: the text score; with
     distances the text score plus the map maximum, added in float32.
@@ -30,6 +32,49 @@ def fuse(evidence: Evidence, image_size: int) -> list[Detection]:
     scores = evidence.text_scores + maxima if evidence.distances else evidence.text_scores
     columns = (evidence.text_scores.tolist(), maxima.tolist(), scores.tolist(), anomaly_maps.cpu().numpy())
     return [Detection(*values) for values in zip(*columns, strict=True)]
+
+
+def map_size(sizes: Sequence[int], layout: TileLayout | None = None) -> tuple[int, int]:
+    """Return height and width of an image's map: the largest of its views'; ``sizes``: as in ``Views``."""
+    height, width = (0, 0) if layout is None else layout.canvas_hw
+    return max(height, *sizes), max(width, *sizes)
+
+
+@torch.inference_mode()
+def fuse_views(image: ImageEvidence, sizes: Sequence[int]) -> Detection:
+    """Return the result of an image: the mean of the results of its views; ``sizes``: as in ``Views``.
+
+    The mean of the maps is of ``map_size``; ``map_max`` is its maximum. A single view is returned as ``fuse`` gives it.
+    """
+    whole = image.views[: len(sizes)]
+    results = [fuse(evidence, size)[0] for evidence, size in zip(whole, sizes, strict=True)]
+    if image.layout is not None:
+        results.append(_fuse_tiles(image.views[-1], image.layout))
+    return results[0] if len(results) == 1 else _mean(results, map_size(sizes, image.layout))
+
+
+def _fuse_tiles(tiles: Evidence, layout: TileLayout) -> Detection:
+    """Merge the maps of T tiles; the text score is that of the most anomalous tile."""
+    text = tiles.text_scores.max()
+    if not tiles.logits and not tiles.distances:
+        return Detection(text.item(), None, text.item(), None)
+    single = (fuse(tiles[tile : tile + 1], layout.side)[0].anomaly_map for tile in range(len(layout)))
+    merged = merge((torch.from_numpy(tile_map) for tile_map in single if tile_map is not None), layout)
+    maximum = merged.max()
+    score = text.cpu() + maximum if tiles.distances else text
+    return Detection(text.item(), maximum.item(), score.item(), merged.numpy())
+
+
+def _mean(results: Sequence[Detection], size_hw: tuple[int, int]) -> Detection:
+    text, score = np.array([(r.text_score, r.score) for r in results], np.float32).mean(axis=0).tolist()
+    each = [result.anomaly_map for result in results if result.anomaly_map is not None]
+    if not each:
+        return Detection(text, None, score, None)
+    total = torch.zeros(size_hw)
+    for values in each:
+        total += resize_map(torch.from_numpy(values), size_hw) if values.shape != size_hw else torch.from_numpy(values)
+    mean_map = (total / len(each)).numpy()
+    return Detection(text, float(mean_map.max()), score, mean_map)
 
 
 def authors_scores(detections: Sequence[Detection]) -> list[float]:

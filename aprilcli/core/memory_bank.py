@@ -1,8 +1,8 @@
 """A memory bank: unit patch tokens of a part's reference images, per stage (the rows of eq. 4), and how it is built.
 
-Symbols: N stages, K sources (reference images), L patches, M rows of a stage (K·L, fewer after subsampling), Cv the
-stage's width. Rows of one source are adjacent, in the order of the sources, also after subsampling: the bank without
-one source is two slices of it.
+Symbols: V views (input sizes and tiles), N stages, K sources (reference images), L patches of a source in a view, M
+rows of a stage (the sum of L over the sources, fewer after subsampling), Cv the stage's width. Rows of one source are
+adjacent, in the order of the sources, also after subsampling: the bank without one source is two slices of it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from aprilcli import __version__
 from aprilcli.core.calibration import Calibration
 from aprilcli.core.coreset import coreset
 from aprilcli.errors import ArtifactError, InputError
-from aprilcli.types import STRICT, Evidence, ModelSpec, Number, one_line
+from aprilcli.types import STRICT, ImageEvidence, ModelSpec, Number, Views, one_line
 
 # What patch tokens depend on. Not the model's name: a folder may move, and the fingerprint identifies its weights.
 MUST_MATCH = ("fingerprint", "activation", "image_size", "stages", "stage_widths", "mean", "std")
@@ -72,11 +72,12 @@ class Recipe:
 class CalibrationImages:
     """Good images that a bank was calibrated on, kept to score them again when the bank grows.
 
-    ``pixels`` [n, S, S, 3] uint8: what the encoder sees, before normalization; ``appearances`` [n, ΣCv].
+    ``pixels``: for each size [n, S, S, 3] uint8, what the encoder sees, before normalization; empty with tiles, which
+    would take as much space as the images. ``appearances`` [n, ΣCv].
     """
 
     sources: tuple[Source, ...]
-    pixels: torch.Tensor
+    pixels: tuple[torch.Tensor, ...]
     appearances: torch.Tensor
 
 
@@ -84,13 +85,14 @@ class CalibrationImages:
 class MemoryBank:
     """A part's reference images. Raises ArtifactError where its pieces do not fit each other.
 
-    ``features``: N × [M, Cv] unit rows, all float32 or all float16. ``rows_per_source``: N × K counts that add up to
-    the stages' M. ``coreset_fraction``: the share of rows kept, in (0, 1]. ``created``: ISO 8601, UTC; ``version``:
-    of the aprilcli that made it. ``recipe``: how to load the model and projector. ``zero_shot``: the sources'
-    zero-shot evidence, to which leave-one-out adds distances; None where nothing is calibrated. ``appearances``
+    ``features``: V·N × [M, Cv] unit rows, all float32 or all float16, view by view. ``rows_per_source``: V·N × K counts
+    that add up to the stages' M. ``spec``: the model at the first size. ``coreset_fraction``: the share of rows kept,
+    in (0, 1]. ``created``: ISO 8601, UTC; ``version``: of the aprilcli that made it. ``recipe``: how to load the model and
+    projector. ``zero_shot``: the evidence of each source, to which leave-one-out adds distances. ``appearances``
     [K, ΣCv]: see ``core/recognition.py``; ``fits`` [K]: the score of each source against the others, by which outliers
-    are found; ``spacings`` [K]: mean distance of its patches to the nearest other source. None in banks of earlier
-    versions. ``calibration_images``: those given for the calibration.
+    are found; ``spacings`` [K]: mean distance of its patches to the nearest other source. These four are empty or None
+    in banks of earlier versions. ``calibration_images``: those given for the calibration. ``further_sizes``, ``tile``:
+    see ``views``.
     """
 
     features: tuple[torch.Tensor, ...]
@@ -103,16 +105,18 @@ class MemoryBank:
     created: str = ""
     version: str = __version__
     recipe: Recipe = Recipe()
-    zero_shot: Evidence | None = None
+    zero_shot: tuple[ImageEvidence, ...] = ()
     appearances: torch.Tensor | None = None
     fits: torch.Tensor | None = None
     spacings: torch.Tensor | None = None
     calibration_images: CalibrationImages | None = None
+    further_sizes: tuple[int, ...] = ()
+    tile: int | None = None
 
     def __post_init__(self) -> None:
         """Check that rows, counts, sources and model fit each other; set ``created`` to now if empty."""
         shapes = [tuple(rows.shape) for rows in self.features]
-        widths = list(self.spec.stage_widths)
+        widths = list(self.spec.stage_widths) * len(self.views)
         counts = self.rows_per_source
         if [shape[1:] for shape in shapes] != [(width,) for width in widths]:
             raise ArtifactError(
@@ -128,10 +132,15 @@ class MemoryBank:
             raise ArtifactError(
                 f"this bank's stages {shapes} do not match the sums of rows_per_source; enroll the part again"
             )
-        if self.zero_shot is not None:
+        if self.zero_shot:
             self._check_zero_shot(self.zero_shot)
         if not self.created:
             object.__setattr__(self, "created", datetime.now(UTC).isoformat(timespec="seconds"))
+
+    @property
+    def views(self) -> Views:
+        """The views of each source."""
+        return Views((self.spec.image_size, *self.further_sizes), self.tile)
 
     @property
     def gallery(self) -> torch.Tensor | None:
@@ -140,21 +149,35 @@ class MemoryBank:
             return self.appearances
         return torch.cat([self.appearances, self.calibration_images.appearances])
 
-    def _check_zero_shot(self, results: Evidence) -> None:
-        counts = {len(values) for values in (results.text_scores, *results.logits)}
-        shaped = results.text_scores.ndim == 1 and all(logits.ndim == 3 for logits in results.logits)
-        if counts != {len(self.sources)} or not shaped or len(results.logits) not in (0, len(self.features)):
+    def features_of(self, view: int) -> tuple[torch.Tensor, ...]:
+        """Return the rows of a view's stages, N × [M, Cv]."""
+        stages = len(self.spec.stages)
+        return self.features[view * stages : (view + 1) * stages]
+
+    def _check_zero_shot(self, results: Sequence[ImageEvidence]) -> None:
+        fit = len(results) == len(self.sources)
+        for image in results:
+            fit &= len(image.views) == len(self.views)
+            for evidence, count in zip(image.views, image.inputs, strict=True):
+                fit &= {len(values) for values in (evidence.text_scores, *evidence.logits)} == {count}
+                fit &= len(evidence.logits) in (0, len(self.spec.stages))
+        if not fit:
             raise ArtifactError(
                 "this bank's zero-shot results do not match its sources and stages; enroll the part again"
             )
 
-    def check(self, spec: ModelSpec, projector_fingerprint: str, object_name: str) -> None:
-        """Refuse a model, projector or object name other than the bank's. Raises ArtifactError, naming both sides."""
+    def check(self, spec: ModelSpec, views: Views, projector_fingerprint: str, object_name: str) -> None:
+        """Refuse settings other than the bank's. Raises ArtifactError, naming both sides."""
         sides = self.spec.mismatches(spec, MUST_MATCH)
         if sides:
             raise ArtifactError(
                 f"the bank of {self.object_name!r} was made with {self.spec.label}, not with {spec.label} ({sides}); "
                 "use the bank's own model, or enroll the part again with this model"
+            )
+        if self.views != views:
+            raise ArtifactError(
+                f"the bank of {self.object_name!r} was made at image size {self.views.label}, not {views.label}; "
+                "use the bank's own sizes and tiles, or enroll the part again"
             )
         if self.recipe.projector_fingerprint != projector_fingerprint:
             mine, theirs = self.recipe.projector_fingerprint[:12] or "none", projector_fingerprint[:12] or "none"
@@ -168,17 +191,23 @@ class MemoryBank:
                 "use the bank's own name, or enroll the part again under this name"
             )
 
-    def check_grids(self, grids: Sequence[tuple[int, int]]) -> None:
-        """Refuse a bank whose row counts do not match a model's grids N × (h, w). Raises ArtifactError."""
-        patches = [height * width for height, width in grids]
-        counts = [set(stage) for stage in self.rows_per_source]
+    def check_grids(self, grids: Sequence[Sequence[tuple[int, int]]]) -> None:
+        """Refuse a bank whose row counts do not match a model's grids V × N × (h, w). Raises ArtifactError."""
+        patches = [height * width for view in grids for height, width in view]
+        inputs = [image.inputs for image in self.zero_shot] or [(1,) * len(grids)] * len(self.sources)
         whole = self.coreset_fraction == 1
-        fit = all(c == {n} if whole else max(c) <= n for c, n in zip(counts, patches, strict=True))
-        logits = () if self.zero_shot is None else self.zero_shot.logits
-        if not fit or any(tuple(maps.shape[1:]) != grid for maps, grid in zip(logits, grids, strict=False)):
+        fit = True
+        for stage, (counts, patch_count) in enumerate(zip(self.rows_per_source, patches, strict=True)):
+            most = [patch_count * image[stage // len(self.spec.stages)] for image in inputs]
+            fit &= all(n == m if whole else n <= m for n, m in zip(counts, most, strict=True))
+        for image in self.zero_shot:
+            for evidence, view_grids in zip(image.views, grids, strict=True):
+                shapes = [tuple(logits.shape[1:]) for logits in evidence.logits]
+                fit &= shapes in ([], list(view_grids))
+        if not fit:
             raise ArtifactError(
                 f"the bank of {self.object_name!r} does not hold the {patches} patches that its model makes of an "
-                f"image at {self.spec.image_size} pixels; enroll the part again"
+                f"image at {self.views.label} pixels; enroll the part again"
             )
 
 
@@ -203,16 +232,21 @@ def build(
     spec: ModelSpec,
     object_name: str,
     *,
+    views: Views | None = None,
     dtype: torch.dtype = torch.float16,
 ) -> MemoryBank:
-    """Build a bank: ``batches`` of raw patch tokens N × [B, L, Cv], in the order of ``sources``, K in all.
+    """Build a bank: ``batches`` of raw patch tokens V·N × [B, L, Cv], in the order of ``sources``, K in all.
 
-    Batches are normalized into place one at a time: memory holds the bank and one batch.
+    ``views``: by default the whole image at the spec's size. Batches are normalized one at a time: memory holds the
+    bank, one batch and, at the end, a second copy of one stage.
     Raises InputError where two sources have the same content, or there are no sources.
     """
-    empty = tuple(torch.empty(0, width, dtype=dtype) for width in spec.stage_widths)
+    views = views or Views((spec.image_size,))
+    empty = tuple(torch.empty(0, width, dtype=dtype) for width in spec.stage_widths * len(views))
     features, counts = _extend(empty, tuple(() for _ in empty), batches, (), sources)
-    return MemoryBank(features, counts, spec, object_name, tuple(sources))
+    return MemoryBank(
+        features, counts, spec, object_name, tuple(sources), further_sizes=views.sizes[1:], tile=views.tile
+    )
 
 
 def append(bank: MemoryBank, batches: Iterable[Sequence[torch.Tensor]], sources: Sequence[Source]) -> MemoryBank:
@@ -229,6 +263,8 @@ def append(bank: MemoryBank, batches: Iterable[Sequence[torch.Tensor]], sources:
         bank.object_name,
         (*bank.sources, *sources),
         coreset_fraction=bank.coreset_fraction,
+        further_sizes=bank.further_sizes,
+        tile=bank.tile,
     )
 
 
@@ -245,7 +281,7 @@ def without(bank: MemoryBank, positions: Sequence[int]) -> MemoryBank:
         features=tuple(features),
         rows_per_source=tuple(counts),
         sources=tuple(bank.sources[k] for k in kept),
-        zero_shot=None if bank.zero_shot is None else Evidence.concatenate([bank.zero_shot[k : k + 1] for k in kept]),
+        zero_shot=tuple(bank.zero_shot[k] for k in kept) if bank.zero_shot else (),
         appearances=None if bank.appearances is None else bank.appearances[kept],
         calibration=None,
         fits=None,
@@ -274,34 +310,20 @@ def _extend(
     known: Sequence[Source],
     sources: Sequence[Source],
 ) -> tuple[tuple[torch.Tensor, ...], tuple[tuple[int, ...], ...]]:
-    """Allocate each stage's tensor once, at its final size, and normalize the images' tokens into it."""
+    """Append the images' unit rows to each stage, and their numbers to the counts."""
     if not known and not sources:
         raise InputError("no good images to enroll; give a folder of at least one image")
     for source, is_new in zip(sources, new_sources(known, sources), strict=True):
         if not is_new:
             raise InputError(f"{source.path}: the same image is already in the bank; leave it out")
-    features, lengths = old, [0] * len(old)
-    done = 0
+    stages = [[rows] for rows in old]
     for batch in batches:
-        size = len(batch[0])
-        if done + size > len(sources):
-            break
-        if done == 0:
-            lengths = [tokens.shape[1] for tokens in batch]
-            features = tuple(
-                torch.empty(len(rows) + len(sources) * length, rows.shape[1], dtype=rows.dtype)
-                for rows, length in zip(old, lengths, strict=True)
-            )
-            for rows, into in zip(old, features, strict=True):
-                into[: len(rows)] = rows
-        for tokens, into, before, length in zip(batch, features, old, lengths, strict=True):
-            for k, image_tokens in enumerate(tokens.detach(), start=done):
-                start = len(before) + k * length
-                into[start : start + length] = unit_rows(image_tokens)
-        done += size
-    else:
-        if done == len(sources):
-            return features, tuple(
-                (*counts, *[length] * done) for counts, length in zip(old_counts, lengths, strict=True)
-            )
-    raise ValueError(f"{len(sources)} sources, but a different number of images")
+        for pieces, tokens in zip(stages, batch, strict=True):
+            pieces += [unit_rows(image_tokens).to("cpu", pieces[0].dtype) for image_tokens in tokens.detach()]
+    if any(len(pieces) != 1 + len(sources) for pieces in stages):
+        raise ValueError(f"{len(sources)} sources, but a different number of images")
+    counts = tuple((*before, *map(len, pieces[1:])) for before, pieces in zip(old_counts, stages, strict=True))
+    features = []
+    while stages:  # each stage's pieces are freed once they are joined
+        features.append(torch.cat(stages.pop(0)))
+    return tuple(features), counts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from aprilcli.defaults import TINY
 from aprilcli.errors import ArtifactError, BackboneError, OptionError
 from aprilcli.io.tensor_files import mappable, open_tensors
 from aprilcli.text import first_line
-from aprilcli.types import LOGIT_SCALE, MAX_IMAGE_SIZE, MAX_LOGIT_SCALE, ModelSpec
+from aprilcli.types import LOGIT_SCALE, MAX_IMAGE_SIZE, MAX_LOGIT_SCALE, MAX_SIZES, ModelSpec, Views
 
 STAGE_COUNT = 4  # stages by default
 SPARE_WEIGHTS = 10_000_000  # a configuration may declare this many more than its file holds, for positions
@@ -41,38 +41,41 @@ SPARE_WEIGHTS = 10_000_000  # a configuration may declare this many more than it
 def load_backbone(
     model: str = TINY,
     *,
-    image_size: int | None = None,
+    image_size: int | Sequence[int] | None = None,
+    tile: int | None = None,
     stages: tuple[int, ...] | None = None,
     device: str = "auto",
     precision: str = "auto",
 ) -> Backbone:
-    """Load a frozen CLIP.
+    """Load a frozen CLIP, whose encoder takes images of the first of its sizes.
 
     ``model``: ``tiny``, ``paper``, an open_clip name with an optional ``:TAG``, or a folder in open_clip's local-dir
-    form. ``image_size`` in pixels and ``stages`` (1-based) default to the model's own: four equal parts of a
-    transformer's blocks, or the stages of a convolutional tower. Raises OptionError, ArtifactError or BackboneError;
-    an unsupported model or option is found before anything is downloaded.
+    form. ``image_size``: one or several sizes, in pixels. ``tile``: see ``Views``. Sizes and ``stages`` (1-based)
+    default to the model's own; if it has none, to its native size, and to four equal parts of a transformer's blocks or the
+    stages of a convolutional tower. Raises OptionError, ArtifactError or BackboneError; an unsupported model or option
+    is found before anything is downloaded.
     """
     source = find_source(model)
     config = read_source(source)
-    blueprint, size = _blueprint(source, config, image_size or source.image_size)
+    wanted = (image_size,) if isinstance(image_size, int) else tuple(image_size or source.image_sizes)
+    blueprint, sizes = _blueprint(source, config, wanted)
+    views = _check_views(sizes, tile)
     chosen = _check_stages(source.name, stages or source.stages or _default_stages(blueprint.depth), blueprint.depth)
     resolved_device = resolve_device(device)
     resolved_precision = resolve_precision(precision, resolved_device)
     tokenizer = load_tokenizer(source, config)
     path = weights_file(source)
     with _loading(source):
-        clip = _build(_configured(config, blueprint, size))
+        clip = _build(config.model)
         with mappable(path) if path.suffix == ".safetensors" else contextlib.nullcontext(path) as mapped:
             open_clip.load_checkpoint(clip, str(mapped))
     _check_weights(source, clip)
     tower = tower_of(clip.visual)
-    tower.resize(size)
     spec = ModelSpec(
         backbone=source.name,
         pretrained=source.pretrained,
         activation="quickgelu" if any(isinstance(module, QuickGELU) for module in clip.modules()) else "gelu",
-        image_size=size,
+        image_size=sizes[0],
         stages=chosen,
         stage_widths=tuple(map(tower.width, chosen)),
         joint_width=int(config.model["embed_dim"]),
@@ -83,7 +86,7 @@ def load_backbone(
     )
     text = TextEncoder(clip, tokenizer, spec.label, resolved_device, resolved_precision)
     encoder = TorchImageEncoder(tower, spec, resolved_device, resolved_precision)
-    return Backbone(encoder, text, activation_notes(source, spec.activation))
+    return Backbone(encoder, text, views, activation_notes(source, spec.activation))
 
 
 def load_image_encoder(
@@ -97,7 +100,7 @@ def load_image_encoder(
     """
     source = find_source(model)
     config = read_source(source)
-    blueprint, size = _blueprint(source, config, spec.image_size)
+    _blueprint(source, config, (spec.image_size,))
     resolved_device = resolve_device(device)
     path = weights_file(source)
     weights: dict[str, torch.Tensor] = {}
@@ -115,22 +118,25 @@ def load_image_encoder(
             raise ArtifactError(
                 f"{path}: fingerprint {found[:12]}, not {spec.label}'s {spec.fingerprint[:12]}; copy that model here"
             )
-        built = _configured(config, blueprint, size)
-        tower = tower_of(_build_vision_tower(built["embed_dim"], built["vision_cfg"], built.get("quick_gelu", False)))
+        model_config = config.model
+        tower = tower_of(
+            _build_vision_tower(
+                model_config["embed_dim"], model_config["vision_cfg"], model_config.get("quick_gelu", False)
+            )
+        )
         holder = torch.nn.Module()
         holder.visual = tower.visual
         resize_pos_embed(weights, holder)
         holder.load_state_dict(weights)
     _check_weights(source, holder)
-    tower.resize(size)
     return TorchImageEncoder(tower, spec, resolved_device, resolve_precision(precision, resolved_device))
 
 
-def _blueprint(source: ModelSource, config: Configuration, wanted: int | None) -> tuple[Tower, int]:
-    """Build the model without memory for its weights and check it; return its image tower and the image size.
+def _blueprint(source: ModelSource, config: Configuration, wanted: tuple[int, ...]) -> tuple[Tower, tuple[int, ...]]:
+    """Build the model without memory for its weights and check it; return its image tower and the image sizes.
 
-    The size is ``wanted``; if that is None, the native size rounded down to whole patches. Raises OptionError for a
-    size that does not fit, ArtifactError for a broken folder, BackboneError if unsupported.
+    The sizes are ``wanted``; without any, the native size rounded down to whole patches. Raises OptionError for sizes
+    that do not fit, ArtifactError for a broken folder, BackboneError if unsupported.
     """
     with _configuring(source), torch.device("meta"):
         if source.folder is not None:
@@ -143,15 +149,16 @@ def _blueprint(source: ModelSource, config: Configuration, wanted: int | None) -
         if source.folder is not None:
             _check_declared_size(model, weights_file(source))
         native = native_size(config.model)
-        size = wanted or max(tower.step, native - native % tower.step)
-        _check_image_size(source.name, tower, size)
-        tower.resize(size)
+        sizes = wanted or (max(tower.step, native - native % tower.step),)
+        for size in sizes:
+            _check_image_size(source.name, tower, size)
+        tower = tower.at_size(sizes[0])
         stages = tuple(range(1, tower.depth + 1))
         features, outputs = tower.encode(torch.zeros(1, 3, tower.size, tower.size), stages)
         declared = [(1, tower.width(stage), *tower.grid(stage)) for stage in stages]
         if features.shape[-1] != config.model["embed_dim"] or [tuple(tokens.shape) for tokens in outputs] != declared:
             raise ValueError("its image tower has other widths or grids than it declares")
-    return tower, size
+    return tower, sizes
 
 
 @contextlib.contextmanager
@@ -186,13 +193,6 @@ def _build(config: dict[str, Any]) -> Any:
     return (CustomTextCLIP if config.get("custom_text") else CLIP)(**settings)
 
 
-def _configured(config: Configuration, blueprint: Tower, size: int) -> dict[str, Any]:
-    """Return open_clip's configuration for an image size, as far as the tower takes its size when it is built."""
-    if not blueprint.built_at_size:
-        return config.model
-    return {**config.model, "vision_cfg": {**config.model["vision_cfg"], "image_size": size}}
-
-
 def _check_layers(config: dict[str, Any], weights: Path) -> None:
     """Refuse more layers than the file holds tensors: each costs time, even without memory. Raises ValueError."""
     with open_tensors(weights) as file:
@@ -219,6 +219,17 @@ def _check_image_size(name: str, tower: Tower, size: int) -> None:
     if size < tower.step or size % tower.step:
         nearest = max(tower.step, round(size / tower.step) * tower.step)
         raise OptionError(f"image size {size}: {name} needs a multiple of {tower.step}, for example {nearest}")
+
+
+def _check_views(sizes: tuple[int, ...], tile: int | None) -> Views:
+    given = ",".join(map(str, sizes))
+    if len(sizes) > MAX_SIZES:
+        raise OptionError(f"image size {given}: {len(sizes)} sizes, but at most {MAX_SIZES} are possible")
+    if len(set(sizes)) < len(sizes):
+        raise OptionError(f"image size {given}: give each size once")
+    if tile is not None and tile < sizes[0]:
+        raise OptionError(f"tile {tile}: smaller than the model's input of {sizes[0]} pixels; give at least {sizes[0]}")
+    return Views(sizes, tile)
 
 
 def _default_stages(depth: int) -> tuple[int, ...]:

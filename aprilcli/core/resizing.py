@@ -17,10 +17,10 @@ def resize_map(anomaly_map: torch.Tensor, size_hw: tuple[int, int]) -> torch.Ten
     return F.interpolate(anomaly_map[None, None], size=size_hw, mode="bilinear", antialias=True)[0, 0]
 
 
-def resize_mask(mask: NDArray[np.bool_], size: int) -> NDArray[np.float32]:
-    """Resize a mask to the model input: bool [H, W] → float32 [S, S] of 0 and 1, S = ``size``.
+def resize_mask(mask: NDArray[np.bool_], size_hw: tuple[int, int]) -> NDArray[np.float32]:
+    """Resize a mask to the size of a map: bool [H, W] → float32 [h, w] of 0 and 1.
 
     Bilinear with antialiasing by Pillow, then > 0.5, as the authors' program does.
     """
-    resized = Image.fromarray(mask.astype(np.uint8) * np.uint8(255)).resize((size, size), Image.Resampling.BILINEAR)
-    return (np.asarray(resized) > 255 * 0.5).astype(np.float32)
+    image = Image.fromarray(mask.astype(np.uint8) * np.uint8(255))
+    return (np.asarray(image.resize(size_hw[::-1], Image.Resampling.BILINEAR)) > 255 * 0.5).astype(np.float32)

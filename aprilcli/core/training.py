@@ -5,7 +5,7 @@ Symbols: B images, S side of the model input in pixels, N stages, C joint width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,10 +39,17 @@ class ProjectorTrainer:
     The encoder may compute in half precision; projector, loss and Adam use float32.
     """
 
-    def __init__(self, encoder: ImageEncoder, projector: Projector, learning_rate: float = LEARNING_RATE) -> None:
-        """Train ``projector`` in place, from its current weights."""
+    def __init__(
+        self,
+        encoder: ImageEncoder,
+        projector: Projector,
+        learning_rate: float = LEARNING_RATE,
+        further_sizes: Sequence[int] = (),
+    ) -> None:
+        """Train ``projector`` in place, from its current weights; ``further_sizes``: of batches, in pixels."""
         self.projector = projector.to(encoder.device).requires_grad_(True).train()
         self._encoder = encoder
+        self._encoders = {size: encoder.at_size(size) for size in further_sizes} | {encoder.spec.image_size: encoder}
         self._optimizer = torch.optim.Adam(projector.parameters(), lr=learning_rate, betas=BETAS)
         # As Adam would create it at the first step, so that ``state`` has the same entries before it.
         for weight in projector.parameters():
@@ -68,16 +75,17 @@ class ProjectorTrainer:
         return loss.item(), maps.sum_stages(stage_maps)
 
     def _stage_maps(self, batch: Batch) -> list[torch.Tensor]:
-        features = self._encoder.encode(batch.pixels.numpy())
+        size = batch.pixels.shape[-1]
+        features = self._encoders[size].encode(batch.pixels.numpy())
         text_features = batch.text_features.to(self._encoder.device)
         # Autograd does not accept tensors created in inference mode; clones are ordinary tensors.
         projected = self.projector(tuple(tokens.clone() for tokens in features.patch_tokens))
-        spec = self._encoder.spec
+        logit_scale = self._encoder.spec.logit_scale
         stage_maps = []
         for tokens, grid in zip(projected, features.grids, strict=True):
             images = zip(tokens.split(1), text_features, strict=True)
-            logits = torch.cat([maps.anomaly_logits(image, text, grid, spec.logit_scale) for image, text in images])
-            stage_maps.append(maps.zero_shot_stage_map(logits, spec.image_size))
+            logits = torch.cat([maps.anomaly_logits(image, text, grid, logit_scale) for image, text in images])
+            stage_maps.append(maps.zero_shot_stage_map(logits, size))
         return stage_maps
 
     def weights(self) -> dict[str, torch.Tensor]:

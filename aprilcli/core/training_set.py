@@ -147,19 +147,22 @@ def mosaic_of(tiles: Sequence[NDArray[np.float32]], size: int) -> NDArray[np.flo
 
 
 def prepare_input(
-    images: Sequence[TrainingImage], spec: ModelSpec, read: Callable[[Path], SourceImage] = read_image
+    images: Sequence[TrainingImage],
+    spec: ModelSpec,
+    image_size: int,
+    read: Callable[[Path], SourceImage] = read_image,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Read an image and its mask, or the four of a mosaic, and resize them to the model input or to half of its side.
+    """Read an image and its mask, or the four of a mosaic, and resize them to S = ``image_size`` or to half of it.
 
     ``read`` decodes an image file. Returns pixels [3, S, S] float32, normalized, and mask [S, S] float32 of 0 and 1.
     Raises InputError.
     """
-    size = spec.image_size if len(images) == 1 else (spec.image_size + 1) // 2
+    size = image_size if len(images) == 1 else (image_size + 1) // 2
     pixels, masks = [], []
     for image in images:
         source = read(image.labeled.path)
         pixels.append(to_pixels(source, size, spec.mean, spec.std))
-        masks.append(resize_mask(read_mask(image.labeled, source.size_hw), size))
+        masks.append(resize_mask(read_mask(image.labeled, source.size_hw), (size, size)))
     if len(images) == 1:
         return torch.from_numpy(pixels[0]), torch.from_numpy(masks[0])
-    return torch.from_numpy(mosaic_of(pixels, spec.image_size)), torch.from_numpy(mosaic_of(masks, spec.image_size))
+    return torch.from_numpy(mosaic_of(pixels, image_size)), torch.from_numpy(mosaic_of(masks, image_size))

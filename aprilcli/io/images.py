@@ -343,13 +343,18 @@ def _transform_to_srgb(profile: bytes, mode: str) -> tuple[str, ImageCms.ImageCm
 
 
 def to_pixels(
-    image: SourceImage, image_size: int, mean: tuple[float, float, float], std: tuple[float, float, float]
+    image: SourceImage,
+    image_size: int,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    box: tuple[float, float, float, float] | None = None,
 ) -> NDArray[np.float32]:
     """Resize to S×S (no crop, aspect ratio not kept), divide by 255, normalize by mean and std: [3, S, S] float32.
 
-    Bicubic with antialiasing, as Pillow resizes 8-bit images.
+    Bicubic with antialiasing, as Pillow resizes 8-bit images. ``box``: left, top, right and bottom of the part to
+    resize, in source pixels; by default the whole image.
     """
-    resized = image.rgb.resize((image_size, image_size), Image.Resampling.BICUBIC)
+    resized = image.rgb.resize((image_size, image_size), Image.Resampling.BICUBIC, box)
     return normalize(np.asarray(resized), mean, std)
 
 

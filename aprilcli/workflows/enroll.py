@@ -10,18 +10,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from aprilcli.core import memory_bank
 from aprilcli.core.bank_file import new_bank_path, save_bank
 from aprilcli.core.calibration import Calibration, needed_images
 from aprilcli.core.catalogue import path_exists
-from aprilcli.core.detector import Detector
+from aprilcli.core.detector import Detector, ModelInput
 from aprilcli.core.memory_bank import CalibrationImages, MemoryBank, Recipe, Source
 from aprilcli.core.outliers import find_outliers
-from aprilcli.core.recognition import appearance
 from aprilcli.defaults import FALSE_ALARM_RATE, PAPER, TINY
 from aprilcli.errors import InputError, OptionError, OutputError
 from aprilcli.io.atomic import claimed_file
@@ -30,7 +27,7 @@ from aprilcli.io.published import PUBLISHED
 from aprilcli.io.walk import FoundImage, find_images, require_paths
 from aprilcli.options import EnrollOptions
 from aprilcli.text import listed, printable
-from aprilcli.types import CONTROL, Evidence
+from aprilcli.types import CONTROL, ImageEvidence
 from aprilcli.workflows.console import Console
 from aprilcli.workflows.enroll_calibration import (
     References,
@@ -40,7 +37,7 @@ from aprilcli.workflows.enroll_calibration import (
     score_references,
 )
 from aprilcli.workflows.loading import load_detector, load_part, range_of
-from aprilcli.workflows.pipeline import NO_IMAGES, LeftOutFolders, Reader, batches, map_ahead
+from aprilcli.workflows.pipeline import NO_IMAGES, LeftOutFolders, Reader, batches, images_ahead, map_ahead
 
 LISTED = 10  # files that an error names; the others are counted
 FEW_REFERENCES = 5  # fewer are noted
@@ -83,7 +80,7 @@ def _enroll(options: EnrollOptions, paths: list[Path], path: Path, console: Cons
         )
     old = load_part(options.part, options.banks) if options.append or not paths else None
     options = replace(options, value_range=range_of(old, options.value_range))
-    if paths and old is not None and (old.coreset_fraction < 1 or old.zero_shot is None):
+    if paths and old is not None and (old.coreset_fraction < 1 or not old.zero_shot):
         raise OptionError(f"--append: {path} holds a coreset only, without its other rows; enroll all images again")
     if options.projector is not None and CONTROL.search(_portable(options.projector)):
         raise OptionError(f"--projector {printable(options.projector)}: a bank keeps this path in UTF-8; rename it")
@@ -115,8 +112,8 @@ def _enroll(options: EnrollOptions, paths: list[Path], path: Path, console: Cons
     elif references is not None:
         bank = calibrate_on_references(bank, references)
     else:
-        (pixels,) = _read_batches(options, detector, console, [new[0][0]], "calibrating")
-        bank = calibrate_on_variants(bank, pixels, detector)
+        ((image,),) = _read_batches(options, detector, console, [new[0][0]], "calibrating")
+        bank = calibrate_on_variants(bank, image, detector)
     odd = odd_images(bank)
     if options.strict and odd:
         raise InputError(f"nothing was written; remove the images that differ from the others: {listed(odd, LISTED)}")
@@ -214,30 +211,31 @@ def _make_bank(
     options: EnrollOptions, detector: Detector, console: Console, new: NewImages, old: MemoryBank | None
 ) -> MemoryBank:
     """Encode the images into a bank, after the rows of ``old``; keep their zero-shot evidence and appearance in it."""
-    evidence: list[Evidence] = [] if old is None or old.zero_shot is None else [old.zero_shot]
+    evidence: list[ImageEvidence] = [] if old is None else list(old.zero_shot)
     appearances: list[torch.Tensor | None] = [] if old is None else [old.appearances]
 
-    def batches() -> Iterator[tuple[torch.Tensor, ...]]:
-        for pixels in _read_batches(options, detector, console, [image for image, _ in new], "enrolling"):
-            features = detector.encoder.encode(pixels)
-            evidence.append(detector.method.zero_shot(features).cpu())
-            appearances.append(appearance(features).cpu())
-            yield features.patch_tokens
+    def batches_of_one() -> Iterator[tuple[torch.Tensor, ...]]:
+        for images in _read_batches(options, detector, console, [image for image, _ in new], "enrolling"):
+            for encoded in detector.encode_references(images):
+                evidence.append(encoded.zero_shot.cpu())
+                appearances.append(encoded.appearance[None].cpu())
+                yield tuple(tokens[None] for tokens in encoded.patch_tokens)
 
     sources = [source for _, source in new]
     if old is None:
         half = options.coreset is not None or detector.encoder.precision != "fp32"
         dtype = torch.float16 if half else torch.float32
-        bank = memory_bank.build(batches(), sources, detector.encoder.spec, detector.object_name, dtype=dtype)
+        spec, views = detector.encoder.spec, detector.views
+        bank = memory_bank.build(batches_of_one(), sources, spec, detector.object_name, views=views, dtype=dtype)
         projector = None if options.projector is None else _portable(options.projector)
         model = _portable(options.model or TINY)
         recipe = Recipe(model, projector, detector.projector_fingerprint, options.value_range)
     else:
-        bank, recipe = memory_bank.append(old, batches(), sources), old.recipe
+        bank, recipe = memory_bank.append(old, batches_of_one(), sources), old.recipe
     known = [rows for rows in appearances if rows is not None]
     return replace(
         bank,
-        zero_shot=Evidence.concatenate(evidence),
+        zero_shot=tuple(evidence),
         appearances=torch.cat(known) if len(known) == len(appearances) else None,
         recipe=recipe,
     )
@@ -245,14 +243,14 @@ def _make_bank(
 
 def _read_batches(
     options: EnrollOptions, detector: Detector, console: Console, found: list[FoundImage], task: str
-) -> Iterator[NDArray[np.float32]]:
-    """Read images ahead and yield batches [B, 3, S, S]. After a failure the rest is still read, to report all."""
+) -> Iterator[list[ModelInput]]:
+    """Read images ahead and yield batches. After a failure the rest is still read, to report all."""
     reader = Reader(detector.prepare, options.value_range, options.max_pixels)
     with (
         ThreadPoolExecutor(max_workers=options.workers) as pool,
         console.progress(len(found), task) as advance,
     ):
-        images = map_ahead(pool, reader, found, 2 * (options.workers + options.batch_size))
+        images = map_ahead(pool, reader, found, images_ahead(options, detector.views.tile))
         for batch in batches(images, options.batch_size):
             if any(image.error is not None for image in batch):
                 _refuse_unreadable(image.error for image in (*batch, *images))
@@ -260,7 +258,7 @@ def _read_batches(
                 for note in image.notes:
                     console.note_once(note)
                 advance(1)
-            yield np.stack([image.pixels for image in batch if image.pixels is not None])
+            yield [image.input for image in batch if image.input is not None]
 
 
 def _portable(name: str) -> str:

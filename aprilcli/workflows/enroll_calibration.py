@@ -6,21 +6,24 @@ import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from scipy.stats import mannwhitneyu
 
 from aprilcli.core import nearest
 from aprilcli.core.calibration import Calibration, CalibrationMethod
-from aprilcli.core.detector import Detector
-from aprilcli.core.fusion import fuse
+from aprilcli.core.detector import Detector, ModelInput
+from aprilcli.core.fusion import fuse_views
 from aprilcli.core.memory_bank import CalibrationImages, MemoryBank, Source
-from aprilcli.core.recognition import appearance, distances_to_others
+from aprilcli.core.recognition import distances_to_others
 from aprilcli.errors import InputError
-from aprilcli.io.images import normalize, stored_pixels
-from aprilcli.types import Detection, Evidence
+from aprilcli.io.images import SourceImage, normalize, stored_pixels
+from aprilcli.types import Detection, ImageEvidence
 from aprilcli.workflows.console import Console
 
 # Changes that light and position make to a good part: brightness factors, and shifts in pixels (down, right).
@@ -54,7 +57,7 @@ def score_references(bank: MemoryBank, whole: MemoryBank, detector: Detector, co
 
     ``whole`` holds all rows of the references, ``bank`` those that are kept.
     """
-    if whole.zero_shot is None:
+    if not whole.zero_shot:
         raise ValueError("references are scored with their zero-shot evidence")
     scored = References([], [], [], [])
     rank = min(FIT_RANK, len(whole.sources) - 1)
@@ -62,7 +65,7 @@ def score_references(bank: MemoryBank, whole: MemoryBank, detector: Detector, co
         for reference, stages in enumerate(nearest.leave_one_out(bank, whole)):
             distances = [stage.kthvalue(k, dim=0).values for k in (1, rank) for stage in stages]
             closest, ranked = distances[: len(stages)], distances[len(stages) :]
-            zero_shot = whole.zero_shot[reference : reference + 1]
+            zero_shot = whole.zero_shot[reference]
             scored.detections.append(_fuse(zero_shot, closest, detector))
             scored.fits.append(_fuse(zero_shot, ranked, detector).score)
             each = torch.stack([stage.mean(dim=1) for stage in stages]).mean(dim=0)
@@ -73,9 +76,12 @@ def score_references(bank: MemoryBank, whole: MemoryBank, detector: Detector, co
     return scored
 
 
-def _fuse(zero_shot: Evidence, distances: list[torch.Tensor], detector: Detector) -> Detection:
-    shaped = tuple(d.reshape(1, *grid) for d, grid in zip(distances, detector.encoder.grids, strict=True))
-    return fuse(replace(zero_shot, distances=shaped), detector.encoder.spec.image_size)[0]
+def _fuse(zero_shot: ImageEvidence, distances: list[torch.Tensor], detector: Detector) -> Detection:
+    """Add distances, V·N × [patches of the reference], to a reference's zero-shot evidence."""
+    grids = [encoder.grids for encoder in detector.encoders_of_views]
+    remaining = iter(distances)
+    views = [tuple(next(remaining).reshape(-1, *grid) for grid in view) for view in grids]
+    return fuse_views(zero_shot.with_distances(views), detector.views.sizes)
 
 
 def calibrate_on_references(bank: MemoryBank, references: References) -> MemoryBank:
@@ -83,11 +89,11 @@ def calibrate_on_references(bank: MemoryBank, references: References) -> MemoryB
     return replace(bank, calibration=_calibration(references.detections, "leave-one-out", bank.gallery))
 
 
-def calibrate_on_variants(bank: MemoryBank, pixels: NDArray[np.float32], detector: Detector) -> MemoryBank:
-    """Calibrate on changed copies of the only reference [1, 3, S, S]."""
+def calibrate_on_variants(bank: MemoryBank, image: ModelInput, detector: Detector) -> MemoryBank:
+    """Calibrate on changed copies of the only reference."""
     scored = _Scored(bank, detector)
-    for batch in _variants(pixels, detector):
-        scored.add(batch, ())
+    for variant in _variants(image, detector):
+        scored.add([variant], ())
     gallery = torch.cat([*scored.appearances, *([] if bank.gallery is None else [bank.gallery])])
     return replace(bank, calibration=_calibration(scored.detections, "augmentations", gallery))
 
@@ -95,12 +101,12 @@ def calibrate_on_variants(bank: MemoryBank, pixels: NDArray[np.float32], detecto
 def calibrate_on_images(
     bank: MemoryBank,
     kept: CalibrationImages | None,
-    batches: Iterable[NDArray[np.float32]],
+    batches: Iterable[list[ModelInput]],
     sources: Sequence[Source],
     detector: Detector,
     console: Console,
 ) -> tuple[MemoryBank, tuple[str, ...]]:
-    """Calibrate on good images: those ``kept`` from before, and new ones, batches [B, 3, S, S] of ``sources``.
+    """Calibrate on good images: those ``kept`` from before, and new ones, batches of ``sources``.
 
     New images that show the same as a reference or an earlier one, though saved in another way, are left out; also
     returns their paths.
@@ -108,8 +114,8 @@ def calibrate_on_images(
     """
     scored = _Scored(bank, detector)
     spec = detector.encoder.spec
-    for source, image in zip(kept.sources, kept.pixels, strict=True) if kept is not None else ():
-        scored.add(normalize(image[None].numpy(), spec.mean, spec.std), (source,))
+    for source, *sizes in zip(kept.sources, *kept.pixels, strict=True) if kept is not None else ():
+        scored.add([ModelInput(tuple(normalize(s.numpy(), spec.mean, spec.std) for s in sizes))], (source,))
     remaining = iter(sources)
     for batch in batches:
         scored.add(batch, tuple(itertools.islice(remaining, len(batch))), leave_out_references=True)
@@ -122,7 +128,8 @@ def calibrate_on_images(
             )
     if not scored.sources:
         raise InputError("--calibrate: all images show the same as references; calibrate on further good images")
-    images = CalibrationImages(tuple(scored.sources), torch.cat(scored.pixels), torch.cat(scored.appearances))
+    pixels = () if bank.tile is not None else tuple(map(torch.stack, zip(*scored.pixels, strict=True)))
+    images = CalibrationImages(tuple(scored.sources), pixels, torch.cat(scored.appearances))
     bank = replace(bank, calibration_images=images)
     bank = replace(bank, calibration=_calibration(scored.detections, "held-out", bank.gallery))
     return bank, tuple(scored.left_out)
@@ -139,46 +146,62 @@ class _Scored:
         self._seen: set[bytes] = set()
         self.detections: list[Detection] = []
         self.appearances: list[torch.Tensor] = []
-        self.pixels: list[torch.Tensor] = []
+        self.pixels: list[tuple[torch.Tensor, ...]] = []  # of each size
         self.sources: list[Source] = []
         self.left_out: list[str] = []
         self.closeness: list[float] = []  # mean distance of all patches, of images that may be references
 
     def add(
-        self, pixels: NDArray[np.float32], sources: Sequence[Source], *, leave_out_references: bool = False
+        self, images: Sequence[ModelInput], sources: Sequence[Source], *, leave_out_references: bool = False
     ) -> None:
-        """Score images [B, 3, S, S] as `scan` does."""
+        """Score images as `scan` does."""
         spec = self._detector.encoder.spec
-        features = self._detector.encoder.encode(pixels)
-        evidence = self._detector.method.evidence(features)
-        detections = fuse(evidence, spec.image_size)
-        distances = torch.stack([stage.flatten(1).mean(dim=1) for stage in evidence.distances]).mean(dim=0)
-        stored = stored_pixels(pixels, spec.mean, spec.std)
+        evidence, appearances = self._detector.evidence(images)
+        distances = [_mean_distance(image) for image in evidence]
+        stored = [[stored_pixels(whole, spec.mean, spec.std) for whole in image.whole] for image in images]
         rows = []
-        for row, image in enumerate(stored):
-            content = hashlib.sha256(image.tobytes()).digest()
+        for row, (first, *_) in enumerate(stored):
+            content = hashlib.sha256(first.tobytes()).digest()
             if not (leave_out_references and (content in self._seen or distances[row] < self._same)):
                 rows.append(row)
             self._seen.add(content)
         self.left_out += [source.path for row, source in enumerate(sources) if row not in rows]
         self.sources += [source for row, source in enumerate(sources) if row in rows]
-        self.detections += [detections[row] for row in rows]
+        self.detections += [fuse_views(evidence[row], self._detector.views.sizes) for row in rows]
         if leave_out_references:
-            self.closeness += distances[rows].tolist()
-        self.appearances.append(appearance(features)[rows].cpu())
-        self.pixels.append(torch.from_numpy(stored[rows]))
+            self.closeness += [distances[row] for row in rows]
+        self.appearances.append(appearances[rows].cpu())
+        self.pixels += [tuple(map(torch.from_numpy, stored[row])) for row in rows]
 
 
-def _variants(pixels: NDArray[np.float32], detector: Detector) -> Iterator[NDArray[np.float32]]:
-    """Change a prepared image [1, 3, S, S] slightly, in brightness and position."""
+def _mean_distance(image: ImageEvidence) -> float:
+    """Return the mean distance of the patches, each stage of each view counting the same."""
+    return torch.stack([stage.mean() for view in image.views for stage in view.distances]).mean().item()
+
+
+def _variants(image: ModelInput, detector: Detector) -> Iterator[ModelInput]:
+    """Change a prepared image slightly, in brightness and position."""
     spec = detector.encoder.spec
-    black = (-np.array(spec.mean) / np.array(spec.std)).astype(np.float32)[None, :, None, None]
-    for factor in BRIGHTNESS:
-        yield ((pixels - black) * factor + black).astype(np.float32)
-    padded = np.pad(pixels, ((0, 0), (0, 0), (2, 2), (2, 2)), mode="edge")
-    height, width = pixels.shape[2:]
-    for down, right in SHIFTS:
-        yield padded[:, :, 2 + down : 2 + down + height, 2 + right : 2 + right + width].copy()
+    black = (-np.array(spec.mean) / np.array(spec.std)).astype(np.float32)[:, None, None]
+    rgb = None if image.source is None else np.moveaxis(np.asarray(image.source.rgb), -1, 0)
+    changes = [partial(_brighten, factor) for factor in BRIGHTNESS] + [partial(_shift, by) for by in SHIFTS]
+    for change in changes:
+        source = None
+        if rgb is not None:
+            changed = np.rint(np.clip(change(rgb, np.float32(0)), 0, 255)).astype(np.uint8)
+            source = SourceImage(Image.fromarray(np.ascontiguousarray(np.moveaxis(changed, 0, -1))))
+        yield ModelInput(tuple(change(pixels, black) for pixels in image.whole), source, image.layout)
+
+
+def _brighten(factor: float, pixels: NDArray[Any], black: NDArray[np.float32] | np.float32) -> NDArray[np.float32]:
+    return ((pixels - black) * factor + black).astype(np.float32)
+
+
+def _shift(by: tuple[int, int], pixels: NDArray[Any], black: NDArray[np.float32] | np.float32) -> NDArray[np.float32]:
+    """Move an image [3, H, W] by two pixels; its border is repeated."""
+    (down, right), (height, width) = by, pixels.shape[1:]
+    padded = np.pad(pixels, ((0, 0), (2, 2), (2, 2)), mode="edge")
+    return padded[:, 2 + down : 2 + down + height, 2 + right : 2 + right + width].astype(np.float32)
 
 
 def _calibration(

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from aprilcli.core.detector import Detector
-from aprilcli.core.fusion import fuse
+from aprilcli.core.detector import Detector, EvidenceOfViews, ModelInput
+from aprilcli.core.fusion import fuse_views, map_size
 from aprilcli.core.memory_bank import unit_rows
 from aprilcli.core.nearest import nearest_in_banks
 from aprilcli.core.resizing import resize_mask
@@ -29,11 +29,11 @@ from aprilcli.io.datasets import GOOD, LabeledImage, LabeledObject
 from aprilcli.io.masks import read_mask
 from aprilcli.io.walk import FoundImage
 from aprilcli.options import EvalOptions
-from aprilcli.types import Detection, Evidence, ImageFeatures, ModelSpec
+from aprilcli.types import Detection, ImageEvidence, ImageFeatures, Views
 from aprilcli.workflows.dataset_notes import MaskNotes
 from aprilcli.workflows.eval_copies import Thumbnail, equal_files, find_copies, make_thumbnail
 from aprilcli.workflows.eval_references import References, Setting, draw_order
-from aprilcli.workflows.pipeline import PreparedImage, Reader, batches, map_ahead
+from aprilcli.workflows.pipeline import PreparedImage, Reader, batches, images_ahead, map_ahead
 
 MOST_TO_CALIBRATE = 200  # unused training images: twice as many as a false-alarm rate of 0.01 needs
 
@@ -42,26 +42,28 @@ MOST_TO_CALIBRATE = 200  # unused training images: twice as many as a false-alar
 class EncodedImage:
     """A test or calibration image and its evidence; ``path`` is relative to the data set, with ``/``.
 
-    ``zero_shot``: its evidence without references; ``distances`` N × [F, h, w] (eq. 4) to each bank. Both stay on the
-    device: for the paper's model 22 kB per map. ``mask`` [S, S] bool, None if no pixel is anomalous; ``has_pixels``:
-    whether the mask is known. ``error`` gives the reason if an image has none of this.
+    ``zero_shot``: its evidence without references; ``distances`` V × N × [F, 1 or T, h, w] (eq. 4) to each bank. Both
+    stay on the device: for the paper's model 22 kB per map. ``mask`` bool, of the size of its map, None if no pixel is
+    anomalous; ``has_pixels``: whether the mask is known. ``error`` gives the reason if an image has none of this.
     """
 
     image: LabeledImage
     path: str
     size_hw: tuple[int, int] = (0, 0)
     error: str | None = None
-    zero_shot: Evidence | None = field(default=None, repr=False)
-    distances: tuple[torch.Tensor, ...] = field(default=(), repr=False)
+    zero_shot: ImageEvidence | None = field(default=None, repr=False)
+    distances: tuple[tuple[torch.Tensor, ...], ...] = field(default=(), repr=False)
     mask: NDArray[np.bool_] | None = field(default=None, repr=False)
     has_pixels: bool = False
 
-    def detect(self, bank: int | None, image_size: int) -> Detection | None:
+    def detect(self, bank: int | None, sizes: Sequence[int]) -> Detection | None:
         """Fuse the evidence with that of the bank at position ``bank``; None if the image could not be read."""
         if self.zero_shot is None:
             return None
-        distances = () if bank is None else tuple(stage[bank, None] for stage in self.distances)
-        return fuse(replace(self.zero_shot, distances=distances), image_size)[0]
+        if bank is None:
+            return fuse_views(self.zero_shot, sizes)
+        distances = (tuple(stage[bank] for stage in view) for view in self.distances)
+        return fuse_views(self.zero_shot.with_distances(distances), sizes)
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ class ObjectEncoder:
         drawn = References(item, self._root, reader, self._settings)
         chosen = self._calibration_images(item, drawn) if self._options.calibrate else []
         # Other references replace unreadable ones, so the number of images may differ from the expected one.
-        advance(self.count_images(item) - len(drawn.pixels) - len(item.test) - len(chosen))
+        advance(self.count_images(item) - len(drawn.inputs) - len(item.test) - len(chosen))
         banks = [rows for setting, rows in zip(self._settings, drawn.chosen, strict=True) if setting.shots]
         with torch.inference_mode():
             references = self._encode_references(drawn, detector, advance)
@@ -133,8 +135,8 @@ class ObjectEncoder:
             tested, calibration = encode(item.test), encode(chosen)
         spec = detector.encoder.spec
         trained = [
-            make_thumbnail(self._root / name, name, pixels, spec)
-            for name, pixels in zip(drawn.names, drawn.pixels, strict=True)
+            make_thumbnail(self._root / name, name, image.whole[0], spec)
+            for name, image in zip(drawn.names, drawn.inputs, strict=True)
         ]
         trained += [read.thumbnail for _, read in calibration if read.thumbnail is not None]
         copies = find_copies([read.thumbnail for _, read in tested if read.thumbnail is not None], trained)
@@ -178,12 +180,11 @@ class ObjectEncoder:
     def _encode_references(
         self, drawn: References, detector: Detector, advance: Callable[..., None]
     ) -> list[tuple[torch.Tensor, ...]]:
-        """Return the unit rows of each reference, K × N × [L, Cv]."""
+        """Return the unit rows of each reference, K × V·N × [L, Cv]."""
         encoded = []
-        for batch in batches(iter(drawn.pixels), self._options.batch_size):
-            features = detector.encoder.encode(np.stack(batch))
-            for position in range(len(batch)):
-                encoded.append(tuple(unit_rows(tokens[position]) for tokens in features.patch_tokens))
+        for batch in batches(iter(drawn.inputs), self._options.batch_size):
+            for reference in detector.encode_references(batch):
+                encoded.append(tuple(map(unit_rows, reference.patch_tokens)))
                 advance()
         return encoded
 
@@ -199,12 +200,12 @@ class ObjectEncoder:
         batch_size = self._options.batch_size
 
         def read(image: LabeledImage) -> _Read:
-            return _read_image(image, self._root, reader, detector.encoder.spec)
+            return _read_image(image, self._root, reader, detector)
 
-        ahead = 2 * (self._options.workers + batch_size)
+        ahead = images_ahead(self._options, detector.views.tile)
         for batch in batches(map_ahead(self._pool, read, images, ahead), batch_size):
-            pixels = [found.image.pixels for found in batch if found.image.pixels is not None]
-            rows = iter(_evidence(detector, pixels, references, banks) if pixels else ())
+            inputs = [found.image.input for found in batch if found.image.input is not None]
+            rows = iter(_evidence(detector, inputs, references, banks) if inputs else ())
             for found in batch:
                 path, error = found.image.found.relative, found.image.error
                 if error is not None:
@@ -247,12 +248,12 @@ class _Read:
     thumbnail: Thumbnail | None = field(default=None, repr=False)
 
 
-def _read_image(labeled: LabeledImage, root: Path, reader: Reader, spec: ModelSpec) -> _Read:
-    read = _read_image_and_mask(labeled, root, reader, spec.image_size)
-    if read.image.pixels is None:
+def _read_image(labeled: LabeledImage, root: Path, reader: Reader, detector: Detector) -> _Read:
+    read = _read_image_and_mask(labeled, root, reader, detector.views)
+    if read.image.input is None:
         return read
-    name = read.image.found.relative
-    return replace(read, thumbnail=make_thumbnail(labeled.path, name, read.image.pixels, spec))
+    name, pixels = read.image.found.relative, read.image.input.whole[0]
+    return replace(read, thumbnail=make_thumbnail(labeled.path, name, pixels, detector.encoder.spec))
 
 
 def _copies_of_unused(unused: Mapping[str, Path], item: LabeledObject, root: Path) -> list[str]:
@@ -282,10 +283,10 @@ def _same_under_two_labels(item: LabeledObject, images: Sequence[_Read]) -> list
     return [f"{named}; remove them from one label"]
 
 
-def _read_image_and_mask(labeled: LabeledImage, root: Path, reader: Reader, size: int) -> _Read:
+def _read_image_and_mask(labeled: LabeledImage, root: Path, reader: Reader, views: Views) -> _Read:
     name = relative_path(labeled.path, root)
     image = reader(FoundImage(labeled.path, name))
-    if image.pixels is None:
+    if image.input is None:
         return _Read(labeled, image)
     digests = [digest_line(labeled.path, root)]
     if not labeled.has_mask:
@@ -298,33 +299,39 @@ def _read_image_and_mask(labeled: LabeledImage, root: Path, reader: Reader, size
         return _Read(labeled, image, problems=(f"{error}; its pixels are left out",), digests=tuple(digests))
     if not mask.any():
         return _Read(labeled, image, has_pixels=True, digests=tuple(digests))
-    resized = resize_mask(mask, size) > 0
-    vanished = f"{name}: its defect is too small for a mask of {size} x {size} pixels; all pixels count as normal"
+    height, width = map_size(views.sizes, image.input.layout)
+    resized = resize_mask(mask, (height, width)) > 0
+    vanished = f"{name}: its defect is too small for a mask of {width} x {height} pixels; all pixels count as normal"
     problems = () if resized.any() else (vanished,)
     return _Read(labeled, image, resized, True, problems, tuple(digests), tuple(notes))
 
 
 def _evidence(
     detector: Detector,
-    pixels: list[NDArray[np.float32]],
+    images: list[ModelInput],
     references: list[tuple[torch.Tensor, ...]],
     banks: list[tuple[int, ...]],
-) -> Iterator[tuple[Evidence, tuple[torch.Tensor, ...]]]:
-    """Encode a batch in one pass; yield the zero-shot evidence of each image and its distances to the banks."""
-    features = detector.encoder.encode(np.stack(pixels))
-    zero_shot = detector.method.zero_shot(features)
-    distances = _distances(features, references, banks) if banks else ()
-    for position in range(len(pixels)):
-        # Copies: a view of one image would keep the whole batch in memory.
-        yield zero_shot[position : position + 1].clone(), tuple(stage[position].clone() for stage in distances)
+) -> Iterator[tuple[ImageEvidence, tuple[tuple[torch.Tensor, ...], ...]]]:
+    """Encode a batch; yield the zero-shot evidence of each image and its distances to the banks."""
+    collected = EvidenceOfViews(images)
+    distances: list[list[list[tuple[torch.Tensor, ...]]]] = [[[] for _ in range(len(detector.views))] for _ in images]
+    stages = len(detector.encoder.spec.stages)
+    for view, positions, features in detector.encode(images):
+        collected.add(view, positions, detector.methods[view].zero_shot(features))
+        if banks:
+            of_view = [reference[view * stages : (view + 1) * stages] for reference in references]
+            for row, position in enumerate(positions):
+                distances[position][view].append(_distances(features, row, of_view, banks))
+    for evidence, by_view in zip(collected.by_image(), distances, strict=True):
+        yield evidence, tuple(tuple(torch.stack(s, dim=1) for s in zip(*inputs, strict=True)) for inputs in by_view)
 
 
 def _distances(
-    features: ImageFeatures, references: list[tuple[torch.Tensor, ...]], banks: list[tuple[int, ...]]
+    features: ImageFeatures, row: int, references: list[tuple[torch.Tensor, ...]], banks: list[tuple[int, ...]]
 ) -> tuple[torch.Tensor, ...]:
-    """Return the distances to every bank, N × [B, F, h, w]."""
+    """Return the distances of one row of the features to every bank, N × [F, h, w]."""
     stages = []
     for stage, (tokens, grid) in enumerate(zip(features.patch_tokens, features.grids, strict=True)):
-        nearest = nearest_in_banks(tokens, [reference[stage] for reference in references], banks)
-        stages.append(nearest.reshape(*nearest.shape[:2], *grid))
+        [nearest] = nearest_in_banks(tokens[row, None], [reference[stage] for reference in references], banks)
+        stages.append(nearest.reshape(-1, *grid))
     return tuple(stages)

@@ -11,13 +11,14 @@ import torch
 from numpy.typing import NDArray
 
 from aprilcli.core import resizing
+from aprilcli.core.backbone import Backbone
 from aprilcli.core.calibration import default_rate, threshold_at
 from aprilcli.core.fusion import authors_scores
 from aprilcli.core.metrics import PixelScores, image_metrics, roc_curve, vand
 from aprilcli.core.threshold import Threshold
 from aprilcli.io.datasets import LabeledObject
 from aprilcli.options import EvalOptions, Fusion
-from aprilcli.types import Detection, ModelSpec
+from aprilcli.types import Detection
 from aprilcli.workflows.eval_encoding import EncodedImage, EncodedObject
 from aprilcli.workflows.eval_maps import MapFiles, inside
 from aprilcli.workflows.eval_plots import Curves, plot_object
@@ -32,7 +33,7 @@ def measure_object(
     layout: str,
     item: LabeledObject,
     encoded: EncodedObject,
-    spec: ModelSpec,
+    backbone: Backbone,
     pool: ThreadPoolExecutor,
 ) -> list[Result]:
     """Measure every setting, several at a time; write the maps of one setting, and a plot, if asked to."""
@@ -40,13 +41,13 @@ def measure_object(
     mapped = Setting(most_shots, options.seed if most_shots else None)
     files = None
     if options.maps:
-        description = {"model": spec.label, "shots": mapped.shots, "seed": mapped.seed}
+        description = {"model": backbone.spec.label, "shots": mapped.shots, "seed": mapped.seed}
         images = [image.image for image in encoded.images]
         files = MapFiles(options.out, item.name, layout, images, description)
 
     def measure(setting: Setting) -> Result:
         write = files.write if files is not None and setting == mapped else None
-        return _measure(options, item, encoded, setting, spec.image_size, write)
+        return _measure(options, item, encoded, setting, backbone.views.sizes, write)
 
     results = list(pool.map(measure, encoded.settings))
     if options.plots:
@@ -60,7 +61,7 @@ def _measure(
     item: LabeledObject,
     encoded: EncodedObject,
     setting: Setting,
-    image_size: int,
+    sizes: Sequence[int],
     write_map: WriteMap | None,
 ) -> Result:
     """Fuse the evidence of each image, add its pixels, and keep its scores."""
@@ -69,7 +70,7 @@ def _measure(
     has_masks = any(image.has_pixels and image.image.label for image in readable)
     pixels, detections = PixelScores(), list[Detection]()
     for position, image in enumerate(encoded.images):
-        detection = image.detect(bank, image_size)
+        detection = image.detect(bank, sizes)
         if detection is None:
             continue
         detections.append(replace(detection, anomaly_map=None))
@@ -88,7 +89,7 @@ def _measure(
     measured["vand"] = vand(measured["f1max_cls"], measured["f1max_segm"])
     threshold = None
     if options.calibrate:
-        threshold = _threshold(encoded.calibration, bank, image_size, options.false_alarm_rate)
+        threshold = _threshold(encoded.calibration, bank, sizes, options.false_alarm_rate)
         measured |= _verdict_metrics(labels, scores, threshold)
     curves = None
     if options.plots and setting.seed in (None, options.seed):
@@ -108,10 +109,10 @@ def _measure(
 
 
 def _threshold(
-    calibration: Sequence[EncodedImage], bank: int | None, image_size: int, rate: float | None
+    calibration: Sequence[EncodedImage], bank: int | None, sizes: Sequence[int], rate: float | None
 ) -> Threshold | None:
     """Return the conformal threshold from the scores of the calibration images; None without images."""
-    detections = [image.detect(bank, image_size) for image in calibration]
+    detections = [image.detect(bank, sizes) for image in calibration]
     scores = np.array([detection.score for detection in detections if detection is not None], np.float32)
     if not len(scores):
         return None

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from aprilcli.core.detector import ModelInput
 from aprilcli.errors import InputError
 from aprilcli.io.data_fingerprint import relative_path
 from aprilcli.io.datasets import LabeledObject
@@ -43,14 +43,14 @@ def draw_order(category: str, count: int, seed: int) -> list[int]:
 class References:
     """The references of an object for all settings, each read once.
 
-    ``chosen``: per setting, positions in ``names`` (relative paths) and ``pixels`` [3, S, S]. ``unused``: the good
+    ``chosen``: per setting, positions in ``names`` (relative paths) and ``inputs``. ``unused``: the good
     training images that no setting draws. Raises InputError if too few can be read.
     """
 
     def __init__(self, item: LabeledObject, root: Path, reader: Reader, settings: Sequence[Setting]) -> None:
         """Draw and read."""
         self.names: list[str] = []
-        self.pixels: list[NDArray[np.float32]] = []
+        self.inputs: list[ModelInput] = []
         self.problems: list[str] = []
         self._item, self._root, self._reader = item, root, reader
         self._positions: dict[int, int | None] = {}  # of each image read; None: unreadable
@@ -74,11 +74,11 @@ class References:
         if index not in self._positions:
             path = self._item.train_good[index]
             image = self._reader(FoundImage(path, relative_path(path, self._root)))
-            if image.pixels is None:
+            if image.input is None:
                 self.problems.append(f"{image.error}; another reference is drawn instead")
                 self._positions[index] = None
             else:
                 self._positions[index] = len(self.names)
                 self.names.append(image.found.relative)
-                self.pixels.append(image.pixels)
+                self.inputs.append(image.input)
         return self._positions[index]

@@ -19,11 +19,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from aprilcli.core.backbone import Backbone
 from aprilcli.core.metrics import METRICS
 from aprilcli.io.atomic import written_aside
 from aprilcli.io.datasets import LabeledDataset
 from aprilcli.options import EvalOptions, Fusion
-from aprilcli.types import ModelSpec
 from aprilcli.workflows.eval_results import MEAN, SCORE_COLUMNS, Report, Result, count_defects
 
 DEVIATION = "deviation"
@@ -69,19 +69,21 @@ def _write_csv(path: Path, columns: Sequence[str], lines: Iterable[list[str]]) -
 
 
 def captions(
-    options: EvalOptions, dataset: LabeledDataset, spec: ModelSpec, sources: Mapping[str, str]
+    options: EvalOptions, dataset: LabeledDataset, backbone: Backbone, sources: Mapping[str, str]
 ) -> tuple[str, ...]:
     """Return the lines under the table; ``sources``: where the calibration images of each object come from."""
-    size = spec.image_size
+    spec, views = backbone.spec, backbone.views
+    size = max(views.sizes)
+    pixels = f"at {size} x {size}" if views.tile is None else "at the size of the maps"
+    several = f" at image size {views.label} (means over these)" if len(views) > 1 else ""
     fusion = {
         Fusion.sum: "text score + map maximum",
         Fusion.authors: "mean of text score and min-max scaled map maximum",
     }
     lines = [
-        f"{dataset.root.resolve().name} ({dataset.layout}), model {spec.label}; in percent"
+        f"{dataset.root.resolve().name} ({dataset.layout}), model {spec.label}{several}; in percent"
         + (", mean ± standard deviation over seeds" if options.seeds > 1 else ""),
-        f"pixels (segm) at {size} x {size}, masks resized to it; "
-        f"images (cls): text score, with shots {fusion[options.fusion]}",
+        f"pixels (segm) {pixels}, masks resized to it; images (cls): text score, with shots {fusion[options.fusion]}",
     ]
     without = [item.name for item in dataset.objects if not any(i.label and i.mask_paths for i in item.test)]
     if without:

@@ -93,7 +93,7 @@ def _evaluate(
                 digests += encoded.digests
                 sources[item.name] = encoded.calibration_source
                 leaked[item.name] = encoded.leaked
-                measured = measure_object(options, dataset.layout, item, encoded, backbone.spec, pool)
+                measured = measure_object(options, dataset.layout, item, encoded, backbone, pool)
                 results += measured
                 notes += [*detector.notes, *encoded.notes]
                 # All settings of an object have as many calibration images, so the same note.
@@ -106,7 +106,7 @@ def _evaluate(
     _print_problems([*problems, *dataset.other_files], console)
     report = Report(
         results=tuple(results),
-        captions=eval_report.captions(options, dataset, backbone.spec, sources),
+        captions=eval_report.captions(options, dataset, backbone, sources),
         leakage=eval_leakage.leakage(dataset, projector, fingerprint, leaked),
         paper=paper_tables.recognize(item.category for item in dataset.objects) if options.model == PAPER else None,
         is_calibrated=options.calibrate,
@@ -117,6 +117,7 @@ def _evaluate(
         **begun,
         "options": describe(options),
         "model": backbone.spec.to_json(),
+        "views": asdict(backbone.views),
         "device": str(backbone.encoder.device),
         "precision": backbone.encoder.precision,
         "projector": projector.identity if projector is not None else None,
@@ -177,7 +178,8 @@ def _settings(options: EvalOptions, dataset: LabeledDataset, console: Console) -
 
 def _detector_of(category: str, backbone: Backbone, projector: Projector | None) -> Detector:
     text_features = encode_prompts(backbone.text, category)
-    return Detector(backbone.encoder, text_features, projector, object_name=category, notes=backbone.notes)
+    notes, views = backbone.notes, backbone.views
+    return Detector(backbone.encoder, text_features, projector, object_name=category, notes=notes, views=views)
 
 
 def _print_dataset(dataset: LabeledDataset, console: Console) -> None:

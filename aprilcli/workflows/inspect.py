@@ -21,6 +21,7 @@ from aprilcli.io.files import size_of_file
 from aprilcli.io.image_formats import HEAD, format_of
 from aprilcli.io.images import DECODER_ERRORS
 from aprilcli.text import first_line, printable
+from aprilcli.types import Views
 
 TIFF_SUFFIXES = (".tif", ".tiff")
 LONGEST = 1000  # characters of a value
@@ -104,9 +105,12 @@ def _bank_rows(bank: MemoryBank) -> Rows:
     yield from _flat("model", bank.spec.to_json())
     yield "projector", bank.recipe.projector or "the model's own"
     yield "projector fingerprint", bank.recipe.projector_fingerprint or "none"
-    for stage, features in zip(bank.spec.stages, bank.features, strict=True):
+    yield "views", bank.views.label
+    for number, features in enumerate(bank.features):
         size = features.numel() * features.element_size() / 1e6
-        yield f"stage {stage}", f"{len(features)} rows of {features.shape[1]}, {features.dtype}, {size:.1f} MB"
+        view, stage = divmod(number, len(bank.spec.stages))
+        name = f"stage {bank.spec.stages[stage]}" + (f", {_named(bank.views, view)}" if len(bank.views) > 1 else "")
+        yield name, f"{len(features)} rows of {features.shape[1]}, {features.dtype}, {size:.1f} MB"
     yield "kept by coreset", f"{bank.coreset_fraction:.1%}"
     if (scored := bank.calibration) is not None:
         yield "calibration", f"{len(scored)} scores of good images ({scored.method})"
@@ -117,6 +121,10 @@ def _bank_rows(bank: MemoryBank) -> Rows:
     if bank.calibration_images is not None and bank.calibration is not None:
         scores = torch.from_numpy(bank.calibration.scores.copy())
         yield from _good_images("calibration image", bank.calibration_images.sources, scores)
+
+
+def _named(views: Views, view: int) -> str:
+    return f"size {views.sizes[view]}" if view < len(views.sizes) else "tiles"
 
 
 def _good_images(name: str, sources: tuple[Source, ...], scores: torch.Tensor | None) -> Rows:

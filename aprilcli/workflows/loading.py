@@ -18,7 +18,7 @@ from aprilcli.core.model_loading import load_backbone
 from aprilcli.defaults import TINY
 from aprilcli.errors import ArtifactError, BackboneError, InputError, OptionError
 from aprilcli.io.published import PUBLISHED
-from aprilcli.options import DatasetOptions, EnrollOptions, ScanOptions
+from aprilcli.options import DatasetOptions, EnrollOptions, EvalOptions, ScanOptions
 from aprilcli.text import printable
 from aprilcli.workflows.console import Console
 
@@ -30,6 +30,7 @@ def load_model(options: DatasetOptions, console: Console) -> Backbone:
     backbone = load_backbone(
         options.model,
         image_size=options.image_size,
+        tile=options.tile if isinstance(options, EvalOptions) else None,
         stages=options.stages,
         device=options.device,
         precision=options.precision,
@@ -71,6 +72,7 @@ def load_detector(options: ScanOptions | EnrollOptions, bank: MemoryBank | None,
             bank=bank,
             object_name=options.object_name,
             image_size=options.image_size,
+            tile=options.tile,
             stages=options.stages,
             device=options.device,
             precision=options.precision,
@@ -95,7 +97,8 @@ def _check_settings(options: ScanOptions | EnrollOptions, bank: MemoryBank) -> N
     settings: list[tuple[str, str, Any, Any, Callable[[Any, Any], bool]]] = [
         ("--model", "model", own.model, given.model, _is_other_model),
         ("--projector", "projector", own.projector, given.projector, _is_other_projector),
-        ("--image-size", "image size", bank.spec.image_size, given.image_size, operator.ne),
+        ("--image-size", "image size", _listed(bank.views.sizes), _listed(given.image_size), operator.ne),
+        ("--tile", "tile", bank.tile, given.tile, operator.ne),
         ("--stages", "stages", _listed(bank.spec.stages), _listed(given.stages), operator.ne),
         ("--object", "object name", bank.object_name, given.object_name, operator.ne),
     ]
@@ -113,8 +116,8 @@ def _other_settings(bank: MemoryBank, settings: list[tuple[str, str, Any, Any]])
     )
 
 
-def _listed(stages: tuple[int, ...] | None) -> str | None:
-    return None if stages is None else ",".join(map(str, stages))
+def _listed(numbers: tuple[int, ...] | None) -> str | None:
+    return None if numbers is None else ",".join(map(str, numbers))
 
 
 def _is_other_model(own: str, given: str) -> bool:

@@ -9,15 +9,16 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from aprilcli.errors import InputError
 from aprilcli.io.images import SourceImage, read_image
 from aprilcli.io.walk import FoundImage, LeftOut
+from aprilcli.options import ReadOptions
 from aprilcli.text import listed, printable
+
+if TYPE_CHECKING:
+    from aprilcli.core.detector import ModelInput
 
 # Errors of the machine, not of the file.
 TRANSIENT_ERRNOS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE)
@@ -35,12 +36,11 @@ Result = TypeVar("Result")
 class PreparedImage:
     """A found file, decoded and prepared for the model.
 
-    ``pixels`` [3, S, S] float32; None if ``error`` gives a reason. ``size_hw`` of the source. ``stamp`` of the file
-    when it was read.
+    ``input``: None if ``error`` gives a reason. ``size_hw`` of the source. ``stamp`` of the file when it was read.
     """
 
     found: FoundImage
-    pixels: NDArray[np.float32] | None = None
+    input: ModelInput | None = None
     size_hw: tuple[int, int] = (0, 0)
     notes: tuple[str, ...] = ()
     error: str | None = None
@@ -79,6 +79,11 @@ def map_ahead(
         yield waiting.popleft().result()
 
 
+def images_ahead(options: ReadOptions, tile: int | None) -> int:
+    """Return how many images to read ahead; with tiles a single one, as each keeps all of its pixels."""
+    return 2 * (options.workers + options.batch_size) if tile is None else 1
+
+
 def batches(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
     """Yield ``size`` items at a time, at the end those that are left; no item is taken ahead of its batch."""
     while batch := list(itertools.islice(items, size)):
@@ -87,12 +92,12 @@ def batches(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads and prepares files; ``prepare`` turns a decoded image into the model's input [3, S, S].
+    """Reads and prepares files; ``prepare`` turns a decoded image into the model's input.
 
     A blank image is an error: it would score as a good part, though the camera shows none.
     """
 
-    prepare: Callable[[SourceImage], NDArray[np.float32]]
+    prepare: Callable[[SourceImage], ModelInput]
     value_range: tuple[float, float] | None
     max_pixels: int
 
@@ -106,7 +111,7 @@ class Reader:
             if _is_blank(source):
                 message = f"{printable(found.path)}: {BLANK}"
                 return PreparedImage(found, notes=source.notes, error=message, stamp=before)
-            pixels = self.prepare(source)
+            prepared = self.prepare(source)
         except InputError as error:
             cause = error.__cause__
             is_transient = isinstance(cause, OSError) and cause.errno in TRANSIENT_ERRNOS
@@ -114,7 +119,7 @@ class Reader:
         except MemoryError:
             message = f"{printable(found.path)}: not enough memory to decode it; free some, or use fewer --workers"
             return PreparedImage(found, error=message, stamp=TRY_AGAIN)
-        return PreparedImage(found, pixels, source.size_hw, source.notes, stamp=before)
+        return PreparedImage(found, prepared, source.size_hw, source.notes, stamp=before)
 
 
 def _is_blank(source: SourceImage) -> bool:

@@ -10,11 +10,10 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from aprilcli.core import resizing
@@ -34,7 +33,7 @@ from aprilcli.workflows import scan_resume as resume
 from aprilcli.workflows.console import Console
 from aprilcli.workflows.interrupt import interruptible
 from aprilcli.workflows.loading import load_detector, load_part, range_of
-from aprilcli.workflows.pipeline import PreparedImage, Reader, map_ahead
+from aprilcli.workflows.pipeline import PreparedImage, Reader, images_ahead, map_ahead
 from aprilcli.workflows.scan_output import MAPS, RUN, SCORES
 from aprilcli.workflows.scan_resume import JournaledRow
 from aprilcli.workflows.scan_tally import LISTED, Tally
@@ -149,6 +148,7 @@ def _describe_run(options: ScanOptions, detector: Detector, rule: DecisionRule, 
         "versions": records.versions(),
         "options": {name: value for name, value in describe(options).items() if name not in EXECUTION_OPTIONS},
         "model": detector.encoder.spec.to_json(),
+        "views": asdict(detector.views),
         "device": str(detector.encoder.device),
         "precision": detector.encoder.precision,
         # With other threads or registers, sums differ in their last bits.
@@ -175,6 +175,7 @@ def _score_all(
     """
     description = {
         "model": detector.encoder.spec.label,
+        **({} if len(detector.views) == 1 else {"views": detector.views.label}),
         "projector": detector.projector.name if detector.projector is not None else None,
         "bank": options.part,
     }
@@ -190,7 +191,7 @@ def _score_all(
         row = _finish(options, rule, item.image, item.detection, description)
         return JournaledRow(row, resume.journal_line(options.out, item.batch, row, options.maps), item.image.notes)
 
-    ahead = 2 * (options.workers + options.batch_size)
+    ahead = images_ahead(options, detector.views.tile)
     images = map_ahead(pool, read, items, ahead)
     return map_ahead(pool, finish, _detect(detector, images, options.batch_size, interrupted), ahead)
 
@@ -235,13 +236,13 @@ def _detect(
     while not interrupted() and (batch := list(itertools.islice(items, batch_size))):
         images = [item for item in batch if isinstance(item, PreparedImage)]
         together = resume.batch_digest([image.stamp for image in images])
-        prepared = [image.pixels for image in images if image.pixels is not None]
-        detections = iter(detector.detect(np.stack(prepared)) if prepared else ())
+        prepared = [image.input for image in images if image.input is not None]
+        detections = iter(detector.detect(prepared) if prepared else ())
         for item in batch:
             if isinstance(item, JournaledRow):
                 yield item
             else:
-                yield _Scored(item, next(detections) if item.pixels is not None else None, together)
+                yield _Scored(item, next(detections) if item.input is not None else None, together)
 
 
 def summarize(summary: ScanSummary) -> str:

@@ -194,6 +194,7 @@ def _settings(options: TrainOptions, public_set: str | None, backbone: Backbone)
         "max_pixels": options.max_pixels,
         "device": backbone.encoder.device.type,
         "precision": backbone.encoder.precision,
+        **({} if len(backbone.views) == 1 else {"image_sizes": backbone.views.sizes}),
     }
 
 

@@ -52,7 +52,8 @@ class TrainingRun:
         self._description: dict[str, Any] = json.loads(json.dumps(description))  # as it will be read back
         self._pool = pool
         projector = new_projector(backbone.spec, options.seed, trained_on)
-        self._trainer = ProjectorTrainer(backbone.encoder, projector, options.learning_rate)
+        further = backbone.views.sizes[1:]
+        self._trainer = ProjectorTrainer(backbone.encoder, projector, options.learning_rate, further)
         self._kept_weights = self._trainer.weights()
         self._text_features: dict[str, torch.Tensor] = {}
         self._read = image_reader(options)
@@ -154,15 +155,17 @@ class TrainingRun:
         return {"val_loss": total / len(images), "val_pixel_ap": mean_precision}
 
     def _batches(self, plan: Sequence[Sequence[TrainingImage]]) -> Iterator[Batch]:
-        """Prepare inputs in order, on threads that run ahead of the training."""
-        size = self._options.batch_size
-        inputs = map_ahead(self._pool, self._prepare, plan, size + self._options.workers)
-        for batch in batches(inputs, size):
+        """Prepare inputs in order, on threads that run ahead of the training; the batches take turns at the sizes."""
+        count, sizes = self._options.batch_size, self._backbone.views.sizes
+        sized = ((parts, sizes[number // count % len(sizes)]) for number, parts in enumerate(plan))
+        inputs = map_ahead(self._pool, self._prepare, sized, count + self._options.workers)
+        for batch in batches(inputs, count):
             pixels, text_features, masks = zip(*batch, strict=True)
             yield Batch(torch.stack(pixels), torch.stack(text_features), torch.stack(masks))
 
-    def _prepare(self, parts: Sequence[TrainingImage]) -> Input:
-        pixels, mask = prepare_input(parts, self._backbone.spec, self._read)
+    def _prepare(self, sized: tuple[Sequence[TrainingImage], int]) -> Input:
+        parts, size = sized
+        pixels, mask = prepare_input(parts, self._backbone.spec, size, self._read)
         return pixels, self._text_features[parts[0].category], mask
 
     def write_projector(self, started: str) -> None:

@@ -82,6 +82,9 @@ def test_finite_weights_that_overflow_give_an_error(golden_vit: GoldenCase, tmp_
 class OneLostPatch(VitTower):
     """An image tower whose image feature is finite while a patch is not."""
 
+    def at_size(self, size: int) -> VitTower:
+        return self
+
     def encode(self, pixels: torch.Tensor, stages: tuple[int, ...]) -> tuple[torch.Tensor, list[torch.Tensor]]:
         patches = torch.zeros(len(pixels), 8, 2, 2)
         patches[0, 0, 1, 1] = torch.nan

@@ -40,10 +40,11 @@ def test_round_trip_through_a_file(tmp_path, monkeypatch, calibrated):
     if again.calibration is not None:
         assert again.calibration.method == "held-out"
         assert again.calibration.map_maxima.tolist() == np.float32([0.3, 0.4]).tolist()
-        assert torch.equal(again.zero_shot.text_scores, bank.zero_shot.text_scores)
-        assert all(torch.equal(a, b) for a, b in zip(again.zero_shot.logits, bank.zero_shot.logits, strict=True))
+        for mine, theirs in zip(again.zero_shot, bank.zero_shot, strict=True):
+            assert torch.equal(mine.views[0].text_scores, theirs.views[0].text_scores)
+            assert all(map(torch.equal, mine.views[0].logits, theirs.views[0].logits))
     else:
-        assert again.zero_shot is None
+        assert again.zero_shot == ()
 
 
 @pytest.mark.parametrize("recipe", [Recipe("model\n"), Recipe("m", "x" * 5000), Recipe("m", None, "", (5.0, 5.0))])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from helpers import GoldenCase
+from helpers import GoldenCase, inputs
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
@@ -199,8 +199,8 @@ def test_false_alarms_of_a_real_model_keep_to_the_rate(golden_vit: GoldenCase) -
     bank = build([encode(images[:2]).patch_tokens], sources, golden_vit.backbone.spec, "object")
     plain = golden_vit.detector()
     detector = golden_vit.detector(None, bank)
-    assert plain.detect(images[:1])[0].anomaly_map is None
-    detections = [detection for batch in images[2:].split(34) for detection in detector.detect(batch)]
+    assert plain.detect(inputs(images[:1]))[0].anomaly_map is None
+    detections = [detection for batch in images[2:].split(34) for detection in detector.detect(inputs(batch))]
     scores = np.array([detection.score for detection in detections], np.float32)
     rng, rate, draws, size = np.random.default_rng(0), 0.1, 200, 19
     alarms = 0

@@ -92,8 +92,8 @@ def test_defaults_are_the_models_own(model: str, size: int, stages: tuple[int, .
     source = catalogue.find_source(model)
     config = catalogue.read_source(source)
     assert config.mean[0] == mean
-    tower, chosen = model_loading._blueprint(source, config, source.image_size)
-    assert chosen == size
+    tower, chosen = model_loading._blueprint(source, config, source.image_sizes)
+    assert chosen == (size,)
     assert (source.stages or model_loading._default_stages(tower.depth)) == stages
 
 

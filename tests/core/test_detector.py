@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import GoldenCase
+from helpers import GoldenCase, inputs
 
 from aprilcli import Detector
 from aprilcli.core.memory_bank import MemoryBank, Source, build
@@ -25,11 +25,13 @@ def test_a_bank_added_later_gives_the_same_scores(golden: GoldenCase) -> None:
     pixels = golden.pixels("query0")
     bank = bank_of(golden)
     plain = golden.detector()
-    later, at_once = (detector.detect(pixels)[0] for detector in (plain.with_bank(bank), golden.detector(None, bank)))
+    later, at_once = (
+        detector.detect(inputs(pixels))[0] for detector in (plain.with_bank(bank), golden.detector(None, bank))
+    )
     assert later.score == at_once.score
     assert (later.anomaly_map == at_once.anomaly_map).all()
     assert plain.bank is None
-    assert plain.detect(pixels)[0].anomaly_map is None
+    assert plain.detect(inputs(pixels))[0].anomaly_map is None
 
 
 @pytest.mark.parametrize("flaw", ["patches", "object"])
@@ -46,7 +48,7 @@ def test_a_projector_whose_weights_overflow_gives_an_error(golden_vit: GoldenCas
     projector.fc[0].weight.sign_().mul_(3e38)
     projector.name = "made/by.safetensors"
     with pytest.raises(ArtifactError, match=r"made/by\.safetensors: its weights overflow"):
-        golden_vit.detector(projector).detect(golden_vit.pixels("query0"))
+        golden_vit.detector(projector).detect(inputs(golden_vit.pixels("query0")))
 
 
 def test_a_huge_object_name_is_wrong_usage(golden_vit: GoldenCase) -> None:

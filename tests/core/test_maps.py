@@ -80,12 +80,14 @@ def test_resizing_a_map_to_its_own_size_changes_nothing() -> None:
 def test_a_mask_is_resized_to_zeros_and_ones_at_half_coverage() -> None:
     mask = np.zeros((8, 4), dtype=bool)
     mask[:4, :2] = True
-    assert np.array_equal(resizing.resize_mask(mask, 2), np.float32([[1, 0], [0, 0]]))  # also from another aspect ratio
+    assert np.array_equal(
+        resizing.resize_mask(mask, (2, 2)), np.float32([[1, 0], [0, 0]])
+    )  # also from another aspect ratio
     large = np.random.default_rng(0).random((57, 91)) > 0.5
-    resized = resizing.resize_mask(large, 28)
+    resized = resizing.resize_mask(large, (28, 28))
     assert resized.dtype == np.float32
     assert set(np.unique(resized)) == {0.0, 1.0}
     # Antialiased: a stripe of three of four pixels remains, a stripe of one of four disappears.
     stripes = np.zeros((16, 16), dtype=bool)
     stripes[:, :3], stripes[:, 12] = True, True
-    assert resizing.resize_mask(stripes, 4).tolist() == [[1, 0, 0, 0]] * 4
+    assert resizing.resize_mask(stripes, (4, 4)).tolist() == [[1, 0, 0, 0]] * 4

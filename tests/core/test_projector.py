@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import GoldenCase
+from helpers import GoldenCase, inputs
 
 from aprilcli.core.bank_file import load_bank, save_bank
 from aprilcli.core.memory_bank import Source, build
@@ -94,7 +94,7 @@ def test_a_file_in_the_authors_format_fits_every_model_of_its_widths(golden: Gol
     note = f"{path}: the file does not state the model it was trained with; it fits {spec.label}"
     assert projector.notes == (note,)
     assert golden.detector(projector).notes == (note,)
-    assert golden.detector(projector).detect(golden.pixels("query0"))[0].anomaly_map is not None
+    assert golden.detector(projector).detect(inputs(golden.pixels("query0")))[0].anomaly_map is not None
 
 
 @pytest.mark.parametrize("widths", [(64, 64, 64), (64, 64, 64, 32)])

@@ -34,7 +34,7 @@ def detector_with(golden: GoldenCase, root: Path, references: list[str]) -> Dete
     plain = golden.detector(golden.projector, None, "bolt")
     if not references:
         return plain
-    pixels = [torch.from_numpy(plain.prepare(read_image(root / path))[None]) for path in references]
+    pixels = [torch.from_numpy(plain.prepare(read_image(root / path)).whole[0][None]) for path in references]
     tokens = [golden.encoder.encode(image).patch_tokens for image in pixels]
     sources = [Source(path, path) for path in references]
     bank = build(tokens, sources, golden.backbone.spec, "bolt", dtype=torch.float32)

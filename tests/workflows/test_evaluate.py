@@ -53,7 +53,9 @@ def measure_directly(golden: GoldenCase, root: Path, name: str, references: list
     if references:
         encoder = golden.detector(golden.projector, None, item.category)
         tokens = [
-            golden.encoder.encode(torch.from_numpy(encoder.prepare(read_image(root / path))[None])).patch_tokens
+            golden.encoder.encode(
+                torch.from_numpy(encoder.prepare(read_image(root / path)).whole[0][None])
+            ).patch_tokens
             for path in references
         ]
         sources = [Source(path, path) for path in references]
@@ -64,7 +66,7 @@ def measure_directly(golden: GoldenCase, root: Path, name: str, references: list
     detections = [detector.detect_file(image.path) for image in item.test]
     pixels = PixelScores()
     for image, detection in zip(item.test, detections, strict=True):
-        mask = resize_mask(read_mask(image, (40, 60)), golden.image_size)
+        mask = resize_mask(read_mask(image, (40, 60)), (golden.image_size, golden.image_size))
         pixels.add(detection.anomaly_map, mask if mask.any() else None)
     scores = np.array([detection.score for detection in detections])
     if fusion == "authors" and references:
@@ -194,7 +196,7 @@ def test_unusable_masks_are_problems_and_only_their_pixels_are_left_out(
         mask = None
         if "scratch" in name:
             with Image.open(masks / "002_mask.png") as image:
-                mask = resize_mask(np.asarray(image) > 0, golden_vit.image_size)
+                mask = resize_mask(np.asarray(image) > 0, (golden_vit.image_size, golden_vit.image_size))
         pixels.add(detection.anomaly_map, mask)
     assert left["ap_segm"] == pytest.approx(pixels.metrics()["ap_segm"], abs=1e-9)
 

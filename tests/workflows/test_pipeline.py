@@ -44,7 +44,7 @@ def noise(levels: int, channels: tuple[int, ...] = (0, 1, 2)) -> np.ndarray:
 def test_a_blank_image_is_an_error(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.png").write_bytes(content)
     image = read(tmp_path / "a.png")
-    assert image.pixels is None
+    assert image.input is None
     assert image.error == (
         f"{tmp_path}/a.png: a blank image, all pixels are nearly equal; check the camera, its lens cap and the light"
     )

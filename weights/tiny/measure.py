@@ -51,7 +51,7 @@ class Scores:
         for method, detection in detections.items():
             assert detection.anomaly_map is not None
             self._images[method].append(detection.score)
-            self._pixels[method].add(detection.anomaly_map, resize_mask(mask, len(detection.anomaly_map)))
+            self._pixels[method].add(detection.anomaly_map, resize_mask(mask, detection.anomaly_map.shape))
 
     def auroc(self) -> Table:
         """Image and pixel AUROC by each method."""
@@ -70,12 +70,12 @@ def load(model: Path, object_name: str, image_size: int | None) -> Detector:
 
 def encode(detector: Detector, images: Sequence[SourceImage]) -> ImageFeatures:
     """The features of some images, prepared for the model."""
-    return detector.encoder.encode(np.stack([detector.prepare(image) for image in images]))
+    return detector.encoder.encode(np.stack([detector.prepare(image).whole[0] for image in images]))
 
 
 def detect(detector: Detector, images: Sequence[SourceImage]) -> list[dict[str, Detection]]:
     """The result of each image by each method."""
-    evidence = detector.method.evidence(encode(detector, images))
+    evidence = detector.methods[0].evidence(encode(detector, images))
     by_method = {
         "zero-shot": replace(evidence, distances=()),
         "sum": evidence,
@@ -103,7 +103,7 @@ def measure_drawn(
         detector = load(model, kind, image_size)
         pixels = add_wear(all_images[number], number) if worn else all_images[number]
         reference, *images = (SourceImage(Image.fromarray(rgb)) for rgb in pixels)
-        detector.method.fit([encode(detector, [reference])])
+        detector.methods[0].fit([encode(detector, [reference])])
         for detections, mask in zip(detect(detector, images), all_masks[number, 1:], strict=True):
             own.add(detections, mask > 0)
             together[kind].add(detections, mask > 0)
@@ -127,7 +127,7 @@ def measure_labeled(model: Path, labeled: LabeledObject, image_size: int | None)
     """Score an object's test images; `K_SHOT` references are drawn from its good training images with seed 0."""
     detector = load(model, labeled.category, image_size)
     picked = np.random.default_rng(0).choice(len(labeled.train_good), K_SHOT, replace=False)
-    detector.method.fit([encode(detector, [read_image(labeled.train_good[k]) for k in picked])])
+    detector.methods[0].fit([encode(detector, [read_image(labeled.train_good[k]) for k in picked])])
     scores = Scores()
     for labeled_image in labeled.test:
         image = read_image(labeled_image.path)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 
@@ -15,7 +16,6 @@ class Tower(ABC):
     """
 
     module: ClassVar[type]  # open_clip's class of this kind
-    built_at_size: ClassVar[bool] = False  # the size is given to the constructor; otherwise `resize` sets it
 
     def __init__(self, visual: Any) -> None:
         """Wrap ``visual``, an instance of ``module``."""
@@ -47,8 +47,17 @@ class Tower(ABC):
     def grid(self, stage: int) -> tuple[int, int]:
         """Return the patches (h, w) of a stage at the current size."""
 
-    def resize(self, size: int) -> None:  # noqa: B027  # towers that are built at their size need nothing
-        """Prepare for inputs of another size, after the weights are loaded."""
+    @abstractmethod
+    def resize(self, size: int) -> None:
+        """Prepare for inputs of another size than the native size, once."""
+
+    def at_size(self, size: int) -> Self:
+        """Return a tower of the native tower's weights, without copying them, for inputs of another size."""
+        visual = self.visual
+        shared = {id(tensor): tensor for tensor in (*visual.parameters(), *visual.buffers())}
+        other = type(self)(copy.deepcopy(visual, shared))
+        other.resize(size)
+        return other
 
     def place(self, device: torch.device) -> None:
         """Freeze the weights and move them to ``device``."""

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import torch
+from open_clip.model import resize_pos_embed
 from open_clip.transformer import VisionTransformer
 
 from aprilcli.core.towers.base import Tower
 
 
 class VitTower(Tower):
-    """A vision transformer; open_clip resizes its positions while it loads the weights."""
+    """A vision transformer."""
 
     module = VisionTransformer
-    built_at_size = True
 
     @property
     def depth(self) -> int:
@@ -31,3 +32,14 @@ class VitTower(Tower):
         """Return the grid, the same for all blocks."""
         height, width = self.visual.grid_size
         return int(height), int(width)
+
+    def resize(self, size: int) -> None:
+        """Resize the positions as open_clip does when it loads weights."""
+        side = size // self.step
+        self.visual.image_size, self.visual.grid_size = (size, size), (side, side)
+        name = "visual.positional_embedding"
+        weights = {name: self.visual.positional_embedding.detach()}
+        holder = torch.nn.Module()
+        holder.visual = self.visual
+        resize_pos_embed(weights, holder)
+        self.visual.positional_embedding = torch.nn.Parameter(weights[name], requires_grad=False)

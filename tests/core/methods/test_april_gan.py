@@ -28,7 +28,7 @@ def test_fitting_gives_the_scores_of_an_enrolled_bank(golden: GoldenCase) -> Non
     method.fit(references)
     query = golden.encoder.encode(golden.pixels("query0"))
     (alone,) = method.score(query)
-    (detection,) = golden.detector(golden.projector, bank, "metal nut").method.score(query)
+    (detection,) = golden.detector(golden.projector, bank, "metal nut").methods[0].score(query)
     np.testing.assert_allclose(alone.anomaly_map, detection.anomaly_map, atol=1e-2)  # the bank is float16
     np.testing.assert_allclose(alone.anomaly_map, golden.numbers["query0/anomaly_map"].squeeze(), atol=1e-4)
 
