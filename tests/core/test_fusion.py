@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from aprilcli.core import maps
-from aprilcli.core.fusion import authors_scores, fuse
-from aprilcli.types import Detection, Evidence
+from aprilcli.core.fusion import authors_scores, fuse, fuse_views
+from aprilcli.core.resizing import resize_map
+from aprilcli.core.tiling import lay_out, merge
+from aprilcli.types import Detection, Evidence, ImageEvidence
 
 SIZE = 12
 
@@ -67,3 +69,36 @@ def test_the_authors_scale_maxima_over_all_images(
 ) -> None:
     detections = [Detection(*pair, sum(pair), None) for pair in zip(text, maxima, strict=True)]
     assert authors_scores(detections) == expected
+
+
+def test_the_result_of_several_views_is_their_mean() -> None:
+    views = [draw_evidence(logits=True, distances=True)[:1], draw_evidence(logits=True, distances=True)[1:]]
+    small, large = fuse(views[0], 12)[0], fuse(views[1], 24)[0]
+    mean = fuse_views(ImageEvidence(tuple(views)), (12, 24))
+    assert mean.score == pytest.approx((small.score + large.score) / 2)
+    assert mean.text_score == pytest.approx((small.text_score + large.text_score) / 2)
+    resized = resize_map(torch.from_numpy(small.anomaly_map), (24, 24))
+    expected = (resized + torch.from_numpy(large.anomaly_map)) / 2
+    np.testing.assert_allclose(mean.anomaly_map, expected, atol=1e-6)
+    assert mean.map_max == mean.anomaly_map.max()
+
+
+def test_the_most_anomalous_tile_gives_the_text_score_and_the_merged_map_the_rest() -> None:
+    layout = lay_out((16, 28), 16, 16)
+    assert len(layout) == 2
+    tiles = draw_evidence(logits=True, distances=True)
+    merged = merge([torch.from_numpy(d.anomaly_map) for d in fuse(tiles, 16)], layout)
+    whole = draw_evidence(logits=True, distances=True)[:1]
+    detection = fuse_views(ImageEvidence((whole, tiles), layout), (16,))
+    [alone] = fuse(whole, 16)
+    assert detection.text_score == (alone.text_score + 0.75) / 2
+    assert detection.score == pytest.approx((alone.score + 0.75 + float(merged.max())) / 2)
+    expected = (resize_map(torch.from_numpy(alone.anomaly_map), layout.canvas_hw) + merged) / 2
+    np.testing.assert_allclose(detection.anomaly_map, expected, atol=1e-6)
+
+
+def test_views_without_maps_have_mean_text_scores() -> None:
+    evidence = draw_evidence(logits=False, distances=False)
+    layout = lay_out((16, 28), 16, 16)
+    image = ImageEvidence((evidence[:1], evidence), layout)
+    assert fuse_views(image, (16,)) == Detection(0.5, None, 0.5, None)
