@@ -155,6 +155,7 @@ class Detector:
             bank.check(self.encoder.spec, self.views, self.projector_fingerprint, self.object_name)
             bank.check_grids([encoder.grids for encoder in encoders])
         self.bank = bank
+        self.stage_weights = () if bank is None else bank.stage_weights
         gallery = None if bank is None else bank.gallery
         self._gallery = None if gallery is None else gallery.to(self.encoder.device)
         self.methods = tuple(
@@ -225,7 +226,7 @@ class Detector:
     def detect(self, images: Sequence[ModelInput]) -> list[Detection]:
         """Score prepared images, each independently of the others."""
         evidence, appearances = self.evidence(images)
-        detections = [fuse_views(image, self.views.sizes) for image in evidence]
+        detections = [fuse_views(image, self.views.sizes, self.stage_weights) for image in evidence]
         if self._gallery is None:
             return detections
         distances = distance_to(appearances, self._gallery).tolist()

@@ -57,7 +57,8 @@ class Recipe:
     """The options a bank was made with; they load its model and projector again.
 
     ``projector_fingerprint``: SHA-256 of the projector's weights, empty without a projector. ``value_range``: the
-    sample values of black and white in its images, None for the range of their type.
+    sample values of black and white in its images, None for the range of their type. ``fusion``: sum, or balanced (see
+    ``stage_weights``).
     """
 
     __pydantic_config__: ClassVar = STRICT
@@ -66,6 +67,7 @@ class Recipe:
     projector: _Text | None = None
     projector_fingerprint: _Text = ""
     value_range: Annotated[tuple[Number, Number], AfterValidator(_rising)] | None = None
+    fusion: Annotated[str, Field(pattern="^(sum|balanced)$")] = "sum"
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,12 +89,12 @@ class MemoryBank:
 
     ``features``: V·N × [M, Cv] unit rows, all float32 or all float16, view by view. ``rows_per_source``: V·N × K counts
     that add up to the stages' M. ``spec``: the model at the first size. ``coreset_fraction``: the share of rows kept,
-    in (0, 1]. ``created``: ISO 8601, UTC; ``version``: of the aprilcli that made it. ``recipe``: how to load the model and
-    projector. ``zero_shot``: the evidence of each source, to which leave-one-out adds distances. ``appearances``
+    in (0, 1]. ``created``: ISO 8601, UTC; ``version``: of the aprilcli that made it. ``recipe``: how to load the model
+    and projector. ``zero_shot``: the evidence of each source, to which leave-one-out adds distances. ``appearances``
     [K, ΣCv]: see ``core/recognition.py``; ``fits`` [K]: the score of each source against the others, by which outliers
     are found; ``spacings`` [K]: mean distance of its patches to the nearest other source. These four are empty or None
     in banks of earlier versions. ``calibration_images``: those given for the calibration. ``further_sizes``, ``tile``:
-    see ``views``.
+    see ``views``. ``stage_weights``: V·N factors of the distances (see ``fusion.balanced_weights``); empty for 1.
     """
 
     features: tuple[torch.Tensor, ...]
@@ -112,6 +114,7 @@ class MemoryBank:
     calibration_images: CalibrationImages | None = None
     further_sizes: tuple[int, ...] = ()
     tile: int | None = None
+    stage_weights: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         """Check that rows, counts, sources and model fit each other; set ``created`` to now if empty."""
@@ -286,6 +289,7 @@ def without(bank: MemoryBank, positions: Sequence[int]) -> MemoryBank:
         calibration=None,
         fits=None,
         spacings=None,
+        stage_weights=(),
     )
 
 

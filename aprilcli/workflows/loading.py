@@ -101,6 +101,7 @@ def _check_settings(options: ScanOptions | EnrollOptions, bank: MemoryBank) -> N
         ("--tile", "tile", bank.tile, given.tile, operator.ne),
         ("--stages", "stages", _listed(bank.spec.stages), _listed(given.stages), operator.ne),
         ("--object", "object name", bank.object_name, given.object_name, operator.ne),
+        ("--fusion", "fusion", own.fusion, given.fusion if isinstance(given, EnrollOptions) else None, operator.ne),
     ]
     other = [setting[:4] for setting in settings if setting[3] is not None and setting[2] != setting[3]]
     if any(differs(mine, theirs) for *_, mine, theirs, differs in settings if theirs is not None):
