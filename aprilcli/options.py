@@ -288,6 +288,14 @@ class EnrollOptions(PartOptions):
     fusion: Annotated[Fusion | None, _option("--fusion", _FUSION, show_default=f"{_FUSION_DEFAULT}, or the bank's")] = (
         None
     )
+    rotations: Annotated[
+        bool | None,
+        _option(
+            "--rotations/--no-rotations",
+            "Also keep each reference turned by 90 degree steps and mirrored, for parts that lie in any direction.",
+            show_default="off, or the bank's",
+        ),
+    ] = None
     seed: Seed = 0
     overwrite: Overwrite = False
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import ImageOps
 
 from aprilcli.core.encoder import ImageEncoder
 from aprilcli.core.fusion import fuse_views
@@ -196,6 +197,23 @@ class Detector:
         remaining = boxes(image.layout)
         while some := list(itertools.islice(remaining, TILES_PER_PASS)):
             yield np.stack([to_pixels(image.source, spec.image_size, spec.mean, spec.std, box) for box in some])
+
+    def encode_turned(self, image: ModelInput) -> EncodedReference:
+        """Encode an image for a bank in ``ROTATIONS`` positions: itself, turned and mirrored."""
+        encoded = [reference for turned in self._turn(image) for reference in self.encode_references([turned])]
+        stages = zip(*(reference.patch_tokens for reference in encoded), strict=True)
+        return replace(encoded[0], patch_tokens=tuple(map(torch.cat, stages)))
+
+    def _turn(self, image: ModelInput) -> Iterator[ModelInput]:
+        for quarters, mirrored in itertools.product(range(4), (False, True)):
+            whole = tuple(np.rot90(pixels, quarters, axes=(1, 2)) for pixels in image.whole)
+            whole = tuple(np.ascontiguousarray(p[..., ::-1] if mirrored else p) for p in whole)
+            if image.source is None:
+                yield ModelInput(whole)
+                continue
+            rgb = image.source.rgb.rotate(90 * quarters, expand=True)
+            source = SourceImage(ImageOps.mirror(rgb) if mirrored else rgb)
+            yield replace(self.prepare(source), whole=whole)
 
     def encode_references(self, images: Sequence[ModelInput]) -> list[EncodedReference]:
         """Encode images for a bank."""

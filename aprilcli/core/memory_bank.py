@@ -26,6 +26,7 @@ from aprilcli.types import STRICT, ImageEvidence, ModelSpec, Number, Views, one_
 # What patch tokens depend on. Not the model's name: a folder may move, and the fingerprint identifies its weights.
 MUST_MATCH = ("fingerprint", "activation", "image_size", "stages", "stage_widths", "mean", "std")
 MAX_PATH = 4096  # characters
+ROTATIONS = 8  # turned by 90° steps, each also mirrored; the first is the image itself
 
 
 def _file_path(path: str) -> str:
@@ -58,7 +59,7 @@ class Recipe:
 
     ``projector_fingerprint``: SHA-256 of the projector's weights, empty without a projector. ``value_range``: the
     sample values of black and white in its images, None for the range of their type. ``fusion``: sum, or balanced (see
-    ``stage_weights``).
+    ``stage_weights``). ``rotations``: each source is in the bank in ``ROTATIONS`` positions.
     """
 
     __pydantic_config__: ClassVar = STRICT
@@ -67,6 +68,7 @@ class Recipe:
     projector: _Text | None = None
     projector_fingerprint: _Text = ""
     value_range: Annotated[tuple[Number, Number], AfterValidator(_rising)] | None = None
+    rotations: Annotated[bool, Strict()] = False
     fusion: Annotated[str, Field(pattern="^(sum|balanced)$")] = "sum"
 
 
@@ -146,6 +148,11 @@ class MemoryBank:
         return Views((self.spec.image_size, *self.further_sizes), self.tile)
 
     @property
+    def copies(self) -> int:
+        """In how many positions each source is in the bank."""
+        return ROTATIONS if self.recipe.rotations else 1
+
+    @property
     def gallery(self) -> torch.Tensor | None:
         """The appearances of all its good images, [M, ΣCv]; None in banks of earlier versions."""
         if self.appearances is None or self.calibration_images is None:
@@ -198,10 +205,10 @@ class MemoryBank:
         """Refuse a bank whose row counts do not match a model's grids V × N × (h, w). Raises ArtifactError."""
         patches = [height * width for view in grids for height, width in view]
         inputs = [image.inputs for image in self.zero_shot] or [(1,) * len(grids)] * len(self.sources)
-        whole = self.coreset_fraction == 1
+        whole, copies = self.coreset_fraction == 1, self.copies
         fit = True
         for stage, (counts, patch_count) in enumerate(zip(self.rows_per_source, patches, strict=True)):
-            most = [patch_count * image[stage // len(self.spec.stages)] for image in inputs]
+            most = [copies * patch_count * image[stage // len(self.spec.stages)] for image in inputs]
             fit &= all(n == m if whole else n <= m for n, m in zip(counts, most, strict=True))
         for image in self.zero_shot:
             for evidence, view_grids in zip(image.views, grids, strict=True):

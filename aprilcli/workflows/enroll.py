@@ -217,7 +217,8 @@ def _make_bank(
 
     def batches_of_one() -> Iterator[tuple[torch.Tensor, ...]]:
         for images in _read_batches(options, detector, console, [image for image, _ in new], "enrolling"):
-            for encoded in detector.encode_references(images):
+            turned = options.rotations if old is None else old.recipe.rotations
+            for encoded in map(detector.encode_turned, images) if turned else detector.encode_references(images):
                 evidence.append(encoded.zero_shot.cpu())
                 appearances.append(encoded.appearance[None].cpu())
                 yield tuple(tokens[None] for tokens in encoded.patch_tokens)
@@ -231,7 +232,8 @@ def _make_bank(
         projector = None if options.projector is None else _portable(options.projector)
         model = _portable(options.model or TINY)
         fusion = options.fusion or find_source(model).fusion
-        recipe = Recipe(model, projector, detector.projector_fingerprint, options.value_range, str(fusion))
+        rotations = bool(options.rotations)
+        recipe = Recipe(model, projector, detector.projector_fingerprint, options.value_range, rotations, str(fusion))
     else:
         bank, recipe = memory_bank.append(old, batches_of_one(), sources), old.recipe
     known = [rows for rows in appearances if rows is not None]

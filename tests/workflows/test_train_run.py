@@ -170,7 +170,7 @@ def test_the_file_records_how_it_was_made_and_the_json_also_when(
         "val": 0.0,
         "seed": 0,
         "range": None,
-        "max_pixels": 100_000_000,
+        "max_pixels": 150_000_000,
         "device": "cpu",
         "precision": "fp32",
     }
