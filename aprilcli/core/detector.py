@@ -32,6 +32,11 @@ from aprilcli.types import Detection, Evidence, ImageEvidence, ImageFeatures, Ti
 
 DEFAULT_OBJECT = "object"
 TILES_PER_PASS = 8
+LARGE = 8  # times the model's input
+NOTE_LARGE = (
+    f"images of more than {LARGE} times the model's input: defects of a few pixels are lost; encode them in tiles, too"
+)
+NOTE_SINGLE_TILE = "images smaller than a tile: each is a single tile"
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,12 +44,13 @@ class ModelInput:
     """An image prepared for the model.
 
     ``whole``: for each size [3, S, S] float32. ``source`` and ``layout``: what its tiles are cut from, when they are
-    encoded; None without tiles.
+    encoded; None without tiles. ``notes``: what the user should know about its size.
     """
 
     whole: tuple[NDArray[np.float32], ...]
     source: SourceImage | None = None
     layout: TileLayout | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,8 +180,10 @@ class Detector:
         spec = self.encoder.spec
         whole = tuple(to_pixels(image, size, spec.mean, spec.std) for size in self.views.sizes)
         if self.views.tile is None:
-            return ModelInput(whole)
-        return ModelInput(whole, image, lay_out(image.size_hw, self.views.tile, spec.image_size))
+            is_large = max(image.size_hw) > LARGE * max(self.views.sizes)
+            return ModelInput(whole, notes=(NOTE_LARGE,) if is_large else ())
+        layout = lay_out(image.size_hw, self.views.tile, spec.image_size)
+        return ModelInput(whole, image, layout, (NOTE_SINGLE_TILE,) if len(layout) == 1 else ())
 
     def encode(self, images: Sequence[ModelInput]) -> Iterator[tuple[int, list[int], ImageFeatures]]:
         """Encode images: in one pass for each size, and ``TILES_PER_PASS`` tiles of an image at a time.

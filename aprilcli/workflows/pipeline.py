@@ -119,7 +119,8 @@ class Reader:
         except MemoryError:
             message = f"{printable(found.path)}: not enough memory to decode it; free some, or use fewer --workers"
             return PreparedImage(found, error=message, stamp=TRY_AGAIN)
-        return PreparedImage(found, prepared, source.size_hw, source.notes, stamp=before)
+        notes = (*source.notes, *prepared.notes)
+        return PreparedImage(found, prepared, source.size_hw, notes, stamp=before)
 
 
 def _is_blank(source: SourceImage) -> bool:

@@ -9,14 +9,15 @@ import pytest
 from image_kinds import COLOR, encoded, tiff, wide
 from PIL import Image
 
+from aprilcli.core.detector import ModelInput
 from aprilcli.io.images import NOTE_RANGE, SourceImage
 from aprilcli.io.walk import FoundImage
 from aprilcli.workflows.pipeline import PreparedImage, Reader
 
 
 def read(path: Path) -> PreparedImage:
-    def prepare(source: SourceImage) -> np.ndarray:
-        return np.zeros((3, *source.size_hw), np.float32)
+    def prepare(source: SourceImage) -> ModelInput:
+        return ModelInput((np.zeros((3, *source.size_hw), np.float32),))
 
     return Reader(prepare, None, 10_000_000)(FoundImage(path, path.name))
 
