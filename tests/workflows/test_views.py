@@ -43,7 +43,7 @@ from aprilcli.io.artifacts import read_header
 from aprilcli.io.images import read_image
 from aprilcli.types import Detection, Views
 
-SIZES, TILES, BOTH = Views((42, 70)), Views((42,), 50), Views((42, 28), 50)
+SIZES, BOTH = Views((42, 70)), Views((42, 28), 50)
 
 
 def options_of(views: Views) -> list[str]:
@@ -201,20 +201,15 @@ def test_a_single_tile_gives_the_result_of_the_whole_image(golden_vit: GoldenCas
         check_detection(tiled.detect_file(image), plain.detect_file(image))
 
 
-def test_maps_of_tiled_images_have_the_size_of_the_canvas_or_of_the_image(model: list[str], tmp_path: Path) -> None:
+def test_maps_of_tiled_images_have_the_size_of_the_canvas(model: list[str], tmp_path: Path) -> None:
     shapes = {"large.png": (130, 200), "long.png": (50, 1000), "tall.png": (1000, 50), "thin.png": (1, 20)}
     for seed, (name, (height, width)) in enumerate(shapes.items()):
         draw_image(tmp_path / "images" / name, seed, (width, height))
-    tiles = ("--image-size", "42,70", "--tile", "50", "--batch-size", 3)
-    scan(tmp_path / "images", tmp_path / "model", *model, *tiles)
-    assert run("scan", tmp_path / "images", "--out", tmp_path / "source", *model, *tiles).exit_code == 0
+    scan(tmp_path / "images", tmp_path / "out", *model, *options_of(Views((42, 70), 50)), "--batch-size", 3)
     for name, shape in shapes.items():
-        canvas = lay_out(shape, 50, 42).canvas_hw
-        in_model = read_detection(tmp_path / "model", name)
-        assert in_model.anomaly_map.shape == tuple(max(70, side) for side in canvas)
-        assert read_detection(tmp_path / "source", name).anomaly_map.shape == shape
-        assert in_model.map_max == pytest.approx(float(in_model.anomaly_map.max()), abs=1e-6)
-    assert (tmp_path / "model" / "scores.csv").read_bytes() == (tmp_path / "source" / "scores.csv").read_bytes()
+        found = read_detection(tmp_path / "out", name)
+        assert found.anomaly_map.shape == tuple(max(70, side) for side in lay_out(shape, 50, 42).canvas_hw)
+        assert found.map_max == pytest.approx(float(found.anomaly_map.max()), abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -252,15 +247,15 @@ def test_a_scan_is_resumed_with_the_same_views_only(model: list[str], tmp_path: 
     images, out = draw_good(tmp_path / "images", 4), tmp_path / "out"
     arguments = ["scan", str(images), *model]
     assert scan_into(arguments, out, *options_of(BOTH)).exit_code == 0
+    assert [tifffile.imread(path).shape for path in sorted(out.rglob("*.tiff"))] == [(40, 60), (40, 105)] * 2
     before = contents_of_scan(out)
     lines = before["scores.csv"].splitlines(keepends=True)
     (out / "scores.csv").write_bytes(b"".join(lines[:3]))
     (out / "maps" / "003.png.tiff").unlink()
-    refused = scan_into(arguments, out, *options_of(Views(BOTH.sizes, 60)), "--resume")
+    refused = scan_into(arguments, out, *options_of(Views((42, 56), 60)), "--resume")
     assert refused.exit_code == 1
-    assert "this run began differently (options.tile: 50 then, 60 now; views.tile: 50" in error_line(refused)
-    refused = scan_into(arguments, out, *options_of(Views((42, 56), 50)), "--resume")
-    assert "views.sizes: [42, 28] then, [42, 56] now" in error_line(refused)
+    assert "this run began differently (options.image_size: " in error_line(refused)
+    assert "views.sizes: [42, 28] then, [42, 56] now; views.tile: 50 then, 60 now" in error_line(refused)
     resumed = scan_into(arguments, out, *options_of(BOTH), "--resume")
     assert resumed.exit_code == 0, resumed.output
     assert "resumed: 2 kept, 2 new" in resumed.stdout
@@ -400,24 +395,14 @@ def test_calibration_images_are_scored_again_or_given_again_when_the_bank_grows(
         assert refused.exit_code == 1
         assert f"{path}: made with tiles, without its calibration images; repeat --calibrate" in error_line(refused)
         assert path.read_bytes() == before
+        more = draw_images(tmp_path / "more", 4, 70)
+        replaced = run("enroll", "--part", "whole", "--banks", banks, "--calibrate", more)
+        assert "replacing 3 calibration images of the bank" in replaced.stderr
+        assert "calibrated on 4 scores of good images (held-out)" in replaced.stdout
     grown = enroll(part.good, banks, "p", "--append", *calibrate)
     check_equal_calibrations(grown, whole)
     save_bank(grown, tmp_path / "again.safetensors")
     assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
-
-
-def test_a_bank_with_tiles_takes_other_calibration_images(
-    golden_vit: GoldenCase, model: list[str], banks: Path, tmp_path: Path
-) -> None:
-    good, further = draw_good(tmp_path / "good", 2), draw_images(tmp_path / "further", 3, 50)
-    enroll(good, banks, "p", *model, *options_of(TILES), "--calibrate", further)
-    more = draw_images(tmp_path / "more", 4, 70)
-    result = run("enroll", "--part", "p", "--banks", banks, "--calibrate", more)
-    assert result.exit_code == 0, result.output
-    assert "replacing 3 calibration images of the bank" in result.stderr
-    calibration = load_bank(banks / "p.safetensors").calibration
-    assert calibration is not None
-    assert (calibration.method, len(calibration)) == ("held-out", 4)
 
 
 # Evaluation
@@ -477,14 +462,16 @@ def test_train_with_two_sizes_is_reproducible_and_recorded(
     assert first.read_bytes() == resumed.read_bytes()
     assert read_header(first).fields["settings"]["image_sizes"] == [42, 56]
     assert read_report(first)["settings"]["image_sizes"] == [42, 56]
-    images = spotted / "steel_part" / "test" / "good"
-    scan(images, tmp_path / "out", *model, *options_of(SIZES), "--projector", first)
 
 
-def test_train_with_one_size_records_no_sizes(model: list[str], tmp_path: Path) -> None:
-    out = tmp_path / "out.safetensors"
-    arguments = ["--image-size", "42", "--epochs", 1]
-    result = run_train(draw_spotted_object(tmp_path / "parts"), out, model[:4], *arguments)
-    assert result.exit_code == 0, result.output
-    assert "image_sizes" not in read_header(out).fields["settings"]
-    assert read_report(out)["model"]["image_size"] == 42
+def test_batches_take_turns_at_the_sizes_over_the_epochs(model: list[str], tmp_path: Path) -> None:
+    spotted, losses = draw_spotted_object(tmp_path / "parts"), {}
+    for sizes in ("42", "42,56"):
+        out = tmp_path / f"{sizes}.safetensors"
+        arguments = ["--image-size", sizes, "--batch-size", 16, "--epochs", 2]  # a batch in each epoch
+        result = run_train(spotted, out, model[:4], *arguments)
+        assert result.exit_code == 0, result.output
+        losses[sizes] = [epoch["loss"] for epoch in read_report(out)["history"]]
+        assert ("image_sizes" in read_header(out).fields["settings"]) == (sizes == "42,56")
+    assert losses["42"][0] == losses["42,56"][0]
+    assert losses["42"][1] != losses["42,56"][1]
