@@ -7,5 +7,5 @@ SHOTS = (0, 1, 2, 4)  # the paper's
 FALSE_ALARM_RATE = 0.01
 LEARNING_RATE = 1e-3
 MOSAIC_SHARE = 0.2  # of the images of an epoch, as in the paper on MVTec AD
-# Checked before decoding. This many take 300 MB as RGB, and up to 20 times that while 16 bits or floats are scaled.
-MAX_PIXELS = 100_000_000
+# Checked before decoding. This many take 450 MB as RGB, and up to 20 times that while 16 bits or floats are scaled.
+MAX_PIXELS = 150_000_000

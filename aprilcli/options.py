@@ -47,9 +47,17 @@ class Precision(StrEnum):
 
 
 class Fusion(StrEnum):
-    """How `eval` combines text score and map maximum; authors needs all test images of an object."""
+    """How the distances of the stages are added up: as they are, or scaled to equal means over good images."""
 
     sum = "sum"
+    balanced = "balanced"
+
+
+class EvalFusion(StrEnum):
+    """The same for `eval`; authors: image scores as in the paper's tables, which need all test images of an object."""
+
+    sum = "sum"
+    balanced = "balanced"
     authors = "authors"
 
 
@@ -154,6 +162,8 @@ Tile = Annotated[
         "--tile", "Also encode overlapping tiles of this side, in pixels of the image, to find small defects.", min=1
     ),
 ]
+_FUSION = "Distances of the stages: added up as in the paper (sum), or first scaled to equal means (balanced)."
+_FUSION_DEFAULT = f"sum; balanced for {TINY}"
 Seed = Annotated[int, _option("--seed", "Random seed.", min=0, max=2**63 - 1)]
 
 
@@ -275,6 +285,17 @@ class EnrollOptions(PartOptions):
         _option("--coreset", "Keep this share of the bank's rows, chosen to cover the rest.", metavar="NUMBER"),
         partial(parse_number, "--coreset", 0.1),
     ] = None
+    fusion: Annotated[Fusion | None, _option("--fusion", _FUSION, show_default=f"{_FUSION_DEFAULT}, or the bank's")] = (
+        None
+    )
+    rotations: Annotated[
+        bool | None,
+        _option(
+            "--rotations/--no-rotations",
+            "Also keep each reference turned by 90 degree steps and mirrored, for parts that lie in any direction.",
+            show_default="off, or the bank's",
+        ),
+    ] = None
     seed: Seed = 0
     overwrite: Overwrite = False
 
@@ -345,12 +366,13 @@ class EvalOptions(DatasetOptions):
     ] = None
     seeds: Annotated[int, _option("--seeds", "Number of random draws of references.", min=1)] = 5
     fusion: Annotated[
-        Fusion,
+        EvalFusion | None,
         _option(
             "--fusion",
-            "Few-shot image score: text score + map maximum, or scaled over all test images as in the paper's tables.",
+            f"{_FUSION} authors: as sum, with image scores scaled over all test images as in the paper's tables.",
+            show_default=_FUSION_DEFAULT,
         ),
-    ] = Fusion.sum
+    ] = None
     calibrate: Annotated[
         bool, _option("--calibrate", "Also measure verdicts, at a threshold from good images that are not tested.")
     ] = False

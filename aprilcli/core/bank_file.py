@@ -57,6 +57,7 @@ class _Fields:
     further_sizes: tuple[Size, ...] = ()
     tile: Size | None = None
     source_sizes: tuple[tuple[_Side, _Side], ...] = ()  # height and width of each source, with tiles
+    stage_weights: tuple[Annotated[Number, Field(gt=0, lt=LARGEST)], ...] = ()
 
     def __post_init__(self) -> None:
         """Check sizes and tiles. Raises ValueError."""
@@ -65,6 +66,8 @@ class _Fields:
             raise ValueError(f"a tile of {self.tile} pixels, but an image_size of {self.spec.image_size}")
         if len(self.source_sizes) != (0 if self.tile is None else len(self.sources)):
             raise ValueError(f"{len(self.sources)} sources but {len(self.source_sizes)} source_sizes")
+        if len(self.stage_weights) not in (0, len(self.rows_per_source)):
+            raise ValueError(f"{len(self.rows_per_source)} stages but {len(self.stage_weights)} stage_weights")
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -80,7 +83,7 @@ class _Fields:
 
 
 # Optional fields, which are left out where they say nothing.
-_OPTIONAL = ("calibration_method", "calibration_sources", "further_sizes", "tile", "source_sizes")
+_OPTIONAL = ("calibration_method", "calibration_sources", "further_sizes", "tile", "source_sizes", "stage_weights")
 
 
 def _tensors(fields: _Fields) -> dict[str, TensorSpec]:
@@ -168,6 +171,7 @@ def to_artifact(bank: MemoryBank) -> tuple[dict[str, torch.Tensor], dict[str, An
         further_sizes=bank.further_sizes,
         tile=bank.tile,
         source_sizes=tuple(layout.size_hw for layout in layouts),
+        stage_weights=bank.stage_weights,
     )
     fields = {name: value for name, value in asdict(described).items() if value or name not in _OPTIONAL}
     for view, parts in enumerate(zip(*(image.views for image in bank.zero_shot), strict=True)):
@@ -221,6 +225,7 @@ def _bank(artifact: Artifact[_Fields]) -> MemoryBank:
         calibration_images=images,
         further_sizes=fields.further_sizes,
         tile=fields.tile,
+        stage_weights=fields.stage_weights,
     )
 
 

@@ -20,17 +20,22 @@ from aprilcli.types import CONTROL
 PAPER_BACKBONE, PAPER_PRETRAINED = "ViT-L-14-336", "openai"
 PAPER_IMAGE_SIZE = 518  # pixels
 PAPER_STAGES = (6, 12, 18, 24)
+TINY_SIZES = (256, 384)  # pixels; chosen by measurement, see its card
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where a model comes from: open_clip's name and tag, or a folder; with its own sizes and stages, if it has any."""
+    """Where a model comes from: open_clip's name and tag, or a folder; with its own sizes and stages, if it has any.
+
+    ``fusion``: how distances to a bank are summed by default (see ``memory_bank.Recipe``).
+    """
 
     name: str
     pretrained: str = ""
     folder: Path | None = None
     image_sizes: tuple[int, ...] = ()
     stages: tuple[int, ...] | None = None
+    fusion: str = "sum"
 
     @property
     def label(self) -> str:
@@ -60,7 +65,7 @@ def find_source(model: str) -> ModelSource:
     Raises BackboneError for an unknown name.
     """
     if model == TINY:
-        return ModelSource(TINY, folder=tiny_folder())
+        return ModelSource(TINY, folder=tiny_folder(), image_sizes=TINY_SIZES, fusion="balanced")
     if model == PAPER:
         return ModelSource(PAPER_BACKBONE, PAPER_PRETRAINED, image_sizes=(PAPER_IMAGE_SIZE,), stages=PAPER_STAGES)
     if path_exists(model) and Path(model).is_dir():

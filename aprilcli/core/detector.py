@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import ImageOps
 
 from aprilcli.core.encoder import ImageEncoder
 from aprilcli.core.fusion import fuse_views
@@ -155,6 +156,7 @@ class Detector:
             bank.check(self.encoder.spec, self.views, self.projector_fingerprint, self.object_name)
             bank.check_grids([encoder.grids for encoder in encoders])
         self.bank = bank
+        self.stage_weights = () if bank is None else bank.stage_weights
         gallery = None if bank is None else bank.gallery
         self._gallery = None if gallery is None else gallery.to(self.encoder.device)
         self.methods = tuple(
@@ -196,6 +198,23 @@ class Detector:
         while some := list(itertools.islice(remaining, TILES_PER_PASS)):
             yield np.stack([to_pixels(image.source, spec.image_size, spec.mean, spec.std, box) for box in some])
 
+    def encode_turned(self, image: ModelInput) -> EncodedReference:
+        """Encode an image for a bank in ``ROTATIONS`` positions: itself, turned and mirrored."""
+        encoded = [reference for turned in self._turn(image) for reference in self.encode_references([turned])]
+        stages = zip(*(reference.patch_tokens for reference in encoded), strict=True)
+        return replace(encoded[0], patch_tokens=tuple(map(torch.cat, stages)))
+
+    def _turn(self, image: ModelInput) -> Iterator[ModelInput]:
+        for quarters, mirrored in itertools.product(range(4), (False, True)):
+            whole = tuple(np.rot90(pixels, quarters, axes=(1, 2)) for pixels in image.whole)
+            whole = tuple(np.ascontiguousarray(p[..., ::-1] if mirrored else p) for p in whole)
+            if image.source is None:
+                yield ModelInput(whole)
+                continue
+            rgb = image.source.rgb.rotate(90 * quarters, expand=True)
+            source = SourceImage(ImageOps.mirror(rgb) if mirrored else rgb)
+            yield replace(self.prepare(source), whole=whole)
+
     def encode_references(self, images: Sequence[ModelInput]) -> list[EncodedReference]:
         """Encode images for a bank."""
         collected = EvidenceOfViews(images)
@@ -225,7 +244,7 @@ class Detector:
     def detect(self, images: Sequence[ModelInput]) -> list[Detection]:
         """Score prepared images, each independently of the others."""
         evidence, appearances = self.evidence(images)
-        detections = [fuse_views(image, self.views.sizes) for image in evidence]
+        detections = [fuse_views(image, self.views.sizes, self.stage_weights) for image in evidence]
         if self._gallery is None:
             return detections
         distances = distance_to(appearances, self._gallery).tolist()

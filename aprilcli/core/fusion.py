@@ -14,17 +14,20 @@ from aprilcli.types import Detection, Evidence, ImageEvidence, TileLayout
 
 
 @torch.inference_mode()
-def fuse(evidence: Evidence, image_size: int) -> list[Detection]:
+def fuse(evidence: Evidence, image_size: int, weights: Sequence[float] = ()) -> list[Detection]:
     """Return the result of each of B inputs; maps are [S, S] with S = ``image_size``.
 
-    Map: the zero-shot map (eq. 3) plus the few-shot map (eq. 4), whichever there are. Score: the text score; with
+    Map: the zero-shot map (eq. 3) plus the few-shot map (eq. 4), whichever there are; ``weights``: N factors of the
+    stages' distances (see ``balanced_weights``), by default 1 as in the paper. Score: the text score; with
     distances the text score plus the map maximum, added in float32.
     """
     branches = []
     if evidence.logits:
         branches.append(maps.zero_shot_map(evidence.logits, image_size))
     if evidence.distances:
-        branches.append(maps.few_shot_map(evidence.distances, image_size))
+        factors = weights or (1.0,) * len(evidence.distances)
+        weighted = (d if w == 1 else d * w for d, w in zip(evidence.distances, factors, strict=True))
+        branches.append(maps.few_shot_map(weighted, image_size))
     if not branches:
         return [Detection(text, None, text, None) for text in evidence.text_scores.tolist()]
     anomaly_maps = sum(branches[1:], branches[0])
@@ -41,24 +44,42 @@ def map_size(sizes: Sequence[int], layout: TileLayout | None = None) -> tuple[in
 
 
 @torch.inference_mode()
-def fuse_views(image: ImageEvidence, sizes: Sequence[int]) -> Detection:
-    """Return the result of an image: the mean of the results of its views; ``sizes``: as in ``Views``.
+def fuse_views(image: ImageEvidence, sizes: Sequence[int], weights: Sequence[float] = ()) -> Detection:
+    """Return the result of an image: the mean of the results of its views.
+
+    ``sizes``: as in ``Views``. ``weights``: V·N factors of the distances, by default 1.
 
     The mean of the maps is of ``map_size``; ``map_max`` is its maximum. A single view is returned as ``fuse`` gives it.
     """
-    whole = image.views[: len(sizes)]
-    results = [fuse(evidence, size)[0] for evidence, size in zip(whole, sizes, strict=True)]
+    stages = len(weights) // len(image.views)
+    factors = [weights[view * stages : (view + 1) * stages] for view in range(len(image.views))]
+    whole = zip(image.views, sizes, factors, strict=False)  # not the tiles
+    results = [fuse(evidence, size, view_factors)[0] for evidence, size, view_factors in whole]
     if image.layout is not None:
-        results.append(_fuse_tiles(image.views[-1], image.layout))
+        results.append(_fuse_tiles(image.views[-1], image.layout, factors[-1]))
     return results[0] if len(results) == 1 else _mean(results, map_size(sizes, image.layout))
 
 
-def _fuse_tiles(tiles: Evidence, layout: TileLayout) -> Detection:
+def balanced_weights(means: Sequence[float], stages: int) -> tuple[float, ...]:
+    """Return factors that give the ``stages`` of each view the same mean distance, so that all of them count.
+
+    ``means``: V·N mean distances of good patches. The factors keep the mean of a view's distances. A view in which a
+    mean is 0 keeps factors of 1.
+    """
+    weights: list[float] = []
+    for first in range(0, len(means), stages):
+        of_view = means[first : first + stages]
+        mean = sum(of_view) / stages
+        weights += [mean / value for value in of_view] if min(of_view) > 0 else [1.0] * stages
+    return tuple(weights)
+
+
+def _fuse_tiles(tiles: Evidence, layout: TileLayout, weights: Sequence[float]) -> Detection:
     """Merge the maps of T tiles; the text score is that of the most anomalous tile."""
     text = tiles.text_scores.max()
     if not tiles.logits and not tiles.distances:
         return Detection(text.item(), None, text.item(), None)
-    single = (fuse(tiles[tile : tile + 1], layout.side)[0].anomaly_map for tile in range(len(layout)))
+    single = (fuse(tiles[tile : tile + 1], layout.side, weights)[0].anomaly_map for tile in range(len(layout)))
     merged = merge((torch.from_numpy(tile_map) for tile_map in single if tile_map is not None), layout)
     maximum = merged.max()
     score = text.cpu() + maximum if tiles.distances else text

@@ -26,6 +26,7 @@ from aprilcli.types import STRICT, ImageEvidence, ModelSpec, Number, Views, one_
 # What patch tokens depend on. Not the model's name: a folder may move, and the fingerprint identifies its weights.
 MUST_MATCH = ("fingerprint", "activation", "image_size", "stages", "stage_widths", "mean", "std")
 MAX_PATH = 4096  # characters
+ROTATIONS = 8  # turned by 90° steps, each also mirrored; the first is the image itself
 
 
 def _file_path(path: str) -> str:
@@ -57,7 +58,8 @@ class Recipe:
     """The options a bank was made with; they load its model and projector again.
 
     ``projector_fingerprint``: SHA-256 of the projector's weights, empty without a projector. ``value_range``: the
-    sample values of black and white in its images, None for the range of their type.
+    sample values of black and white in its images, None for the range of their type. ``fusion``: sum, or balanced (see
+    ``stage_weights``). ``rotations``: each source is in the bank in ``ROTATIONS`` positions.
     """
 
     __pydantic_config__: ClassVar = STRICT
@@ -66,6 +68,8 @@ class Recipe:
     projector: _Text | None = None
     projector_fingerprint: _Text = ""
     value_range: Annotated[tuple[Number, Number], AfterValidator(_rising)] | None = None
+    rotations: Annotated[bool, Strict()] = False
+    fusion: Annotated[str, Field(pattern="^(sum|balanced)$")] = "sum"
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,12 +91,12 @@ class MemoryBank:
 
     ``features``: V·N × [M, Cv] unit rows, all float32 or all float16, view by view. ``rows_per_source``: V·N × K counts
     that add up to the stages' M. ``spec``: the model at the first size. ``coreset_fraction``: the share of rows kept,
-    in (0, 1]. ``created``: ISO 8601, UTC; ``version``: of the aprilcli that made it. ``recipe``: how to load the model and
-    projector. ``zero_shot``: the evidence of each source, to which leave-one-out adds distances. ``appearances``
+    in (0, 1]. ``created``: ISO 8601, UTC; ``version``: of the aprilcli that made it. ``recipe``: how to load the model
+    and projector. ``zero_shot``: the evidence of each source, to which leave-one-out adds distances. ``appearances``
     [K, ΣCv]: see ``core/recognition.py``; ``fits`` [K]: the score of each source against the others, by which outliers
     are found; ``spacings`` [K]: mean distance of its patches to the nearest other source. These four are empty or None
     in banks of earlier versions. ``calibration_images``: those given for the calibration. ``further_sizes``, ``tile``:
-    see ``views``.
+    see ``views``. ``stage_weights``: V·N factors of the distances (see ``fusion.balanced_weights``); empty for 1.
     """
 
     features: tuple[torch.Tensor, ...]
@@ -112,6 +116,7 @@ class MemoryBank:
     calibration_images: CalibrationImages | None = None
     further_sizes: tuple[int, ...] = ()
     tile: int | None = None
+    stage_weights: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         """Check that rows, counts, sources and model fit each other; set ``created`` to now if empty."""
@@ -141,6 +146,11 @@ class MemoryBank:
     def views(self) -> Views:
         """The views of each source."""
         return Views((self.spec.image_size, *self.further_sizes), self.tile)
+
+    @property
+    def copies(self) -> int:
+        """In how many positions each source is in the bank."""
+        return ROTATIONS if self.recipe.rotations else 1
 
     @property
     def gallery(self) -> torch.Tensor | None:
@@ -195,10 +205,10 @@ class MemoryBank:
         """Refuse a bank whose row counts do not match a model's grids V × N × (h, w). Raises ArtifactError."""
         patches = [height * width for view in grids for height, width in view]
         inputs = [image.inputs for image in self.zero_shot] or [(1,) * len(grids)] * len(self.sources)
-        whole = self.coreset_fraction == 1
+        whole, copies = self.coreset_fraction == 1, self.copies
         fit = True
         for stage, (counts, patch_count) in enumerate(zip(self.rows_per_source, patches, strict=True)):
-            most = [patch_count * image[stage // len(self.spec.stages)] for image in inputs]
+            most = [copies * patch_count * image[stage // len(self.spec.stages)] for image in inputs]
             fit &= all(n == m if whole else n <= m for n, m in zip(counts, most, strict=True))
         for image in self.zero_shot:
             for evidence, view_grids in zip(image.views, grids, strict=True):
@@ -286,6 +296,7 @@ def without(bank: MemoryBank, positions: Sequence[int]) -> MemoryBank:
         calibration=None,
         fits=None,
         spacings=None,
+        stage_weights=(),
     )
 
 

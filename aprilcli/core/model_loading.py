@@ -50,8 +50,8 @@ def load_backbone(
     """Load a frozen CLIP, whose encoder takes images of the first of its sizes.
 
     ``model``: ``tiny``, ``paper``, an open_clip name with an optional ``:TAG``, or a folder in open_clip's local-dir
-    form. ``image_size``: one or several sizes, in pixels. ``tile``: see ``Views``. Sizes and ``stages`` (1-based)
-    default to the model's own; if it has none, to its native size, and to four equal parts of a transformer's blocks or the
+    form. ``image_size``: one or several sizes, in pixels. ``tile``: see ``Views``. Sizes and ``stages`` (1-based) are
+    by default the model's own; if it has none, its native size, and four equal parts of a transformer's blocks or the
     stages of a convolutional tower. Raises OptionError, ArtifactError or BackboneError; an unsupported model or option
     is found before anything is downloaded.
     """

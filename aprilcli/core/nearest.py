@@ -46,10 +46,11 @@ def nearest_in_banks(
 
 
 def leave_one_out(bank: MemoryBank, references: MemoryBank) -> Iterator[tuple[torch.Tensor, ...]]:
-    """Yield each source's distances to the rows of each other source in ``bank``, N × [K - 1, L], in their order.
+    """Yield each source's distances to the rows of each other source in ``bank``, V·N × [K - 1, L], in their order.
 
     Their minimum over the other sources is the distance to the bank without the source. ``references`` holds all rows
-    of the same sources: the bank itself, or the bank that it was subsampled from. In a stage in which a subsampled bank
+    of the same sources: the bank itself, or the bank that it was subsampled from; those of a source as it is come
+    first. In a stage in which a subsampled bank
     has no rows of a source, all distances to it are 2. Raises InputError for a single source.
     """
     if len(bank.sources) == 1:
@@ -61,7 +62,8 @@ def leave_one_out(bank: MemoryBank, references: MemoryBank) -> Iterator[tuple[to
         for b in (bank, references)
     )
     for k in range(len(bank.sources)):
+        images = (tokens[k][None, : len(tokens[k]) // references.copies] for tokens in whole)
         yield tuple(
-            torch.cat([nearest_distance(tokens[k][None], rows) for rows in (*others[:k], *others[k + 1 :])])
-            for tokens, others in zip(whole, own, strict=True)
+            torch.cat([nearest_distance(image, rows) for rows in (*others[:k], *others[k + 1 :])])
+            for image, others in zip(images, own, strict=True)
         )

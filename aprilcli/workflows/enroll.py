@@ -15,7 +15,7 @@ import torch
 from aprilcli.core import memory_bank
 from aprilcli.core.bank_file import new_bank_path, save_bank
 from aprilcli.core.calibration import Calibration, needed_images
-from aprilcli.core.catalogue import path_exists
+from aprilcli.core.catalogue import find_source, path_exists
 from aprilcli.core.detector import Detector, ModelInput
 from aprilcli.core.memory_bank import CalibrationImages, MemoryBank, Recipe, Source
 from aprilcli.core.outliers import find_outliers
@@ -203,7 +203,8 @@ def _enroll_references(
         references = score_references(bank, bank, detector, console)
         if not references.twins:
             fits, spacings = torch.tensor(references.fits), torch.tensor(references.spacings)
-            return replace(bank, fits=fits, spacings=spacings), references, twins
+            weights = references.stage_weights
+            return replace(bank, fits=fits, spacings=spacings, stage_weights=weights), references, twins
         twins += tuple(bank.sources[k].path for k in references.twins)
         bank = memory_bank.without(bank, references.twins)
     return bank, None, twins
@@ -218,7 +219,8 @@ def _make_bank(
 
     def batches_of_one() -> Iterator[tuple[torch.Tensor, ...]]:
         for images in _read_batches(options, detector, console, [image for image, _ in new], "enrolling"):
-            for encoded in detector.encode_references(images):
+            turned = options.rotations if old is None else old.recipe.rotations
+            for encoded in map(detector.encode_turned, images) if turned else detector.encode_references(images):
                 evidence.append(encoded.zero_shot.cpu())
                 appearances.append(encoded.appearance[None].cpu())
                 yield tuple(tokens[None] for tokens in encoded.patch_tokens)
@@ -231,7 +233,9 @@ def _make_bank(
         bank = memory_bank.build(batches_of_one(), sources, spec, detector.object_name, views=views, dtype=dtype)
         projector = None if options.projector is None else _portable(options.projector)
         model = _portable(options.model or TINY)
-        recipe = Recipe(model, projector, detector.projector_fingerprint, options.value_range)
+        fusion = options.fusion or find_source(model).fusion
+        rotations = bool(options.rotations)
+        recipe = Recipe(model, projector, detector.projector_fingerprint, options.value_range, rotations, str(fusion))
     else:
         bank, recipe = memory_bank.append(old, batches_of_one(), sources), old.recipe
     known = [rows for rows in appearances if rows is not None]

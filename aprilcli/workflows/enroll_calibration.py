@@ -18,7 +18,7 @@ from scipy.stats import mannwhitneyu
 from aprilcli.core import nearest
 from aprilcli.core.calibration import Calibration, CalibrationMethod
 from aprilcli.core.detector import Detector, ModelInput
-from aprilcli.core.fusion import fuse_views
+from aprilcli.core.fusion import balanced_weights, fuse_views
 from aprilcli.core.memory_bank import CalibrationImages, MemoryBank, Source
 from aprilcli.core.recognition import distances_to_others
 from aprilcli.errors import InputError
@@ -44,12 +44,14 @@ class References:
 
     ``fits`` [K]: the score where each patch is compared with its third nearest reference. ``spacings`` [K]: mean
     distance to the nearest other. ``twins``: positions of references that show the same image as an earlier one.
+    ``stage_weights``: of the bank.
     """
 
     detections: list[Detection]
     fits: list[float]
     spacings: list[float]
     twins: list[int]
+    stage_weights: tuple[float, ...]
 
 
 def score_references(bank: MemoryBank, whole: MemoryBank, detector: Detector, console: Console) -> References:
@@ -59,29 +61,38 @@ def score_references(bank: MemoryBank, whole: MemoryBank, detector: Detector, co
     """
     if not whole.zero_shot:
         raise ValueError("references are scored with their zero-shot evidence")
-    scored = References([], [], [], [])
     rank = min(FIT_RANK, len(whole.sources) - 1)
+    nearest_distances, ranked_distances, spacings, twins = [], [], list[float](), list[int]()
     with console.progress(len(whole.sources), "comparing references") as advance:
         for reference, stages in enumerate(nearest.leave_one_out(bank, whole)):
-            distances = [stage.kthvalue(k, dim=0).values for k in (1, rank) for stage in stages]
-            closest, ranked = distances[: len(stages)], distances[len(stages) :]
-            zero_shot = whole.zero_shot[reference]
-            scored.detections.append(_fuse(zero_shot, closest, detector))
-            scored.fits.append(_fuse(zero_shot, ranked, detector).score)
+            nearest_distances.append([stage.amin(dim=0) for stage in stages])
+            ranked_distances.append([stage.kthvalue(rank, dim=0).values for stage in stages])
             each = torch.stack([stage.mean(dim=1) for stage in stages]).mean(dim=0)
-            scored.spacings.append(each.min().item())
+            spacings.append(each.min().item())
             if (each[:reference] < SAME_IMAGE).any():
-                scored.twins.append(reference)
+                twins.append(reference)
             advance(1)
-    return scored
+    weights = bank.stage_weights
+    if bank.recipe.fusion == "balanced" and not weights:
+        means = [torch.cat(stage).mean().item() for stage in zip(*nearest_distances, strict=True)]
+        weights = balanced_weights(means, len(bank.spec.stages))
+
+    def detect(by_reference: list[list[torch.Tensor]]) -> list[Detection]:
+        pairs = zip(whole.zero_shot, by_reference, strict=True)
+        return [_fuse(zero_shot, distances, detector, weights) for zero_shot, distances in pairs]
+
+    fits = [detection.score for detection in detect(ranked_distances)]
+    return References(detect(nearest_distances), fits, spacings, twins, weights)
 
 
-def _fuse(zero_shot: ImageEvidence, distances: list[torch.Tensor], detector: Detector) -> Detection:
+def _fuse(
+    zero_shot: ImageEvidence, distances: list[torch.Tensor], detector: Detector, weights: tuple[float, ...]
+) -> Detection:
     """Add distances, V·N × [patches of the reference], to a reference's zero-shot evidence."""
     grids = [encoder.grids for encoder in detector.encoders_of_views]
     remaining = iter(distances)
     views = [tuple(next(remaining).reshape(-1, *grid) for grid in view) for view in grids]
-    return fuse_views(zero_shot.with_distances(views), detector.views.sizes)
+    return fuse_views(zero_shot.with_distances(views), detector.views.sizes, weights)
 
 
 def calibrate_on_references(bank: MemoryBank, references: References) -> MemoryBank:
@@ -155,8 +166,8 @@ class _Scored:
         self, images: Sequence[ModelInput], sources: Sequence[Source], *, leave_out_references: bool = False
     ) -> None:
         """Score images as `scan` does."""
-        spec = self._detector.encoder.spec
-        evidence, appearances = self._detector.evidence(images)
+        detector, spec = self._detector, self._detector.encoder.spec
+        evidence, appearances = detector.evidence(images)
         distances = [_mean_distance(image) for image in evidence]
         stored = [[stored_pixels(whole, spec.mean, spec.std) for whole in image.whole] for image in images]
         rows = []
@@ -167,7 +178,7 @@ class _Scored:
             self._seen.add(content)
         self.left_out += [source.path for row, source in enumerate(sources) if row not in rows]
         self.sources += [source for row, source in enumerate(sources) if row in rows]
-        self.detections += [fuse_views(evidence[row], self._detector.views.sizes) for row in rows]
+        self.detections += [fuse_views(evidence[row], detector.views.sizes, detector.stage_weights) for row in rows]
         if leave_out_references:
             self.closeness += [distances[row] for row in rows]
         self.appearances.append(appearances[rows].cpu())

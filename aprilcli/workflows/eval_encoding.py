@@ -19,20 +19,20 @@ import torch
 from numpy.typing import NDArray
 
 from aprilcli.core.detector import Detector, EvidenceOfViews, ModelInput
-from aprilcli.core.fusion import fuse_views, map_size
+from aprilcli.core.fusion import balanced_weights, fuse_views, map_size
 from aprilcli.core.memory_bank import unit_rows
-from aprilcli.core.nearest import nearest_in_banks
+from aprilcli.core.nearest import nearest_distance, nearest_in_banks
 from aprilcli.core.resizing import resize_mask
 from aprilcli.errors import InputError
 from aprilcli.io.data_fingerprint import digest_line, relative_path
 from aprilcli.io.datasets import GOOD, LabeledImage, LabeledObject
 from aprilcli.io.masks import read_mask
 from aprilcli.io.walk import FoundImage
-from aprilcli.options import EvalOptions
+from aprilcli.options import EvalFusion, EvalOptions
 from aprilcli.types import Detection, ImageEvidence, ImageFeatures, Views
 from aprilcli.workflows.dataset_notes import MaskNotes
 from aprilcli.workflows.eval_copies import Thumbnail, equal_files, find_copies, make_thumbnail
-from aprilcli.workflows.eval_references import References, Setting, draw_order
+from aprilcli.workflows.eval_references import References, Setting, draw_order, fusion_of
 from aprilcli.workflows.pipeline import PreparedImage, Reader, batches, images_ahead, map_ahead
 
 MOST_TO_CALIBRATE = 200  # unused training images: twice as many as a false-alarm rate of 0.01 needs
@@ -56,20 +56,24 @@ class EncodedImage:
     mask: NDArray[np.bool_] | None = field(default=None, repr=False)
     has_pixels: bool = False
 
-    def detect(self, bank: int | None, sizes: Sequence[int]) -> Detection | None:
-        """Fuse the evidence with that of the bank at position ``bank``; None if the image could not be read."""
+    def detect(self, bank: int | None, sizes: Sequence[int], weights: Sequence[float] = ()) -> Detection | None:
+        """Fuse the evidence with that of the bank at position ``bank``; None if the image could not be read.
+
+        ``weights``: of the distances, as ``fuse_views`` takes them.
+        """
         if self.zero_shot is None:
             return None
         if bank is None:
             return fuse_views(self.zero_shot, sizes)
         distances = (tuple(stage[bank] for stage in view) for view in self.distances)
-        return fuse_views(self.zero_shot.with_distances(distances), sizes)
+        return fuse_views(self.zero_shot.with_distances(distances), sizes, weights)
 
 
 @dataclass(frozen=True)
 class EncodedObject:
     """An object ready to be measured under each of ``settings``.
 
+    ``weights``: per setting, those of the stages' distances, V·N, as ``fuse_views`` takes them.
     ``references``: per setting, the images drawn, relative to the data set. ``calibration``: good images that are
     neither tested nor references; ``calibration_source``: where they come from. ``problems`` and ``notes``: for the
     user. ``digests``: a line ``<relative path> NUL <SHA-256>`` for each test image and mask. ``leaked``: test images of
@@ -77,6 +81,7 @@ class EncodedObject:
     """
 
     settings: tuple[Setting, ...]
+    weights: tuple[tuple[float, ...], ...]
     references: tuple[tuple[str, ...], ...]
     images: tuple[EncodedImage, ...]
     calibration: tuple[EncodedImage, ...]
@@ -128,6 +133,9 @@ class ObjectEncoder:
         banks = [rows for setting, rows in zip(self._settings, drawn.chosen, strict=True) if setting.shots]
         with torch.inference_mode():
             references = self._encode_references(drawn, detector, advance)
+            is_balanced = fusion_of(self._options) == EvalFusion.balanced
+            stages = len(detector.encoder.spec.stages)
+            weights = tuple(_weights(references, rows, stages) if is_balanced else () for rows in drawn.chosen)
 
             def encode(images: Sequence[LabeledImage]) -> list[tuple[EncodedImage, _Read]]:
                 return list(self._encode_images(images, reader, detector, references, banks, advance))
@@ -159,6 +167,7 @@ class ObjectEncoder:
             )
         return EncodedObject(
             settings=self._settings,
+            weights=weights,
             references=tuple(tuple(drawn.names[row] for row in rows) for rows in drawn.chosen),
             images=tuple(image for image, _ in tested),
             calibration=readable,
@@ -223,6 +232,17 @@ class ObjectEncoder:
                     )
                     yield encoded, found
                 advance()
+
+
+def _weights(references: list[tuple[torch.Tensor, ...]], chosen: Sequence[int], stages: int) -> tuple[float, ...]:
+    """Return the balanced weights of a bank of the references at the ``chosen`` positions; none for fewer than two."""
+    if len(chosen) < 2:
+        return ()
+    means = []
+    for rows in zip(*(references[position] for position in chosen), strict=True):
+        others = ((row, (*rows[:k], *rows[k + 1 :])) for k, row in enumerate(rows))
+        means.append(torch.cat([nearest_distance(row[None], *rest)[0] for row, rest in others]).mean().item())
+    return balanced_weights(means, stages)
 
 
 def _source_of(item: LabeledObject, drawn: References, count: int) -> str:

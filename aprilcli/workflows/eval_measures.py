@@ -17,7 +17,7 @@ from aprilcli.core.fusion import authors_scores
 from aprilcli.core.metrics import PixelScores, image_metrics, roc_curve, vand
 from aprilcli.core.threshold import Threshold
 from aprilcli.io.datasets import LabeledObject
-from aprilcli.options import EvalOptions, Fusion
+from aprilcli.options import EvalFusion, EvalOptions
 from aprilcli.types import Detection
 from aprilcli.workflows.eval_encoding import EncodedImage, EncodedObject
 from aprilcli.workflows.eval_maps import MapFiles, inside
@@ -65,12 +65,12 @@ def _measure(
     write_map: WriteMap | None,
 ) -> Result:
     """Fuse the evidence of each image, add its pixels, and keep its scores."""
-    bank = encoded.bank_of(setting)
+    bank, weights = encoded.bank_of(setting), encoded.weights[encoded.settings.index(setting)]
     readable = [image for image in encoded.images if image.error is None]
     has_masks = any(image.has_pixels and image.image.label for image in readable)
     pixels, detections = PixelScores(), list[Detection]()
     for position, image in enumerate(encoded.images):
-        detection = image.detect(bank, sizes)
+        detection = image.detect(bank, sizes, weights)
         if detection is None:
             continue
         detections.append(replace(detection, anomaly_map=None))
@@ -83,13 +83,13 @@ def _measure(
             write_map(position, source.numpy())
     labels = [image.image.label for image in readable]
     scores = [detection.score for detection in detections]
-    if options.fusion == Fusion.authors and setting.shots:
+    if options.fusion == EvalFusion.authors and setting.shots:
         scores = authors_scores(detections)
     measured = {**pixels.metrics(), **image_metrics(labels, scores)}
     measured["vand"] = vand(measured["f1max_cls"], measured["f1max_segm"])
     threshold = None
     if options.calibrate:
-        threshold = _threshold(encoded.calibration, bank, sizes, options.false_alarm_rate)
+        threshold = _threshold(encoded.calibration, bank, sizes, weights, options.false_alarm_rate)
         measured |= _verdict_metrics(labels, scores, threshold)
     curves = None
     if options.plots and setting.seed in (None, options.seed):
@@ -109,10 +109,14 @@ def _measure(
 
 
 def _threshold(
-    calibration: Sequence[EncodedImage], bank: int | None, sizes: Sequence[int], rate: float | None
+    calibration: Sequence[EncodedImage],
+    bank: int | None,
+    sizes: Sequence[int],
+    weights: Sequence[float],
+    rate: float | None,
 ) -> Threshold | None:
     """Return the conformal threshold from the scores of the calibration images; None without images."""
-    detections = [image.detect(bank, sizes) for image in calibration]
+    detections = [image.detect(bank, sizes, weights) for image in calibration]
     scores = np.array([detection.score for detection in detections if detection is not None], np.float32)
     if not len(scores):
         return None

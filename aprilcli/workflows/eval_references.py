@@ -14,11 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
+from aprilcli.core.catalogue import find_source
 from aprilcli.core.detector import ModelInput
 from aprilcli.errors import InputError
 from aprilcli.io.data_fingerprint import relative_path
 from aprilcli.io.datasets import LabeledObject
 from aprilcli.io.walk import FoundImage
+from aprilcli.options import EvalFusion, EvalOptions
 from aprilcli.workflows.pipeline import Reader
 
 
@@ -28,6 +30,11 @@ class Setting:
 
     shots: int
     seed: int | None = None
+
+
+def fusion_of(options: EvalOptions) -> EvalFusion:
+    """Return the chosen fusion, or the model's own."""
+    return options.fusion or EvalFusion(find_source(options.model).fusion)
 
 
 def draw_order(category: str, count: int, seed: int) -> list[int]:

@@ -23,7 +23,8 @@ from aprilcli.core.backbone import Backbone
 from aprilcli.core.metrics import METRICS
 from aprilcli.io.atomic import written_aside
 from aprilcli.io.datasets import LabeledDataset
-from aprilcli.options import EvalOptions, Fusion
+from aprilcli.options import EvalFusion, EvalOptions
+from aprilcli.workflows.eval_references import fusion_of
 from aprilcli.workflows.eval_results import MEAN, SCORE_COLUMNS, Report, Result, count_defects
 
 DEVIATION = "deviation"
@@ -77,13 +78,15 @@ def captions(
     pixels = f"at {size} x {size}" if views.tile is None else "at the size of the maps"
     several = f" at image size {views.label} (means over these)" if len(views) > 1 else ""
     fusion = {
-        Fusion.sum: "text score + map maximum",
-        Fusion.authors: "mean of text score and min-max scaled map maximum",
+        EvalFusion.sum: "text score + map maximum",
+        EvalFusion.balanced: "text score + map maximum, distances of the stages scaled to equal means",
+        EvalFusion.authors: "mean of text score and min-max scaled map maximum",
     }
     lines = [
         f"{dataset.root.resolve().name} ({dataset.layout}), model {spec.label}{several}; in percent"
         + (", mean ± standard deviation over seeds" if options.seeds > 1 else ""),
-        f"pixels (segm) {pixels}, masks resized to it; images (cls): text score, with shots {fusion[options.fusion]}",
+        f"pixels (segm) {pixels}, masks resized to it; "
+        f"images (cls): text score, with shots {fusion[fusion_of(options)]}",
     ]
     without = [item.name for item in dataset.objects if not any(i.label and i.mask_paths for i in item.test)]
     if without:

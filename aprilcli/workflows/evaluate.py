@@ -23,14 +23,14 @@ from aprilcli.io.atomic import claimed
 from aprilcli.io.data_fingerprint import data_fingerprint
 from aprilcli.io.datasets import LabeledDataset, read_dataset
 from aprilcli.io.label_names import same_form
-from aprilcli.options import EvalOptions, Fusion, describe
+from aprilcli.options import EvalFusion, EvalOptions, describe
 from aprilcli.workflows import eval_leakage, eval_output, eval_report, eval_table
 from aprilcli.workflows.console import Console
 from aprilcli.workflows.dataset_notes import print_dataset_notes
 from aprilcli.workflows.eval_encoding import ObjectEncoder
 from aprilcli.workflows.eval_measures import measure_object
 from aprilcli.workflows.eval_plots import require_matplotlib
-from aprilcli.workflows.eval_references import Setting
+from aprilcli.workflows.eval_references import Setting, fusion_of
 from aprilcli.workflows.eval_results import Report, Result, count_defects
 from aprilcli.workflows.loading import load_model
 
@@ -115,7 +115,7 @@ def _evaluate(
     eval_report.write_scores_csv(options.out / "scores.csv", results)
     record = {
         **begun,
-        "options": describe(options),
+        "options": {**describe(options), "fusion": fusion_of(options)},
         "model": backbone.spec.to_json(),
         "views": asdict(backbone.views),
         "device": str(backbone.encoder.device),
@@ -136,7 +136,7 @@ def _evaluate(
 def _check_options(options: EvalOptions) -> None:
     if options.shots is not None and (not options.shots or min(options.shots) < 0):
         raise OptionError("--shots: give numbers of references from 0, such as 0,1,2,4")
-    if options.calibrate and options.fusion == Fusion.authors:
+    if options.calibrate and options.fusion == EvalFusion.authors:
         raise OptionError("--calibrate: scores with --fusion authors depend on all test images; use --fusion sum")
     check_rate(options.false_alarm_rate)
     if options.plots:

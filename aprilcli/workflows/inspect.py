@@ -106,6 +106,8 @@ def _bank_rows(bank: MemoryBank) -> Rows:
     yield "projector", bank.recipe.projector or "the model's own"
     yield "projector fingerprint", bank.recipe.projector_fingerprint or "none"
     yield "views", bank.views.label
+    yield "fusion", bank.recipe.fusion + "".join(f" {weight:.3f}" for weight in bank.stage_weights)
+    yield "positions per source", bank.copies
     for number, features in enumerate(bank.features):
         size = features.numel() * features.element_size() / 1e6
         view, stage = divmod(number, len(bank.spec.stages))

@@ -13,7 +13,7 @@ from aprilcli.core.backbone import Backbone
 from aprilcli.core.bank_file import SUFFIX, bank_path, load_bank
 from aprilcli.core.catalogue import find_source, path_exists
 from aprilcli.core.detector import Detector
-from aprilcli.core.memory_bank import MemoryBank
+from aprilcli.core.memory_bank import MemoryBank, Recipe
 from aprilcli.core.model_loading import load_backbone
 from aprilcli.defaults import TINY
 from aprilcli.errors import ArtifactError, BackboneError, InputError, OptionError
@@ -101,10 +101,20 @@ def _check_settings(options: ScanOptions | EnrollOptions, bank: MemoryBank) -> N
         ("--tile", "tile", bank.tile, given.tile, operator.ne),
         ("--stages", "stages", _listed(bank.spec.stages), _listed(given.stages), operator.ne),
         ("--object", "object name", bank.object_name, given.object_name, operator.ne),
+        *([] if isinstance(given, ScanOptions) else _reference_settings(own, given)),
     ]
     other = [setting[:4] for setting in settings if setting[3] is not None and setting[2] != setting[3]]
     if any(differs(mine, theirs) for *_, mine, theirs, differs in settings if theirs is not None):
         raise _other_settings(bank, other)
+
+
+def _reference_settings(
+    own: Recipe, given: EnrollOptions
+) -> list[tuple[str, str, Any, Any, Callable[[Any, Any], bool]]]:
+    return [
+        ("--fusion", "fusion", own.fusion, given.fusion, operator.ne),
+        ("--rotations", "rotations", own.rotations, given.rotations, operator.ne),
+    ]
 
 
 def _other_settings(bank: MemoryBank, settings: list[tuple[str, str, Any, Any]]) -> ArtifactError:

@@ -138,7 +138,7 @@ def test_validation_is_the_loss_and_the_pixel_ap_of_the_images_held_back(
         scores, labels = [], []
         for sample in held_back:
             if sample.object_name == name:
-                pixels, mask = prepare_input([sample], backbone.spec)
+                pixels, mask = prepare_input([sample], backbone.spec, 56)
                 loss, anomaly_map = trainer.measure(
                     training.Batch(pixels[None], encode_prompts(backbone.text, name)[None], mask[None])
                 )
@@ -170,7 +170,7 @@ def test_the_file_records_how_it_was_made_and_the_json_also_when(
         "val": 0.0,
         "seed": 0,
         "range": None,
-        "max_pixels": 100_000_000,
+        "max_pixels": 150_000_000,
         "device": "cpu",
         "precision": "fp32",
     }
