@@ -39,6 +39,8 @@ UNIT_TOLERANCE = 0.01  # of rows' lengths: float16 rounds them by a tenth of tha
 MEASURED = ("appearances", "fits", "spacings")  # tensors with a row per source
 LONGEST = 1 + UNIT_TOLERANCE  # elements of unit rows
 
+_Side = Annotated[Size, Field(le=2**24)]  # of an image with tiles, which are laid out before their rows are counted
+
 
 @dataclass(frozen=True)
 class _Fields:
@@ -54,12 +56,14 @@ class _Fields:
     calibration_sources: tuple[Source, ...] = ()
     further_sizes: tuple[Size, ...] = ()
     tile: Size | None = None
-    source_sizes: tuple[tuple[Size, Size], ...] = ()  # height and width of each source, with tiles
+    source_sizes: tuple[tuple[_Side, _Side], ...] = ()  # height and width of each source, with tiles
     stage_weights: tuple[Annotated[Number, Field(gt=0, lt=LARGEST)], ...] = ()
 
     def __post_init__(self) -> None:
         """Check sizes and tiles. Raises ValueError."""
         parse(Views, {"sizes": self.sizes, "tile": self.tile})
+        if self.tile is not None and self.tile < self.spec.image_size:
+            raise ValueError(f"a tile of {self.tile} pixels, but an image_size of {self.spec.image_size}")
         if len(self.source_sizes) != (0 if self.tile is None else len(self.sources)):
             raise ValueError(f"{len(self.sources)} sources but {len(self.source_sizes)} source_sizes")
         if len(self.stage_weights) not in (0, len(self.rows_per_source)):

@@ -12,6 +12,7 @@ import torch
 
 from aprilcli.errors import ArtifactError
 from aprilcli.io.artifacts import DTYPES, Schema, TensorSpec, parse, read_artifact, write_artifact
+from aprilcli.text import printable
 from aprilcli.types import STRICT, Float, Size
 
 Record = dict[str, Any]  # of one epoch: the fields of _Epoch, or of _ValidatedEpoch with validation
@@ -95,11 +96,11 @@ class Checkpoint:
 
 def _differences(fields: _Fields, description: Mapping[str, Any]) -> list[str]:
     return [
-        f"{part} {key} {_shown(theirs.get(key))} against {_shown(value)}"
+        f"{part} {printable(key)} {_shown(theirs.get(key))} against {_shown(mine.get(key))}"
         for part, mine in description.items()
         for theirs in [getattr(fields, part)]
-        for key, value in mine.items()
-        if theirs.get(key) != value
+        for key in {**mine, **theirs}
+        if theirs.get(key) != mine.get(key)
     ]
 
 

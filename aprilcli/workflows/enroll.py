@@ -128,9 +128,11 @@ def _kept_calibration_images(options: EnrollOptions, path: Path, old: MemoryBank
     if old is None or options.overwrite:
         return None
     is_held_out = old.calibration is not None and old.calibration.method == "held-out"
-    if is_held_out and old.calibration_images is None and options.calibrate is None:
-        raise InputError(f"{path}: made by an earlier version, without its calibration images; repeat --calibrate")
-    return old.calibration_images
+    kept = old.calibration_images if old.tile is None else None  # with tiles, their pixels are not kept
+    if is_held_out and kept is None and options.calibrate is None:
+        reason = "made by an earlier version" if old.tile is None else "made with tiles"
+        raise InputError(f"{path}: {reason}, without its calibration images; repeat --calibrate")
+    return kept
 
 
 def _find_further(

@@ -117,7 +117,8 @@ class TrainingRun:
         rng = np.random.default_rng([self._options.seed, epoch])
         plan = plan_epoch(images, self._description["settings"]["mosaic"], rng)
         total = 0.0
-        for batch in self._batches(plan):
+        done = (epoch - 1) * math.ceil(len(plan) / self._options.batch_size)
+        for batch in self._batches(plan, done):
             loss = self._trainer.step(batch)
             self._check_finite(loss, task)
             total += loss * len(batch.pixels)
@@ -154,10 +155,13 @@ class TrainingRun:
         mean_precision = math.fsum(precisions) / len(precisions) if precisions else None
         return {"val_loss": total / len(images), "val_pixel_ap": mean_precision}
 
-    def _batches(self, plan: Sequence[Sequence[TrainingImage]]) -> Iterator[Batch]:
-        """Prepare inputs in order, on threads that run ahead of the training; the batches take turns at the sizes."""
+    def _batches(self, plan: Sequence[Sequence[TrainingImage]], done: int = 0) -> Iterator[Batch]:
+        """Prepare inputs in order, on threads that run ahead of the training.
+
+        The batches take turns at the sizes, after ``done`` earlier batches.
+        """
         count, sizes = self._options.batch_size, self._backbone.views.sizes
-        sized = ((parts, sizes[number // count % len(sizes)]) for number, parts in enumerate(plan))
+        sized = ((parts, sizes[(done + number // count) % len(sizes)]) for number, parts in enumerate(plan))
         inputs = map_ahead(self._pool, self._prepare, sized, count + self._options.workers)
         for batch in batches(inputs, count):
             pixels, text_features, masks = zip(*batch, strict=True)

@@ -138,7 +138,7 @@ def test_validation_is_the_loss_and_the_pixel_ap_of_the_images_held_back(
         scores, labels = [], []
         for sample in held_back:
             if sample.object_name == name:
-                pixels, mask = prepare_input([sample], backbone.spec)
+                pixels, mask = prepare_input([sample], backbone.spec, 56)
                 loss, anomaly_map = trainer.measure(
                     training.Batch(pixels[None], encode_prompts(backbone.text, name)[None], mask[None])
                 )
