@@ -81,12 +81,13 @@ class Detector:
     ) -> None:
         """Score with ``text_features`` [2, C], those of ``object_name`` (see ``encode_prompts``).
 
-        No text tower is needed. ``views``: by default the whole image at the encoder's size, which is always the first.
+        No text tower is needed. ``views``: by default the whole image at the encoder's size.
         Raises ArtifactError where ``bank`` was made with another model, projector, object name or views.
         """
-        self.encoder = encoder
-        self.views = views or Views((encoder.spec.image_size,))
-        self.encoders = (encoder, *(encoder.at_size(size) for size in self.views.sizes[1:]))
+        own = encoder.spec.image_size
+        self.views = views or Views((own,))
+        self.encoders = tuple(encoder if size == own else encoder.at_size(size) for size in self.views.sizes)
+        self.encoder = self.encoders[0]
         self.projector = projector.to(encoder.device) if projector is not None else None
         self.projector_fingerprint = projector.identity["fingerprint"] if projector is not None else ""
         self.text_features = text_features.to(encoder.device)
