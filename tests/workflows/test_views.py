@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 from dataclasses import dataclass
@@ -40,8 +41,9 @@ from aprilcli.core.resizing import resize_map, resize_mask
 from aprilcli.core.tiling import lay_out
 from aprilcli.errors import ArtifactError
 from aprilcli.io.artifacts import read_header
-from aprilcli.io.images import read_image
+from aprilcli.io.images import SourceImage, read_image
 from aprilcli.types import Detection, Views
+from aprilcli.workflows import eval_encoding
 
 SIZES, BOTH = Views((42, 70)), Views((42, 28), 50)
 
@@ -435,6 +437,24 @@ def test_eval_scores_as_enroll_and_scan_do(part: Part, model: list[str], banks: 
                 values.append(found.anomaly_map.ravel())
         expected = sklearn.metrics.roc_auc_score(np.concatenate(truth), np.concatenate(values))
         assert results[shots]["metrics"]["auroc_segm"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_eval_keeps_no_image_that_is_cut_into_tiles(
+    model: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = draw_object(tmp_path / "object", 100, train=3)
+    alive: list[int] = []
+
+    def count_images(*arguments: object) -> list[object]:
+        gc.collect()
+        alive.append(sum(type(value) is SourceImage for value in gc.get_objects()))
+        return []
+
+    monkeypatch.setattr(eval_encoding, "find_copies", count_images)
+    arguments = [*model[:4], *options_of(BOTH), "--shots", "0,2", "--seeds", 1, "--calibrate"]
+    result = run_eval(root, tmp_path / "out", *arguments)
+    assert result.exit_code == 0, result.output
+    assert not any(alive)
 
 
 def test_eval_refuses_wrong_tiles(parts: Path, model: list[str], tmp_path: Path) -> None:
