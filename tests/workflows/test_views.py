@@ -303,12 +303,12 @@ def test_inspect_shows_the_views_and_their_rows(part: Part) -> None:
 
 def test_other_views_than_the_banks_are_refused(part: Part, tmp_path: Path) -> None:
     image, own, tile = draw_image(tmp_path / "a.png", 99), ",".join(map(str, part.views.sizes)), part.views.tile
-    other = ",".join(own.split(",")[::-1])
+    other, kept = ",".join(own.split(",")[::-1]), "none" if tile is None else tile
     for given, expected in (
         (["--image-size", "42"], f"image size {own}, not 42: omit --image-size"),
         (["--image-size", other], f"image size {own}, not {other}: omit --image-size"),
-        (["--tile", "60"], f"tile {tile}, not 60: omit --tile"),
-        (["--tile", "60", "--image-size", "42"], f"{own}, not 42; tile {tile}, not 60: omit --image-size and --tile"),
+        (["--tile", "60"], f"tile {kept}, not 60: omit --tile"),
+        (["--tile", "60", "--image-size", "42"], f"{own}, not 42; tile {kept}, not 60: omit --image-size and --tile"),
     ):
         for command in (["scan", "--out", tmp_path / "out"], ["enroll", "--append"]):
             result = run(*command, image, "--part", "whole", "--banks", part.banks, *given)
@@ -317,6 +317,14 @@ def test_other_views_than_the_banks_are_refused(part: Part, tmp_path: Path) -> N
     for views in (Views((42,)), Views((42, 70), 60)):
         with pytest.raises(ArtifactError, match=f"{part.views.label}, not {views.label}"):
             Detector(part.detector.encoder, part.detector.text_features, views=views, bank=part.bank)
+
+
+def test_settings_that_are_off_are_named_in_words(model: list[str], banks: Path, tmp_path: Path) -> None:
+    images = draw_images(tmp_path / "good", 2)
+    enroll(images, banks, "p", *model, "--image-size", 42)
+    new = draw_image(tmp_path / "new.png", 99)
+    arguments = ["enroll", new, "--append", "--part", "p", "--banks", banks, "--tile", 50, "--rotations"]
+    assert "made with tile none, not 50; rotations off, not on: omit --tile and" in error_line(run(*arguments))
 
 
 def check_equal(mine: MemoryBank, theirs: MemoryBank) -> None:
