@@ -6,7 +6,6 @@ import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -194,25 +193,27 @@ def _variants(image: ModelInput, detector: Detector) -> Iterator[ModelInput]:
     """Change a prepared image slightly, in brightness and position."""
     spec = detector.encoder.spec
     black = (-np.array(spec.mean) / np.array(spec.std)).astype(np.float32)[:, None, None]
-    rgb = None if image.source is None else np.moveaxis(np.asarray(image.source.rgb), -1, 0)
-    changes = [partial(_brighten, factor) for factor in BRIGHTNESS] + [partial(_shift, by) for by in SHIFTS]
-    for change in changes:
+    levels = np.arange(256, dtype=np.float32)
+    for factor in BRIGHTNESS:
         source = None
-        if rgb is not None:
-            changed = np.rint(np.clip(change(rgb, np.float32(0)), 0, 255)).astype(np.uint8)
-            source = SourceImage(Image.fromarray(np.ascontiguousarray(np.moveaxis(changed, 0, -1))))
-        yield ModelInput(tuple(change(pixels, black) for pixels in image.whole), source, image.layout)
+        if image.source is not None:
+            changed = np.rint(np.clip(levels * np.float32(factor), 0, 255)).astype(np.uint8)
+            source = SourceImage(image.source.rgb.point(changed.tolist() * 3))
+        whole = tuple(((pixels - black) * factor + black).astype(np.float32) for pixels in image.whole)
+        yield ModelInput(whole, source, image.layout)
+    for by in SHIFTS:
+        source = None
+        if image.source is not None:
+            shifted = _shift(by, np.moveaxis(np.asarray(image.source.rgb), -1, 0))
+            source = SourceImage(Image.fromarray(np.ascontiguousarray(np.moveaxis(shifted, 0, -1))))
+        yield ModelInput(tuple(_shift(by, pixels) for pixels in image.whole), source, image.layout)
 
 
-def _brighten(factor: float, pixels: NDArray[Any], black: NDArray[np.float32] | np.float32) -> NDArray[np.float32]:
-    return ((pixels - black) * factor + black).astype(np.float32)
-
-
-def _shift(by: tuple[int, int], pixels: NDArray[Any], black: NDArray[np.float32] | np.float32) -> NDArray[np.float32]:
+def _shift(by: tuple[int, int], pixels: NDArray[Any]) -> NDArray[Any]:
     """Move an image [3, H, W] by two pixels; its border is repeated."""
     (down, right), (height, width) = by, pixels.shape[1:]
     padded = np.pad(pixels, ((0, 0), (2, 2), (2, 2)), mode="edge")
-    return padded[:, 2 + down : 2 + down + height, 2 + right : 2 + right + width].astype(np.float32)
+    return padded[:, 2 + down : 2 + down + height, 2 + right : 2 + right + width]
 
 
 def _calibration(

@@ -136,16 +136,16 @@ class ObjectEncoder:
             is_balanced = fusion_of(self._options) == EvalFusion.balanced
             stages = len(detector.encoder.spec.stages)
             weights = tuple(_weights(references, rows, stages) if is_balanced else () for rows in drawn.chosen)
+            trained = [
+                make_thumbnail(self._root / name, name, image.whole[0], detector.encoder.spec)
+                for name, image in zip(drawn.names, drawn.inputs, strict=True)
+            ]
+            drawn.inputs.clear()  # with tiles, each holds all pixels of its image
 
             def encode(images: Sequence[LabeledImage]) -> list[tuple[EncodedImage, _Read]]:
                 return list(self._encode_images(images, reader, detector, references, banks, advance))
 
             tested, calibration = encode(item.test), encode(chosen)
-        spec = detector.encoder.spec
-        trained = [
-            make_thumbnail(self._root / name, name, image.whole[0], spec)
-            for name, image in zip(drawn.names, drawn.inputs, strict=True)
-        ]
         trained += [read.thumbnail for _, read in calibration if read.thumbnail is not None]
         copies = find_copies([read.thumbnail for _, read in tested if read.thumbnail is not None], trained)
         mask_notes = MaskNotes()
@@ -215,7 +215,8 @@ class ObjectEncoder:
         for batch in batches(map_ahead(self._pool, read, images, ahead), batch_size):
             inputs = [found.image.input for found in batch if found.image.input is not None]
             rows = iter(_evidence(detector, inputs, references, banks) if inputs else ())
-            for found in batch:
+            del inputs
+            for found in map(_Read.without_pixels, batch):
                 path, error = found.image.found.relative, found.image.error
                 if error is not None:
                     yield EncodedImage(found.labeled, path, error=error), found
@@ -266,6 +267,10 @@ class _Read:
     digests: tuple[str, ...] = ()
     mask_notes: tuple[str, ...] = ()
     thumbnail: Thumbnail | None = field(default=None, repr=False)
+
+    def without_pixels(self) -> _Read:
+        """Return what is needed once the image is encoded."""
+        return replace(self, image=replace(self.image, input=None))
 
 
 def _read_image(labeled: LabeledImage, root: Path, reader: Reader, detector: Detector) -> _Read:

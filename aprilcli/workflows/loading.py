@@ -119,11 +119,17 @@ def _reference_settings(
 
 def _other_settings(bank: MemoryBank, settings: list[tuple[str, str, Any, Any]]) -> ArtifactError:
     """Return the error that names each setting: its option, name, value in the bank and given value."""
-    sides = "; ".join(f"{what} {printable(str(own))}, not {printable(str(given))}" for _, what, own, given in settings)
+    sides = "; ".join(f"{what} {_named(own)}, not {_named(given)}" for _, what, own, given in settings)
     omitted = " and ".join(option for option, *_ in settings)
     return ArtifactError(
         f"the bank of {bank.object_name!r} was made with {sides}: omit {omitted}, or enroll the part again"
     )
+
+
+def _named(value: object) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "none" if value is None else printable(str(value))
 
 
 def _listed(numbers: tuple[int, ...] | None) -> str | None:

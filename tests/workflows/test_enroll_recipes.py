@@ -131,7 +131,7 @@ def test_a_reference_is_compared_as_it_is_with_turned_others(banks: Path, model:
     ("options", "named"),
     [
         (["--fusion", "balanced"], "fusion sum, not balanced: omit --fusion"),
-        (["--rotations"], "rotations False, not True: omit --rotations"),
+        (["--rotations"], "rotations off, not on: omit --rotations"),
     ],
 )
 def test_appending_keeps_the_banks_recipe(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 from dataclasses import dataclass
@@ -40,8 +41,9 @@ from aprilcli.core.resizing import resize_map, resize_mask
 from aprilcli.core.tiling import lay_out
 from aprilcli.errors import ArtifactError
 from aprilcli.io.artifacts import read_header
-from aprilcli.io.images import read_image
+from aprilcli.io.images import SourceImage, read_image
 from aprilcli.types import Detection, Views
+from aprilcli.workflows import eval_encoding
 
 SIZES, BOTH = Views((42, 70)), Views((42, 28), 50)
 
@@ -301,12 +303,12 @@ def test_inspect_shows_the_views_and_their_rows(part: Part) -> None:
 
 def test_other_views_than_the_banks_are_refused(part: Part, tmp_path: Path) -> None:
     image, own, tile = draw_image(tmp_path / "a.png", 99), ",".join(map(str, part.views.sizes)), part.views.tile
-    other = ",".join(own.split(",")[::-1])
+    other, kept = ",".join(own.split(",")[::-1]), "none" if tile is None else tile
     for given, expected in (
         (["--image-size", "42"], f"image size {own}, not 42: omit --image-size"),
         (["--image-size", other], f"image size {own}, not {other}: omit --image-size"),
-        (["--tile", "60"], f"tile {tile}, not 60: omit --tile"),
-        (["--tile", "60", "--image-size", "42"], f"{own}, not 42; tile {tile}, not 60: omit --image-size and --tile"),
+        (["--tile", "60"], f"tile {kept}, not 60: omit --tile"),
+        (["--tile", "60", "--image-size", "42"], f"{own}, not 42; tile {kept}, not 60: omit --image-size and --tile"),
     ):
         for command in (["scan", "--out", tmp_path / "out"], ["enroll", "--append"]):
             result = run(*command, image, "--part", "whole", "--banks", part.banks, *given)
@@ -315,6 +317,14 @@ def test_other_views_than_the_banks_are_refused(part: Part, tmp_path: Path) -> N
     for views in (Views((42,)), Views((42, 70), 60)):
         with pytest.raises(ArtifactError, match=f"{part.views.label}, not {views.label}"):
             Detector(part.detector.encoder, part.detector.text_features, views=views, bank=part.bank)
+
+
+def test_settings_that_are_off_are_named_in_words(model: list[str], banks: Path, tmp_path: Path) -> None:
+    images = draw_images(tmp_path / "good", 2)
+    enroll(images, banks, "p", *model, "--image-size", 42)
+    new = draw_image(tmp_path / "new.png", 99)
+    arguments = ["enroll", new, "--append", "--part", "p", "--banks", banks, "--tile", 50, "--rotations"]
+    assert "made with tile none, not 50; rotations off, not on: omit --tile and" in error_line(run(*arguments))
 
 
 def check_equal(mine: MemoryBank, theirs: MemoryBank) -> None:
@@ -435,6 +445,24 @@ def test_eval_scores_as_enroll_and_scan_do(part: Part, model: list[str], banks: 
                 values.append(found.anomaly_map.ravel())
         expected = sklearn.metrics.roc_auc_score(np.concatenate(truth), np.concatenate(values))
         assert results[shots]["metrics"]["auroc_segm"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_eval_keeps_no_image_that_is_cut_into_tiles(
+    model: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = draw_object(tmp_path / "object", 100, train=3)
+    alive: list[int] = []
+
+    def count_images(*arguments: object) -> list[object]:
+        gc.collect()
+        alive.append(sum(type(value) is SourceImage for value in gc.get_objects()))
+        return []
+
+    monkeypatch.setattr(eval_encoding, "find_copies", count_images)
+    arguments = [*model[:4], *options_of(BOTH), "--shots", "0,2", "--seeds", 1, "--calibrate"]
+    result = run_eval(root, tmp_path / "out", *arguments)
+    assert result.exit_code == 0, result.output
+    assert not any(alive)
 
 
 def test_eval_refuses_wrong_tiles(parts: Path, model: list[str], tmp_path: Path) -> None:
