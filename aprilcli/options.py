@@ -185,8 +185,8 @@ class ModelOptions:
         _option(
             "--image-size",
             f"Side of the model's input in pixels; {TINY}: a multiple of 32. Several, such as 256,384: results are "
-            "averaged.",
-            show_default="the model's own, or the bank's",
+            "averaged; `train` takes turns.",
+            show_default="the model's own",
         ),
         parse_sizes,
     ] = None

@@ -15,7 +15,7 @@ import torch
 from pydantic import AfterValidator, Field, Strict
 
 from aprilcli.core.calibration import LARGEST, Calibration, CalibrationMethod
-from aprilcli.core.memory_bank import CalibrationImages, MemoryBank, Recipe, Source
+from aprilcli.core.memory_bank import ROTATIONS, CalibrationImages, MemoryBank, Recipe, Source
 from aprilcli.core.tiling import lay_out
 from aprilcli.errors import ArtifactError, InputError, OptionError, OutputError
 from aprilcli.io.artifacts import Artifact, Schema, TensorSpec, parse, read_artifact, write_artifact
@@ -36,7 +36,7 @@ SUFFIX = ".safetensors"
 PART_NAME = re.compile(r"\w[\w.-]{0,99}")
 CHECKED_BYTES = 8 * 1024**2  # of rows checked at a time
 UNIT_TOLERANCE = 0.01  # of rows' lengths: float16 rounds them by a tenth of that
-MEASURED = ("appearances", "fits", "spacings")  # tensors with a row per source
+MEASURED = ("appearances", "fits", "spacings")  # tensors with rows for each source
 LONGEST = 1 + UNIT_TOLERANCE  # elements of unit rows
 
 _Side = Annotated[Size, Field(le=2**24)]  # of an image with tiles, which are laid out before their rows are counted
@@ -89,8 +89,9 @@ _OPTIONAL = ("calibration_method", "calibration_sources", "further_sizes", "tile
 def _tensors(fields: _Fields) -> dict[str, TensorSpec]:
     count, stages = len(fields.sources), len(fields.spec.stages)
     further, appearance = len(fields.calibration_sources), sum(fields.spec.stage_widths)
+    copies = ROTATIONS if fields.recipe.rotations else 1
     specs = {
-        "appearances": TensorSpec((count, appearance), low=-LONGEST, high=LONGEST, optional=True),
+        "appearances": TensorSpec((count * copies, appearance), low=-LONGEST, high=LONGEST, optional=True),
         "fits": TensorSpec((count,), low=-LARGEST, high=LARGEST, optional=True),
         "spacings": TensorSpec((count,), low=0, high=2, optional=True),
     }

@@ -36,7 +36,7 @@ LARGE = 8  # times the model's input
 NOTE_LARGE = (
     f"images of more than {LARGE} times the model's input: defects of a few pixels are lost; encode them in tiles, too"
 )
-NOTE_SINGLE_TILE = "images smaller than a tile: each is a single tile"
+NOTE_SINGLE_TILE = "images no larger than a tile: each is a single tile"
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,11 +55,14 @@ class ModelInput:
 
 @dataclass(frozen=True, eq=False)
 class EncodedReference:
-    """A reference image: its raw patch tokens V·N × [L, Cv], its zero-shot evidence and its appearance [ΣCv]."""
+    """A reference image: its raw patch tokens V·N × [L, Cv], its zero-shot evidence and its appearance [1, ΣCv].
+
+    With rotations it has ``ROTATIONS`` times as many tokens and appearances; the first are those of the image as it is.
+    """
 
     patch_tokens: tuple[torch.Tensor, ...]
     zero_shot: ImageEvidence
-    appearance: torch.Tensor
+    appearances: torch.Tensor
 
 
 class Detector:
@@ -210,19 +213,20 @@ class Detector:
     def encode_turned(self, image: ModelInput) -> EncodedReference:
         """Encode an image for a bank in ``ROTATIONS`` positions: itself, turned and mirrored."""
         encoded = [reference for turned in self._turn(image) for reference in self.encode_references([turned])]
-        stages = zip(*(reference.patch_tokens for reference in encoded), strict=True)
-        return replace(encoded[0], patch_tokens=tuple(map(torch.cat, stages)))
+        tokens = tuple(map(torch.cat, zip(*(reference.patch_tokens for reference in encoded), strict=True)))
+        appearances = torch.cat([reference.appearances for reference in encoded])
+        return EncodedReference(tokens, encoded[0].zero_shot, appearances)
 
     def _turn(self, image: ModelInput) -> Iterator[ModelInput]:
         for quarters, mirrored in itertools.product(range(4), (False, True)):
             whole = tuple(np.rot90(pixels, quarters, axes=(1, 2)) for pixels in image.whole)
             whole = tuple(np.ascontiguousarray(p[..., ::-1] if mirrored else p) for p in whole)
-            if image.source is None:
+            if image.source is None or self.views.tile is None:
                 yield ModelInput(whole)
                 continue
             rgb = image.source.rgb.rotate(90 * quarters, expand=True)
             source = SourceImage(ImageOps.mirror(rgb) if mirrored else rgb)
-            yield replace(self.prepare(source), whole=whole)
+            yield ModelInput(whole, source, lay_out(source.size_hw, self.views.tile, self.encoder.spec.image_size))
 
     def encode_references(self, images: Sequence[ModelInput]) -> list[EncodedReference]:
         """Encode images for a bank."""
@@ -238,7 +242,11 @@ class Detector:
                 for position, input_rows in zip(positions, rows, strict=True):
                     tokens[position][stage].append(input_rows)
         joined = [tuple(torch.cat(rows) for rows in image_tokens) for image_tokens in tokens]
-        return list(itertools.starmap(EncodedReference, zip(joined, collected.by_image(), appearances, strict=True)))
+        return list(
+            itertools.starmap(
+                EncodedReference, zip(joined, collected.by_image(), torch.split(appearances, 1), strict=True)
+            )
+        )
 
     def evidence(self, images: Sequence[ModelInput]) -> tuple[list[ImageEvidence], torch.Tensor]:
         """Return the evidence of each image, and their appearances [B, ΣCv] (see ``core/recognition.py``)."""

@@ -12,6 +12,8 @@ from aprilcli.core.resizing import resize_map
 from aprilcli.core.tiling import merge
 from aprilcli.types import Detection, Evidence, ImageEvidence, TileLayout
 
+LARGEST_WEIGHT = 10.0
+
 
 @torch.inference_mode()
 def fuse(evidence: Evidence, image_size: int, weights: Sequence[float] = ()) -> list[Detection]:
@@ -63,14 +65,14 @@ def fuse_views(image: ImageEvidence, sizes: Sequence[int], weights: Sequence[flo
 def balanced_weights(means: Sequence[float], stages: int) -> tuple[float, ...]:
     """Return factors that give the ``stages`` of each view the same mean distance, so that all of them count.
 
-    ``means``: V·N mean distances of good patches. The factors keep the mean of a view's distances. A view in which a
-    mean is 0 keeps factors of 1.
+    ``means``: V·N mean distances of good patches. A factor is the mean of its view's means divided by its own mean, at
+    most ``LARGEST_WEIGHT``: the distances of nearly equal patches are mostly noise.
     """
     weights: list[float] = []
     for first in range(0, len(means), stages):
         of_view = means[first : first + stages]
         mean = sum(of_view) / stages
-        weights += [mean / value for value in of_view] if min(of_view) > 0 else [1.0] * stages
+        weights += [min(mean / value, LARGEST_WEIGHT) if value else 1.0 for value in of_view]
     return tuple(weights)
 
 

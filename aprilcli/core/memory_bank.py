@@ -93,10 +93,11 @@ class MemoryBank:
     that add up to the stages' M. ``spec``: the model at the first size. ``coreset_fraction``: the share of rows kept,
     in (0, 1]. ``created``: ISO 8601, UTC; ``version``: of the aprilcli that made it. ``recipe``: how to load the model
     and projector. ``zero_shot``: the evidence of each source, to which leave-one-out adds distances. ``appearances``
-    [K, ΣCv]: see ``core/recognition.py``; ``fits`` [K]: the score of each source against the others, by which outliers
-    are found; ``spacings`` [K]: mean distance of its patches to the nearest other source. These four are empty or None
-    in banks of earlier versions. ``calibration_images``: those given for the calibration. ``further_sizes``, ``tile``:
-    see ``views``. ``stage_weights``: V·N factors of the distances (see ``fusion.balanced_weights``); empty for 1.
+    [K, ΣCv], with rotations [8·K, ΣCv]: see ``core/recognition.py``; ``fits`` [K]: the score of each source against the
+    others, by which outliers are found; ``spacings`` [K]: mean distance of its patches to the nearest other source.
+    These four are empty or None in banks of earlier versions. ``calibration_images``: those given for the calibration.
+    ``further_sizes``, ``tile``: see ``views``. ``stage_weights``: V·N factors of the distances (see
+    ``fusion.balanced_weights``); empty for 1.
     """
 
     features: tuple[torch.Tensor, ...]
@@ -292,7 +293,9 @@ def without(bank: MemoryBank, positions: Sequence[int]) -> MemoryBank:
         rows_per_source=tuple(counts),
         sources=tuple(bank.sources[k] for k in kept),
         zero_shot=tuple(bank.zero_shot[k] for k in kept) if bank.zero_shot else (),
-        appearances=None if bank.appearances is None else bank.appearances[kept],
+        appearances=None
+        if bank.appearances is None
+        else bank.appearances.reshape(len(bank.sources), bank.copies, -1)[kept].flatten(0, 1),
         calibration=None,
         fits=None,
         spacings=None,

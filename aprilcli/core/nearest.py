@@ -50,8 +50,8 @@ def leave_one_out(bank: MemoryBank, references: MemoryBank) -> Iterator[tuple[to
 
     Their minimum over the other sources is the distance to the bank without the source. ``references`` holds all rows
     of the same sources: the bank itself, or the bank that it was subsampled from; those of a source as it is come
-    first. In a stage in which a subsampled bank
-    has no rows of a source, all distances to it are 2. Raises InputError for a single source.
+    first. In a stage in which a subsampled bank has no rows of a source, all distances to it are 2. Raises InputError
+    for a single source.
     """
     if len(bank.sources) == 1:
         raise InputError(f"{bank.sources[0].path}: a single reference cannot be left out; add a second good image")

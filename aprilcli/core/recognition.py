@@ -9,6 +9,8 @@ The threshold is ``Calibration.recognition_threshold``, from the distance of eac
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -31,8 +33,11 @@ def distance_to(appearances: torch.Tensor, gallery: torch.Tensor) -> torch.Tenso
     return nearest_distance(appearances[:, None], gallery)[:, 0]
 
 
-def distances_to_others(gallery: torch.Tensor) -> NDArray[np.float32]:
-    """Return the distance of each of M good images to the others, [M]; of a single one it is 2."""
-    rows = range(len(gallery))
-    others = (torch.cat([gallery[:row], gallery[row + 1 :]]) for row in rows)
-    return np.array([distance_to(gallery[row : row + 1], rest).item() for row, rest in zip(rows, others, strict=True)])
+def distances_to_others(gallery: torch.Tensor, copies: Sequence[int]) -> NDArray[np.float32]:
+    """Return the distance of each good image to the others; of a single one it is 2.
+
+    ``copies``: how many rows of the gallery are of each image; the first of them is the image as it is.
+    """
+    images = torch.split(gallery, list(copies))
+    others = (torch.cat([gallery[:0], *images[:k], *images[k + 1 :]]) for k in range(len(images)))
+    return np.array([distance_to(image[:1], rest).item() for image, rest in zip(images, others, strict=True)])

@@ -222,7 +222,7 @@ def _make_bank(
             turned = options.rotations if old is None else old.recipe.rotations
             for encoded in map(detector.encode_turned, images) if turned else detector.encode_references(images):
                 evidence.append(encoded.zero_shot.cpu())
-                appearances.append(encoded.appearance[None].cpu())
+                appearances.append(encoded.appearances.cpu())
                 yield tuple(tokens[None] for tokens in encoded.patch_tokens)
 
     sources = [source for _, source in new]

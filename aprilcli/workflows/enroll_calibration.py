@@ -96,7 +96,7 @@ def _fuse(
 
 def calibrate_on_references(bank: MemoryBank, references: References) -> MemoryBank:
     """Calibrate on the scores of K > 1 references against the others."""
-    return replace(bank, calibration=_calibration(references.detections, "leave-one-out", bank.gallery))
+    return replace(bank, calibration=_calibration(references.detections, "leave-one-out", bank))
 
 
 def calibrate_on_variants(bank: MemoryBank, image: ModelInput, detector: Detector) -> MemoryBank:
@@ -104,8 +104,7 @@ def calibrate_on_variants(bank: MemoryBank, image: ModelInput, detector: Detecto
     scored = _Scored(bank, detector)
     for variant in _variants(image, detector):
         scored.add([variant], ())
-    gallery = torch.cat([*scored.appearances, *([] if bank.gallery is None else [bank.gallery])])
-    return replace(bank, calibration=_calibration(scored.detections, "augmentations", gallery))
+    return replace(bank, calibration=_calibration(scored.detections, "augmentations", bank, scored.appearances))
 
 
 def calibrate_on_images(
@@ -141,7 +140,7 @@ def calibrate_on_images(
     pixels = () if bank.tile is not None else tuple(map(torch.stack, zip(*scored.pixels, strict=True)))
     images = CalibrationImages(tuple(scored.sources), pixels, torch.cat(scored.appearances))
     bank = replace(bank, calibration_images=images)
-    bank = replace(bank, calibration=_calibration(scored.detections, "held-out", bank.gallery))
+    bank = replace(bank, calibration=_calibration(scored.detections, "held-out", bank))
     return bank, tuple(scored.left_out)
 
 
@@ -217,9 +216,19 @@ def _shift(by: tuple[int, int], pixels: NDArray[Any]) -> NDArray[Any]:
 
 
 def _calibration(
-    detections: Sequence[Detection], method: CalibrationMethod, gallery: torch.Tensor | None
+    detections: Sequence[Detection],
+    method: CalibrationMethod,
+    bank: MemoryBank,
+    variants: Sequence[torch.Tensor] = (),
 ) -> Calibration:
+    """Calibrate on ``detections``, and on how far the bank's good images and ``variants`` of them look apart."""
     scores = np.array([detection.score for detection in detections], np.float32)
     maxima = np.array([detection.map_max for detection in detections if detection.map_max is not None], np.float32)
-    distances = None if gallery is None or len(gallery) < 2 else distances_to_others(gallery)
+    distances = None
+    if bank.gallery is not None:
+        references = len(bank.sources) * bank.copies
+        single = len(bank.gallery) - references + sum(map(len, variants))
+        gallery = torch.cat([bank.gallery, *variants])
+        if len(bank.sources) + single > 1:
+            distances = distances_to_others(gallery, [bank.copies] * len(bank.sources) + [1] * single)
     return Calibration(scores, maxima, method, distances)

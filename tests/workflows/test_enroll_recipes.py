@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import draw_image, draw_images, error_line, read_record, read_rows, run, run_eval
+from helpers import draw_image, draw_images, error_line, read_record, read_rows, run, run_eval, save_image
 from PIL import Image, ImageOps
 
 from aprilcli.core import maps
@@ -28,7 +28,8 @@ def enroll(good: Path, banks: Path, model: list[str], *more: object) -> Path:
 def test_balanced_weights_equalize_the_means_of_each_view() -> None:
     weights = balanced_weights([0.1, 0.3, 0.2, 0.2], 2)
     assert weights == pytest.approx((2, 2 / 3, 1, 1))
-    assert balanced_weights([0.0, 0.3], 2) == (1, 1)
+    assert balanced_weights([0.0, 0.3], 2) == pytest.approx((1, 0.5))
+    assert balanced_weights([1e-7, 0.3], 2) == pytest.approx((10, 0.5), rel=1e-5)
 
 
 def closest(stages: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
@@ -116,6 +117,22 @@ def test_turned_references_know_a_turned_image(
     assert maxima[1] < 1e-3 < maxima[0]
 
 
+def test_a_turned_good_image_is_recognized(banks: Path, model: list[str], tmp_path: Path) -> None:
+    good = []
+    for seed in range(3):
+        stripes = np.random.default_rng(seed).integers(0, 40, (60, 60, 3)) + np.arange(60)[:, None] % 6 // 3 * 200
+        good.append(save_image(tmp_path / "good" / f"{seed}.png", Image.fromarray(stripes.astype(np.uint8))))
+    with Image.open(good[0]) as image:
+        turned = save_image(tmp_path / "turned.png", image.rotate(90))
+    distances = {}
+    for option in ("--no-rotations", "--rotations"):
+        bank = load_bank(enroll(good[0].parent, banks, model, option, "--overwrite"))
+        detector = Detector.load(bank=bank, device="cpu")
+        distances[option] = detector.detect_file(turned).part_distance
+        assert len(bank.calibration.distances) == 3
+    assert distances["--rotations"] < 1e-3 < distances["--no-rotations"]
+
+
 def test_a_reference_is_compared_as_it_is_with_turned_others(banks: Path, model: list[str], tmp_path: Path) -> None:
     good = draw_images(tmp_path / "good", 3)
     plain = load_bank(enroll(good, banks, model))
@@ -124,7 +141,7 @@ def test_a_reference_is_compared_as_it_is_with_turned_others(banks: Path, model:
         count for stage in turned.rows_per_source for count in stage
     ]
     assert (turned.calibration.scores <= plain.calibration.scores + 1e-6).all()
-    assert np.array_equal(turned.appearances, plain.appearances)
+    assert np.array_equal(turned.appearances[::8], plain.appearances)
 
 
 @pytest.mark.parametrize(
