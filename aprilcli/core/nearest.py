@@ -11,6 +11,7 @@ from aprilcli.core.memory_bank import MemoryBank, unit_rows
 from aprilcli.errors import InputError
 
 SIMILARITIES = 8 * 1024**2  # bytes of cosines held at a time, so that they stay in the processor's cache
+PIECE = 4096  # patches of an image searched at a time: more would leave room for few rows of the bank
 
 
 @torch.inference_mode()
@@ -22,13 +23,15 @@ def nearest_distance(patch_tokens: torch.Tensor, *bank_features: torch.Tensor) -
     three times that for rows converted to float32), image by image: memory does not grow with B·L·M, and the distances
     of an image do not depend on the other images.
     """
-    images = [unit_rows(tokens) for tokens in patch_tokens]
+    pieces = [piece for tokens in patch_tokens for piece in torch.split(unit_rows(tokens), PIECE)]
     largest = torch.full(patch_tokens.shape[:2], -1.0, device=patch_tokens.device)
-    size = max(1, SIMILARITIES // (4 * max(patch_tokens.shape[1:])))  # if L < Cv, the rows are larger than the cosines
+    found = [piece for image in largest for piece in torch.split(image, PIECE)]  # views
+    longest = max(min(PIECE, patch_tokens.shape[1]), patch_tokens.shape[2])  # if L < Cv, rows are larger than cosines
+    size = max(1, SIMILARITIES // (4 * longest))
     for rows in itertools.chain.from_iterable(torch.split(piece, size) for piece in bank_features if len(piece)):
         columns = unit_rows(rows).T  # float16 rows are not exactly of unit length, which would count as a distance
-        for best, image in zip(largest, images, strict=True):
-            torch.maximum(best, (image @ columns).amax(dim=1), out=best)
+        for best, piece in zip(found, pieces, strict=True):
+            torch.maximum(best, (piece @ columns).amax(dim=1), out=best)
     return (1 - largest).clamp_(0, 2)
 
 

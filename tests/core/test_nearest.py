@@ -184,3 +184,10 @@ def test_held_out_calibration_of_a_bank_keeps_the_false_alarm_rate(rate):
         called += calibration.threshold(rate).verdict(scores[39]) == "anomalous"
     low, high = stats.binom.interval(0.999, 200, rate)
     assert low <= called <= high
+
+
+def test_the_distances_of_large_images_are_found_piece_by_piece(monkeypatch):
+    tokens, rows = torch.randn(2, 50, 8), unit_rows(torch.randn(30, 8))
+    expected = 1 - (unit_rows(tokens) @ rows.T).amax(dim=-1)
+    monkeypatch.setattr(nearest, "PIECE", 16)
+    torch.testing.assert_close(nearest_distance(tokens, rows), expected, atol=1e-6, rtol=0)

@@ -120,13 +120,13 @@ def test_an_input_is_an_image_at_full_size_or_a_mosaic_of_four_at_half_size(
     images = training_images(read_dataset(write_set(tmp_path)))
     bent, good = images[0], images[-1]
     assert (bent.labeled.defect, good.labeled.defect) == ("bent", "good")
-    pixels, mask = prepare_input([bent], spec)
+    pixels, mask = prepare_input([bent], spec, spec.image_size)
     assert pixels.shape == (3, 70, 70)
     assert mask.shape == (70, 70)
     assert mask[35, 35] == 1
     assert mask.mean().item() == pytest.approx(10 * 10 / (20 * 30), abs=0.02)
-    assert prepare_input([good], spec)[1].sum() == 0
-    mosaic, mosaic_mask = prepare_input([bent, good, good, bent], spec)
+    assert prepare_input([good], spec, spec.image_size)[1].sum() == 0
+    mosaic, mosaic_mask = prepare_input([bent, good, good, bent], spec, spec.image_size)
     assert mosaic.shape == (3, 70, 70)
     assert mosaic_mask[:35, 35:].sum() == mosaic_mask[35:, :35].sum() == 0
     assert torch.equal(mosaic_mask[:35, :35], mosaic_mask[35:, 35:])

@@ -399,7 +399,7 @@ def test_a_sixteen_bit_copy_gives_the_same_model_input(tmp_path: Path) -> None:
 
 def test_too_many_pixels_are_refused_before_decoding(tmp_path: Path) -> None:
     (tmp_path / "bomb.png").write_bytes(bomb(png(COLOR)))
-    expected = "20000 x 20000 pixels are more than the limit of 100000000; reduce the image or raise the limit of"
+    expected = "20000 x 20000 pixels are more than the limit of 150000000; reduce the image or raise the limit of"
     assert f"{expected} pixels" in refusal(tmp_path / "bomb.png")
     saved(tmp_path / "a.png", COLOR)
     assert "limit of 1535" in refusal(tmp_path / "a.png", max_pixels=48 * 32 - 1)
