@@ -238,13 +238,14 @@ def test_references_saved_again_are_neither_calibration_images_nor_references(
             save_image(tmp_path / "good" / f"{name}.png", image)
             save_image(tmp_path / "again" / f"{name}{suffix}", image)
     good, again = tmp_path / "good", tmp_path / "again"
-    refused = run("enroll", good, "--part", "p", "--banks", banks, "--calibrate", again, "--quiet")
+    part = ("--part", "p", "--banks", banks, "--image-size", 256)
+    refused = run("enroll", good, *part, "--calibrate", again, "--quiet")
     assert refused.exit_code == 1
     assert "calibrate on further good images" in error_line(refused)
     shutil.copy(SAMPLES / "washer_good_2.png", again)
     with Image.open(again / "washer_good_2.png") as image:
         image.save(again / "washer_good_2.tif")
-    kept = run("enroll", good, "--part", "p", "--banks", banks, "--calibrate", again, "--overwrite")
+    kept = run("enroll", good, *part, "--calibrate", again, "--overwrite")
     assert "4 images left out" in kept.stderr
     assert len(calibration_of(banks, "p")) == 1
 
@@ -255,7 +256,7 @@ def test_references_that_show_the_same_are_one(banks: Path, tmp_path: Path) -> N
     for name in ("washer_good_1", "washer_good_2"):
         with Image.open(shutil.copy(SAMPLES / f"{name}.png", good)) as image:
             image.save(good / f"{name}.bmp")
-    result = run("enroll", good, "--part", "p", "--banks", banks)
+    result = run("enroll", good, "--part", "p", "--banks", banks, "--image-size", 256)
     assert "2 images were already enrolled" in result.stdout
     assert [source.path for source in load_bank(banks / "p.safetensors").sources] == [
         "washer_good_1.bmp",

@@ -20,7 +20,9 @@ LOSSY_TOLERANCE = 0.1  # JPEG and palettes change the pixels
 
 
 def scan(folder: Path, out: Path, *more: str) -> tuple[Result, dict[str, dict[str, str]]]:
-    result = CliRunner().invoke(app, ["scan", str(folder), "--out", str(out), "--device", "cpu", *more])
+    result = CliRunner().invoke(
+        app, ["scan", str(folder), "--out", str(out), "--device", "cpu", "--image-size", "256", *more]
+    )
     with (out / "scores.csv").open(newline="", encoding="utf-8") as stream:
         return result, {row["path"]: row for row in csv.DictReader(stream)}
 

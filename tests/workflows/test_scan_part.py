@@ -256,7 +256,7 @@ def test_images_that_do_not_show_the_part_are_unrecognised(banks: Path, tmp_path
     save_image(tmp_path / "scanned" / "white.png", Image.new("RGB", (300, 200), "white"))
     shutil.copy(SAMPLES / "casting_good_1.png", tmp_path / "scanned" / "other part.png")
     shutil.copy(SAMPLES / "washer_crack_3.png", tmp_path / "scanned" / "crack.png")
-    run("enroll", tmp_path / "good", "--part", "p", "--banks", banks)
+    run("enroll", tmp_path / "good", "--part", "p", "--banks", banks, "--image-size", 256)
     arguments = ["scan", tmp_path / "scanned", "--part", "p", "--banks", banks, "--threshold", 99]
     result = run(*arguments, "--out", tmp_path / "out", "--fail-on-anomaly")
     assert result.exit_code == 5  # the white image is an error, others are not the part; none reaches 99
