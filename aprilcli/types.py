@@ -122,11 +122,6 @@ class Views:
         return len(self.sizes) + (self.tile is not None)
 
     @property
-    def input_sizes(self) -> tuple[int, ...]:
-        """The input size of each view, V in all; the view of the tiles is the last."""
-        return self.sizes if self.tile is None else (*self.sizes, self.sizes[0])
-
-    @property
     def label(self) -> str:
         """The views for users: ``256,384, tiles of 512``."""
         sizes = ",".join(map(str, self.sizes))
@@ -160,10 +155,6 @@ class Evidence:
     def __getitem__(self, images: slice) -> Evidence:
         """Return the evidence of some of the images, as views."""
         return self._map(lambda values: values[images])
-
-    def clone(self) -> Evidence:
-        """Return a copy that shares no memory with this evidence."""
-        return self._map(lambda values: values.clone())
 
     def cpu(self) -> Evidence:
         """Return the evidence in main memory."""

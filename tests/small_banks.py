@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 
+from aprilcli.core.bank_file import load_bank
 from aprilcli.core.memory_bank import Source, build
+from aprilcli.errors import ArtifactError
 from aprilcli.types import Evidence, ImageEvidence, ModelSpec
 
 WIDTHS = (8, 16)
@@ -41,3 +44,15 @@ def draw_zero_shot(count):
     return tuple(
         ImageEvidence((Evidence(scores[k : k + 1], tuple(grid[k : k + 1] for grid in grids)),)) for k in range(count)
     )
+
+
+def refusal_of(path):
+    """Return why a damaged bank is refused, in one printable line that names it and says what to do."""
+    with pytest.raises(ArtifactError) as caught:
+        load_bank(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ")
+    assert message.endswith("; enroll the part again")
+    assert message.isprintable()
+    assert len(message) < len(str(path)) + 300
+    return message

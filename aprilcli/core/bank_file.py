@@ -61,7 +61,7 @@ class _Fields:
 
     def __post_init__(self) -> None:
         """Check sizes and tiles. Raises ValueError."""
-        parse(Views, {"sizes": self.sizes, "tile": self.tile})
+        parse(Views, asdict(self.views))
         if self.tile is not None and self.tile < self.spec.image_size:
             raise ValueError(f"a tile of {self.tile} pixels, but an image_size of {self.spec.image_size}")
         if len(self.source_sizes) != (0 if self.tile is None else len(self.sources)):
@@ -70,16 +70,16 @@ class _Fields:
             raise ValueError(f"{len(self.rows_per_source)} stages but {len(self.stage_weights)} stage_weights")
 
     @property
-    def sizes(self) -> tuple[int, ...]:
-        """The input sizes."""
-        return (self.spec.image_size, *self.further_sizes)
+    def views(self) -> Views:
+        """The views of each source."""
+        return Views((self.spec.image_size, *self.further_sizes), self.tile)
 
     @property
     def layouts(self) -> tuple[TileLayout, ...]:
         """The tiles of each source; empty without tiles."""
         if self.tile is None:
             return ()
-        return tuple(lay_out(size_hw, self.tile, self.sizes[0]) for size_hw in self.source_sizes)
+        return tuple(lay_out(size_hw, self.tile, self.spec.image_size) for size_hw in self.source_sizes)
 
 
 # Optional fields, which are left out where they say nothing.
@@ -95,7 +95,8 @@ def _tensors(fields: _Fields) -> dict[str, TensorSpec]:
         "fits": TensorSpec((count,), low=-LARGEST, high=LARGEST, optional=True),
         "spacings": TensorSpec((count,), low=0, high=2, optional=True),
     }
-    inputs = [count] * len(fields.sizes) + [sum(map(len, fields.layouts))] * (fields.tile is not None)
+    sizes = fields.views.sizes
+    inputs = [count] * len(sizes) + [sum(map(len, fields.layouts))] * (fields.tile is not None)
     for view, view_inputs in enumerate(inputs):
         specs[_of_view("text_scores", view)] = TensorSpec((view_inputs,), low=0, high=1, optional=True)
         for stage, width in enumerate(fields.spec.stage_widths, start=view * stages):
@@ -105,7 +106,7 @@ def _tensors(fields: _Fields) -> dict[str, TensorSpec]:
         specs |= {f"calibration.{name}": TensorSpec((None,)) for name in ("scores", "map_maxima")}
         specs["calibration.distances"] = TensorSpec((None,), optional=True)
     if further:
-        for view, size in enumerate(fields.sizes if fields.tile is None else ()):
+        for view, size in enumerate(sizes if fields.tile is None else ()):
             specs[_of_view("calibration_images.pixels", view)] = TensorSpec((further, size, size, 3), ("U8",))
         specs["calibration_images.appearances"] = TensorSpec((further, appearance), low=-LONGEST, high=LONGEST)
     return specs
@@ -194,8 +195,7 @@ def to_artifact(bank: MemoryBank) -> tuple[dict[str, torch.Tensor], dict[str, An
 def _bank(artifact: Artifact[_Fields]) -> MemoryBank:
     """Rebuild what ``to_artifact`` was given. Raises ArtifactError without the path."""
     fields, tensors = artifact.content, artifact.tensors
-    views = Views(fields.sizes, fields.tile)
-    features = tuple(tensors[f"features.{stage}"] for stage in range(len(views) * len(fields.spec.stages)))
+    features = tuple(tensors[f"features.{stage}"] for stage in range(len(fields.views) * len(fields.spec.stages)))
     _check_lengths(features)
     calibration = None
     if fields.calibration_method is not None:
@@ -207,7 +207,7 @@ def _bank(artifact: Artifact[_Fields]) -> MemoryBank:
         calibration = Calibration.from_arrays(arrays, fields.calibration_method)
     images = None
     if fields.calibration_sources:
-        names = (_of_view("calibration_images.pixels", view) for view in range(len(views)))
+        names = (_of_view("calibration_images.pixels", view) for view in range(len(fields.views)))
         pixels = tuple(tensors[name] for name in names if name in tensors)
         images = CalibrationImages(fields.calibration_sources, pixels, tensors["calibration_images.appearances"])
     return MemoryBank(
@@ -232,20 +232,19 @@ def _bank(artifact: Artifact[_Fields]) -> MemoryBank:
 
 def _zero_shot(fields: _Fields, tensors: Mapping[str, torch.Tensor]) -> tuple[ImageEvidence, ...]:
     """Rebuild the evidence of each source. Raises ArtifactError for a file without that of some views."""
-    count, stages = len(fields.sources), len(fields.spec.stages)
+    count, stages, layouts = len(fields.sources), len(fields.spec.stages), fields.layouts
     views: list[list[Evidence]] = []
-    for view in range(len(fields.sizes) + (fields.tile is not None)):
+    for view in range(len(fields.views)):
         if _of_view("text_scores", view) not in tensors:
             raise ArtifactError(f"lacks {_of_view('text_scores', view)}; enroll the part again")
         logits = (f"logits.{stage}" for stage in range(view * stages, (view + 1) * stages))
         evidence = Evidence(
             tensors[_of_view("text_scores", view)], tuple(tensors[name] for name in logits if name in tensors)
         )
-        inputs = [1] * count if view < len(fields.sizes) else list(map(len, fields.layouts))
+        inputs = [1] * count if view < len(fields.views.sizes) else list(map(len, layouts))
         ends = list(itertools.accumulate(inputs))
         views.append([evidence[end - number : end] for end, number in zip(ends, inputs, strict=True)])
-    layouts = fields.layouts or (None,) * count
-    images = zip(zip(*views, strict=True), layouts, strict=True)
+    images = zip(zip(*views, strict=True), layouts or (None,) * count, strict=True)
     return tuple(ImageEvidence(parts, layout) for parts, layout in images)
 
 

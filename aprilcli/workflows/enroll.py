@@ -217,9 +217,10 @@ def _make_bank(
     evidence: list[ImageEvidence] = [] if old is None else list(old.zero_shot)
     appearances: list[torch.Tensor | None] = [] if old is None else [old.appearances]
 
+    turned = options.rotations if old is None else old.recipe.rotations
+
     def batches_of_one() -> Iterator[tuple[torch.Tensor, ...]]:
         for images in _read_batches(options, detector, console, [image for image, _ in new], "enrolling"):
-            turned = options.rotations if old is None else old.recipe.rotations
             for encoded in map(detector.encode_turned, images) if turned else detector.encode_references(images):
                 evidence.append(encoded.zero_shot.cpu())
                 appearances.append(encoded.appearances.cpu())
@@ -234,8 +235,8 @@ def _make_bank(
         projector = None if options.projector is None else _portable(options.projector)
         model = _portable(options.model or TINY)
         fusion = options.fusion or find_source(model).fusion
-        rotations = bool(options.rotations)
-        recipe = Recipe(model, projector, detector.projector_fingerprint, options.value_range, rotations, str(fusion))
+        fingerprint = detector.projector_fingerprint
+        recipe = Recipe(model, projector, fingerprint, options.value_range, bool(turned), str(fusion))
     else:
         bank, recipe = memory_bank.append(old, batches_of_one(), sources), old.recipe
     known = [rows for rows in appearances if rows is not None]

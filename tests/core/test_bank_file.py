@@ -8,12 +8,12 @@ from operator import getitem
 import numpy as np
 import pytest
 import torch
-from small_banks import draw_zero_shot, make_bank
+from small_banks import draw_zero_shot, make_bank, refusal_of
 
 from aprilcli.core.bank_file import KIND, load_bank, save_bank, to_artifact
 from aprilcli.core.calibration import Calibration
 from aprilcli.core.memory_bank import Recipe, subsample
-from aprilcli.errors import ArtifactError, OutputError
+from aprilcli.errors import OutputError
 from aprilcli.io.artifacts import write_artifact
 
 INFINITE = 1e308  # as the writer accepts it; in the file it becomes 1e+999
@@ -153,13 +153,7 @@ def test_a_damaged_bank_is_refused(tmp_path, what):
     damage(tensors, fields, what)
     write_artifact(path, KIND, tensors, fields)
     path.write_bytes(path.read_bytes().replace(b"1e+308", b"1e+999"))
-    with pytest.raises(ArtifactError) as caught:
-        load_bank(path)
-    message = str(caught.value)
-    assert message.startswith(f"{path}: ")
-    assert message.endswith("; enroll the part again")
-    assert message.isprintable()
-    assert len(message) < len(str(path)) + 300
+    message = refusal_of(path)
     if isinstance(what, tuple):
         assert what[0] in message
 
