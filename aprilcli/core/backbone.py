@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,6 +22,7 @@ from aprilcli.text import printable
 from aprilcli.types import ImageFeatures, ModelSpec, Views
 
 SENTENCES_PER_PASS = 128
+VISUAL = "visual."  # starts the names of the image tower's weights
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -64,30 +68,65 @@ class TorchImageEncoder:
 
 
 class TextEncoder:
-    """The text tower of a frozen CLIP with its tokenizer."""
+    """The text tower of a frozen CLIP with its tokenizer; both are made ready when they are first used.
+
+    ``inputs``: what the features of a sentence depend on, in JSON types. ``device``: where the features are.
+    """
 
     def __init__(
-        self, model: torch.nn.Module, tokenizer: Any, label: str, device: torch.device, precision: str = "fp32"
+        self,
+        model: torch.nn.Module,
+        load_tokenizer: Callable[[], Any],
+        label: str,
+        device: torch.device,
+        precision: str = "fp32",
+        inputs: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
-        """Freeze ``model``, open_clip's pair of towers, and move it to ``device``; ``label`` names it in errors."""
-        self._model: Any = model.eval().requires_grad_(False).to(device)
-        self._tokenizer = tokenizer
+        """Use ``model``, open_clip's pair of towers, whose weights may be mapped from a file until the first use.
+
+        ``label`` names the model in errors. ``inputs``: what describes the weights and the tokenizer.
+        """
+        self.device = device
+        self.precision = precision
+        self._untouched = model
+        self._load_tokenizer = load_tokenizer
         self._label = label
-        self._device = device
-        self._precision = precision
+        self._inputs = inputs
+
+    @property
+    def inputs(self) -> dict[str, Any]:  # noqa: D102
+        cuda = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else ""
+        return {
+            **self._inputs,
+            "precision": self.precision,
+            "device": [self.device.type, cuda],
+            # With other threads or registers, sums differ in their last bits.
+            "threads": torch.get_num_threads(),
+            "cpu": torch.backends.cpu.get_cpu_capability(),
+            "torch": torch.__version__,
+        }
+
+    @functools.cached_property
+    def _model(self) -> Any:
+        move_weights(self._untouched, self.device, lambda name: not name.startswith(VISUAL))
+        return self._untouched.eval().requires_grad_(False)
+
+    @functools.cached_property
+    def _tokenizer(self) -> Any:
+        return self._load_tokenizer()
 
     @torch.inference_mode()
     def encode(self, sentences: list[str]) -> torch.Tensor:
         """Encode sentences to unit rows [len(sentences), C], float32.
 
         Raises OptionError for a sentence of more tokens than the tower reads, ArtifactError where a feature is not a
-        finite number or the tokenizer belongs to another model.
+        finite number, or the tokenizer cannot be loaded or belongs to another model.
         """
-        tokens = self._tokenize(sentences).to(self._device)
-        with _autocast(self._device, self._precision):
+        tokens = self._tokenize(sentences).to(self.device)
+        with _autocast(self.device, self.precision):
             parts = [self._encode_tokens(chunk) for chunk in torch.split(tokens, SENTENCES_PER_PASS)]
         features = F.normalize(torch.cat(parts).float(), dim=-1)
-        check_finite((features,), self._label, self._precision)
+        check_finite((features,), self._label, self.precision)
         return features
 
     def _tokenize(self, sentences: list[str]) -> torch.Tensor:
@@ -147,6 +186,16 @@ class Backbone:
     def spec(self) -> ModelSpec:
         """The model."""
         return self.encoder.spec
+
+
+def move_weights(model: torch.nn.Module, device: torch.device, chosen: Callable[[str], bool]) -> None:
+    """Copy the parameters and buffers of these names to ``device``, also from the CPU to the CPU.
+
+    So they are no longer mapped from a file, which another process may change or truncate.
+    """
+    for name, weights in (*model.named_parameters(), *model.named_buffers()):
+        if chosen(name):
+            weights.data = weights.data.to(device, copy=True)
 
 
 def check_finite(values: tuple[torch.Tensor, ...], label: str, precision: str) -> None:

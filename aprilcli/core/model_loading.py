@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,8 +14,10 @@ import open_clip
 import torch
 from open_clip.model import CLIP, CustomTextCLIP, _build_vision_tower, resize_pos_embed
 from open_clip.transformer import QuickGELU
+from torch.overrides import TorchFunctionMode
 
-from aprilcli.core.backbone import Backbone, TextEncoder, TorchImageEncoder
+from aprilcli import __version__
+from aprilcli.core.backbone import VISUAL, Backbone, TextEncoder, TorchImageEncoder, move_weights
 from aprilcli.core.catalogue import (
     Configuration,
     ModelSource,
@@ -26,15 +29,17 @@ from aprilcli.core.catalogue import (
 from aprilcli.core.device import resolve_device, resolve_precision
 from aprilcli.core.fingerprint import architecture, digest, is_position, model_fingerprint
 from aprilcli.core.model_folder import BROKEN_MODEL, as_artifact_errors, native_size
-from aprilcli.core.tokenizer import load_tokenizer
+from aprilcli.core.tokenizer import describe_tokenizer, find_tokenizer, load_tokenizer
 from aprilcli.core.towers import Tower, tower_of
 from aprilcli.defaults import TINY
 from aprilcli.errors import ArtifactError, BackboneError, OptionError
+from aprilcli.io.cache import recall, remember, state_of_file
 from aprilcli.io.tensor_files import mappable, open_tensors
 from aprilcli.text import first_line
 from aprilcli.types import LOGIT_SCALE, MAX_IMAGE_SIZE, MAX_LOGIT_SCALE, MAX_SIZES, ModelSpec, Views
 
 STAGE_COUNT = 4  # stages by default
+CACHED = "fingerprint"
 SPARE_WEIGHTS = 10_000_000  # a configuration may declare this many more than its file holds, for positions
 
 
@@ -52,8 +57,8 @@ def load_backbone(
     ``model``: ``tiny``, ``paper``, an open_clip name with an optional ``:TAG``, or a folder in open_clip's local-dir
     form. ``image_size``: one or several sizes, in pixels. ``tile``: see ``Views``. Sizes and ``stages`` (1-based) are
     by default the model's own; if it has none, its native size, and four equal parts of a transformer's blocks or the
-    stages of a convolutional tower. Raises OptionError, ArtifactError or BackboneError; an unsupported model or option
-    is found before anything is downloaded.
+    stages of a convolutional tower. Text tower and tokenizer are made ready when they are used. Raises OptionError,
+    ArtifactError or BackboneError; an unsupported model or option is found before anything is downloaded.
     """
     source = find_source(model)
     config = read_source(source)
@@ -63,13 +68,11 @@ def load_backbone(
     chosen = _check_stages(source.name, stages or source.stages or _default_stages(blueprint.depth), blueprint.depth)
     resolved_device = resolve_device(device)
     resolved_precision = resolve_precision(precision, resolved_device)
-    tokenizer = load_tokenizer(source, config)
+    tokenizer_folder = find_tokenizer(source, config)
     path = weights_file(source)
     with _loading(source):
-        clip = _build(config.model)
-        with mappable(path) if path.suffix == ".safetensors" else contextlib.nullcontext(path) as mapped:
-            open_clip.load_checkpoint(clip, str(mapped))
-    _check_weights(source, clip)
+        clip, fingerprint = _load_weights(source, config, path, resolved_device)
+        tokens = describe_tokenizer(tokenizer_folder)
     tower = tower_of(clip.visual)
     spec = ModelSpec(
         backbone=source.name,
@@ -81,10 +84,12 @@ def load_backbone(
         joint_width=int(config.model["embed_dim"]),
         mean=config.mean,
         std=config.std,
-        fingerprint=model_fingerprint(clip, config.model, path if source.folder else None),
+        fingerprint=fingerprint,
         logit_scale=_logit_scale(clip, source.label),
     )
-    text = TextEncoder(clip, tokenizer, spec.label, resolved_device, resolved_precision)
+    inputs = {"fingerprint": fingerprint, "activation": spec.activation, "tokenizer": tokens}
+    tokenizer = functools.partial(load_tokenizer, source, config, tokenizer_folder)
+    text = TextEncoder(clip, tokenizer, spec.label, resolved_device, resolved_precision, inputs)
     encoder = TorchImageEncoder(tower, spec, resolved_device, resolved_precision)
     return Backbone(encoder, text, views, activation_notes(source, spec.activation))
 
@@ -107,7 +112,7 @@ def load_image_encoder(
 
     def fingerprinted() -> Iterator[tuple[str, torch.Tensor]]:
         for name, tensor in _read_weights(path):
-            if name.startswith("visual."):
+            if name.startswith(VISUAL):
                 weights[name] = tensor
             if source.folder or not is_position(name):
                 yield name, tensor
@@ -119,11 +124,11 @@ def load_image_encoder(
                 f"{path}: fingerprint {found[:12]}, not {spec.label}'s {spec.fingerprint[:12]}; copy that model here"
             )
         model_config = config.model
-        tower = tower_of(
-            _build_vision_tower(
+        with _Unfilled():
+            visual = _build_vision_tower(
                 model_config["embed_dim"], model_config["vision_cfg"], model_config.get("quick_gelu", False)
             )
-        )
+        tower = tower_of(visual)
         holder = torch.nn.Module()
         holder.visual = tower.visual
         resize_pos_embed(weights, holder)
@@ -185,6 +190,66 @@ def _loading(source: ModelSource) -> Iterator[None]:
         raise ArtifactError(
             f"{source.label}: the model cannot be loaded ({first_line(error)}); download or copy it again"
         ) from error
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves out random initial weights, which those of a file replace: a large model takes seconds to draw them."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if (
+            func in (torch.Tensor.normal_, torch.Tensor.uniform_)
+            or getattr(func, "__module__", "") == torch.nn.init.__name__
+        ):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+def _load_weights(
+    source: ModelSource, config: Configuration, path: Path, device: torch.device
+) -> tuple[torch.nn.Module, str]:
+    """Build open_clip's model with the weights of a file; return it with its fingerprint.
+
+    The image tower's weights are then on ``device``; those of the text tower stay mapped from the file, where that is
+    possible. Weights that the cache knows unchanged are not checked and digested again.
+    """
+    key = {
+        "file": state_of_file(path),
+        "architecture": architecture(config.model),
+        "positions": source.folder is not None,
+        "open_clip": open_clip.__version__,
+        "aprilcli": __version__,
+    }
+    with _Unfilled():
+        clip = _build(config.model)
+    with mappable(path) if path.suffix == ".safetensors" else contextlib.nullcontext(path) as mapped:
+        _assign_checkpoint(clip, mapped)
+        known = recall(CACHED, key) if key["file"] else None
+        if known is not None:
+            fingerprint = known.numpy().tobytes().hex()
+        else:
+            _check_weights(source, clip)
+            fingerprint = model_fingerprint(clip, config.model, path if source.folder else None)
+            if key["file"]:
+                remember(CACHED, key, torch.tensor(list(bytes.fromhex(fingerprint)), dtype=torch.uint8))
+        move_weights(clip, device, lambda name: name.startswith(VISUAL) or mapped != path)
+    return clip, fingerprint
+
+
+def _assign_checkpoint(clip: torch.nn.Module, path: Path) -> None:
+    """Load a checkpoint as open_clip does, but use its tensors where they are instead of copying them."""
+    load = clip.load_state_dict
+    dtypes = {name: weights.dtype for name, weights in clip.state_dict().items()}
+
+    def assign(weights: dict[str, torch.Tensor], strict: bool) -> Any:
+        same = {name: tensor.to(dtypes.get(name, tensor.dtype)) for name, tensor in weights.items()}
+        return load(same, strict=strict, assign=True)
+
+    clip.load_state_dict = assign  # type: ignore[assignment,method-assign]  # open_clip calls it without ``assign``
+    try:
+        open_clip.load_checkpoint(clip, str(path))
+    finally:
+        del clip.load_state_dict
 
 
 def _build(config: dict[str, Any]) -> Any:

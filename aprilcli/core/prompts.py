@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+
 import torch
 import torch.nn.functional as F
 
+from aprilcli import __version__
 from aprilcli.core.backbone import TextEncoder
 from aprilcli.errors import OptionError
+from aprilcli.io.cache import recall, remember
 from aprilcli.types import MAX_OBJECT_NAME
+
+CACHED = "text"  # a few kilobytes for each name and model, so the files are never deleted
 
 NORMAL_STATES = (
     "{}",
@@ -69,10 +76,20 @@ def sentences(states: tuple[str, ...], object_name: str) -> list[str]:
 def encode_prompts(encoder: TextEncoder, object_name: str) -> torch.Tensor:
     """Return the text features F_t [2, C]: row 0 normal, row 1 anomalous, unit rows, float32.
 
-    The unit features of all sentences of a group are averaged, and the mean is normalized. Raises OptionError for a
-    name longer than ``MAX_OBJECT_NAME``, or whose sentences the text tower would truncate.
+    The unit features of all sentences of a group are averaged, and the mean is normalized. They are kept in the cache
+    folder; those of a name in it are read without the text tower, and are the same bits. Raises OptionError for a name
+    longer than ``MAX_OBJECT_NAME``, or whose sentences the text tower would truncate, ArtifactError as
+    ``TextEncoder.encode``.
     """
     if len(object_name) > MAX_OBJECT_NAME:
         raise OptionError(f"an object name of {len(object_name):,} characters; use at most {MAX_OBJECT_NAME}")
-    groups = [encoder.encode(sentences(states, object_name)) for states in (NORMAL_STATES, ANOMALOUS_STATES)]
-    return F.normalize(torch.stack([features.mean(dim=0) for features in groups]), dim=-1)
+    groups = [sentences(states, object_name) for states in (NORMAL_STATES, ANOMALOUS_STATES)]
+    digest = hashlib.sha256(json.dumps(groups).encode()).hexdigest()
+    key = {**encoder.inputs, "aprilcli": __version__, "object": object_name, "sentences": digest}
+    known = recall(CACHED, key)
+    if known is not None:
+        return known.to(encoder.device)
+    means = [encoder.encode(group).mean(dim=0) for group in groups]
+    features = F.normalize(torch.stack(means), dim=-1)
+    remember(CACHED, key, features)
+    return features

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from hashlib import sha1
 from pathlib import Path
 
-import platformdirs
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
@@ -28,6 +27,7 @@ from aprilcli.errors import ArtifactError, OutputError
 from aprilcli.io.artifacts import Schema, read_artifact, write_artifact
 from aprilcli.io.atomic import claimed, output_errors, remove_leftovers
 from aprilcli.io.authors_format import read_authors_file
+from aprilcli.io.cache import cache_folder
 from aprilcli.text import first_line
 
 BASE_URL = "https://github.com/ByChelsea/VAND-APRIL-GAN/raw/f13b8a634e04f9fde8fa03db125b25af5695d8e1/exps/pretrained"
@@ -82,11 +82,6 @@ def fetch_projector(name: str, *, progress: bool = False) -> dict[str, torch.Ten
         except OutputError as error:
             raise OutputError(f"{error}; APRILCLI_CACHE sets the cache folder") from error
     return tensors
-
-
-def cache_folder() -> Path:
-    """Return the folder for downloaded files: ``APRILCLI_CACHE`` or the platform's cache folder."""
-    return Path(os.environ.get("APRILCLI_CACHE") or platformdirs.user_cache_path("aprilcli", appauthor=False))
 
 
 def git_blob_id(content: bytes) -> str:

@@ -25,7 +25,8 @@ from aprilcli.errors import ArtifactError, OutputError
 from aprilcli.io import published
 from aprilcli.io.artifacts import read_header
 from aprilcli.io.authors_format import read_authors_projector as read
-from aprilcli.io.published import PUBLISHED, PublishedProjector, cache_folder, fetch_projector, git_blob_id
+from aprilcli.io.cache import cache_folder
+from aprilcli.io.published import PUBLISHED, PublishedProjector, fetch_projector, git_blob_id
 
 STAGES, WIDTH, JOINT_WIDTH = 4, 6, 5
 
@@ -420,11 +421,6 @@ def test_cache_folder_not_writable(server: Server, tmp_path: Path, monkeypatch: 
     with pytest.raises(OutputError, match=r"cannot be written \(.*\); .*; APRILCLI_CACHE sets the cache folder"):
         fetch_projector("visa")
     assert server.paths == []
-
-
-def test_default_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("APRILCLI_CACHE")
-    assert cache_folder().name == "aprilcli"
 
 
 def test_no_progress_bar_without_a_terminal(server: Server, capfd: pytest.CaptureFixture[str]) -> None:
