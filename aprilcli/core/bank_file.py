@@ -1,10 +1,8 @@
-"""A part's bank on disk: its path, and the schema of its JSON fields and tensors."""
+"""A part's bank on disk: the schema of its JSON fields and tensors."""
 
 from __future__ import annotations
 
 import itertools
-import re
-import unicodedata
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -17,7 +15,7 @@ from pydantic import AfterValidator, Field, Strict
 from aprilcli.core.calibration import LARGEST, Calibration, CalibrationMethod
 from aprilcli.core.memory_bank import ROTATIONS, CalibrationImages, MemoryBank, Recipe, Source
 from aprilcli.core.tiling import lay_out
-from aprilcli.errors import ArtifactError, InputError, OptionError, OutputError
+from aprilcli.errors import ArtifactError, InputError, OutputError
 from aprilcli.io.artifacts import Artifact, Schema, TensorSpec, parse, read_artifact, write_artifact
 from aprilcli.types import (
     MAX_OBJECT_NAME,
@@ -32,8 +30,6 @@ from aprilcli.types import (
 )
 
 KIND = "bank"
-SUFFIX = ".safetensors"
-PART_NAME = re.compile(r"\w[\w.-]{0,99}")
 CHECKED_BYTES = 8 * 1024**2  # of rows checked at a time
 UNIT_TOLERANCE = 0.01  # of rows' lengths: float16 rounds them by a tenth of that
 MEASURED = ("appearances", "fits", "spacings")  # tensors with rows for each source
@@ -117,22 +113,6 @@ def _of_view(name: str, view: int) -> str:
 
 
 SCHEMA = Schema(KIND, _Fields, _tensors, "enroll the part again")
-
-
-def bank_path(part: str, banks: Path) -> Path:
-    """Return the path of a bank to read: ``part`` itself if it names a file, else as ``new_bank_path``."""
-    return Path(part) if part.endswith(SUFFIX) else new_bank_path(part, banks)
-
-
-def new_bank_path(part: str, banks: Path) -> Path:
-    """Return the path of a part's bank, ``banks/NAME.safetensors``.
-
-    Raises OptionError for a name that could leave the folder or confuse a shell.
-    """
-    part = unicodedata.normalize("NFC", part)  # file systems and terminals write accents in two ways
-    if not PART_NAME.fullmatch(part) or ".." in part:
-        raise OptionError(f"part name {part!r}: it becomes a file name; use letters, digits, '_', '-' and '.'")
-    return banks / f"{part}{SUFFIX}"
 
 
 def save_bank(bank: MemoryBank, path: Path) -> None:

@@ -20,8 +20,8 @@ from aprilcli.core.fusion import fuse_views
 from aprilcli.core.memory_bank import MemoryBank
 from aprilcli.core.methods.april_gan import AprilGan
 from aprilcli.core.model_loading import load_backbone
-from aprilcli.core.projector import Projector, load_projector
-from aprilcli.core.prompts import encode_prompts
+from aprilcli.core.projector import Projector, check_projector_file, load_projector
+from aprilcli.core.prompts import check_length, encode_prompts
 from aprilcli.core.recognition import appearance, distance_to
 from aprilcli.core.tiling import boxes, lay_out
 from aprilcli.defaults import TINY
@@ -133,6 +133,9 @@ class Detector:
         model = model or TINY
         if object_name is not None and not object_name.isprintable():
             raise OptionError(f"object name {printable(object_name)[:80]}: give a name without control characters")
+        check_length(object_name or "")
+        if projector is not None:
+            check_projector_file(projector)
         try:
             backbone = load_backbone(
                 model, image_size=image_size, tile=tile, stages=stages, device=device, precision=precision

@@ -197,10 +197,8 @@ class _Unfilled(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if (
-            func in (torch.Tensor.normal_, torch.Tensor.uniform_)
-            or getattr(func, "__module__", "") == torch.nn.init.__name__
-        ):
+        is_initial = getattr(func, "__module__", None) == torch.nn.init.__name__
+        if is_initial or func in (torch.Tensor.normal_, torch.Tensor.uniform_):
             return args[0] if args else kwargs["tensor"]
         return func(*args, **kwargs)
 

@@ -13,7 +13,7 @@ from aprilcli.core.catalogue import PAPER_BACKBONE, PAPER_PRETRAINED, PAPER_STAG
 from aprilcli.core.fingerprint import fingerprint
 from aprilcli.defaults import PAPER, TINY, VISA
 from aprilcli.errors import ArtifactError
-from aprilcli.io.artifacts import UNDATED, Schema, TensorSpec, read_artifact, write_artifact
+from aprilcli.io.artifacts import UNDATED, Schema, TensorSpec, as_read_errors, read_artifact, write_artifact
 from aprilcli.io.authors_format import read_authors_projector
 from aprilcli.io.published import PUBLISHED, fetch_projector
 from aprilcli.text import printable
@@ -102,6 +102,13 @@ def load_projector(source: str | None, model: str, spec: ModelSpec, *, progress:
     _check_match(path, artifact.content.spec, spec)
     projector = Projector(artifact.content.spec, artifact.content.trained_on, artifact.fields)
     return _fill(projector, artifact.tensors, str(path))
+
+
+def check_projector_file(source: str) -> None:
+    """Refuse the path of a file that does not exist or cannot be reached. Raises ArtifactError."""
+    if source not in PUBLISHED:
+        with as_read_errors(Path(source)):
+            Path(source).stat()
 
 
 def _own_projector(model: str) -> str | None:

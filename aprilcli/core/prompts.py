@@ -73,6 +73,12 @@ def sentences(states: tuple[str, ...], object_name: str) -> list[str]:
     return [template.replace("{}", condition) for condition in conditions for template in TEMPLATES]
 
 
+def check_length(object_name: str) -> None:
+    """Refuse a name longer than ``MAX_OBJECT_NAME``. Raises OptionError."""
+    if len(object_name) > MAX_OBJECT_NAME:
+        raise OptionError(f"an object name of {len(object_name):,} characters; use at most {MAX_OBJECT_NAME}")
+
+
 def encode_prompts(encoder: TextEncoder, object_name: str) -> torch.Tensor:
     """Return the text features F_t [2, C]: row 0 normal, row 1 anomalous, unit rows, float32.
 
@@ -81,8 +87,7 @@ def encode_prompts(encoder: TextEncoder, object_name: str) -> torch.Tensor:
     longer than ``MAX_OBJECT_NAME``, or whose sentences the text tower would truncate, ArtifactError as
     ``TextEncoder.encode``.
     """
-    if len(object_name) > MAX_OBJECT_NAME:
-        raise OptionError(f"an object name of {len(object_name):,} characters; use at most {MAX_OBJECT_NAME}")
+    check_length(object_name)
     groups = [sentences(states, object_name) for states in (NORMAL_STATES, ANOMALOUS_STATES)]
     digest = hashlib.sha256(json.dumps(groups).encode()).hexdigest()
     key = {**encoder.inputs, "aprilcli": __version__, "object": object_name, "sentences": digest}

@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 
 from aprilcli.core import memory_bank
-from aprilcli.core.bank_file import new_bank_path, save_bank
+from aprilcli.core.bank_file import save_bank
+from aprilcli.core.bank_path import new_bank_path
 from aprilcli.core.calibration import Calibration, needed_images
 from aprilcli.core.catalogue import find_source, path_exists
 from aprilcli.core.detector import Detector, ModelInput

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 
+import torch
+
 from aprilcli.core.backbone import Backbone
 from aprilcli.core.calibration import check_rate
 from aprilcli.core.detector import Detector
@@ -73,6 +75,8 @@ def _evaluate(
     owned = eval_output.check_output(options.out, options.overwrite, planned)
     backbone = load_model(options, console)
     projector = load_projector(options.projector, options.model, backbone.spec, progress=console.is_interactive)
+    # All at the start: a name that is refused ends the run at once, and the text tower's file is not needed later.
+    text_features = {item.category: encode_prompts(backbone.text, item.category) for item in dataset.objects}
     eval_output.remove_outputs(options.out, owned)
     begun = {"versions": records.versions(), "outputs": planned, "started": started}
     records.write_json(options.out / eval_output.RECORD, begun)  # without "finished"
@@ -87,7 +91,7 @@ def _evaluate(
         total = sum(encoder.count_images(item) for item in dataset.objects)
         with console.progress(total, "evaluating") as advance:
             for item in dataset.objects:
-                detector = _detector_of(item.category, backbone, projector)
+                detector = _detector_of(item.category, text_features[item.category], backbone, projector)
                 encoded = encoder.encode(item, detector, advance)
                 problems += encoded.problems
                 digests += encoded.digests
@@ -176,8 +180,9 @@ def _settings(options: EvalOptions, dataset: LabeledDataset, console: Console) -
     return tuple(Setting(k, seed) for k in shots for seed in (seeds if k else (None,)))
 
 
-def _detector_of(category: str, backbone: Backbone, projector: Projector | None) -> Detector:
-    text_features = encode_prompts(backbone.text, category)
+def _detector_of(
+    category: str, text_features: torch.Tensor, backbone: Backbone, projector: Projector | None
+) -> Detector:
     notes, views = backbone.notes, backbone.views
     return Detector(backbone.encoder, text_features, projector, object_name=category, notes=notes, views=views)
 

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import difflib
 import operator
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from aprilcli.core.backbone import Backbone
-from aprilcli.core.bank_file import SUFFIX, bank_path, load_bank
+from aprilcli.core.bank_file import load_bank
 from aprilcli.core.catalogue import find_source, path_exists
 from aprilcli.core.detector import Detector
 from aprilcli.core.memory_bank import MemoryBank, Recipe
 from aprilcli.core.model_loading import load_backbone
 from aprilcli.defaults import TINY
-from aprilcli.errors import ArtifactError, BackboneError, InputError, OptionError
+from aprilcli.errors import ArtifactError, BackboneError, OptionError
 from aprilcli.io.published import PUBLISHED
 from aprilcli.options import DatasetOptions, EnrollOptions, EvalOptions, ScanOptions
 from aprilcli.text import printable
 from aprilcli.workflows.console import Console
-
-LISTED = 10  # parts that an error names; the others are counted
+from aprilcli.workflows.parts import find_bank
 
 
 def load_model(options: DatasetOptions, console: Console) -> Backbone:
@@ -42,20 +39,7 @@ def load_model(options: DatasetOptions, console: Console) -> Backbone:
 
 def load_part(part: str, banks: Path) -> MemoryBank:
     """Read the bank of a part. For a missing bank, the InputError lists the parts that its folder has."""
-    path = bank_path(part, banks)
-    with suppress(OSError):  # e.g. a name too long or a folder without rights: load_bank explains it
-        if not path.exists():
-            raise InputError(f"{path.absolute()}: {_no_bank(path)}")
-    return load_bank(path)
-
-
-def _no_bank(path: Path) -> str:
-    parts = sorted(printable(file.stem) for file in path.parent.glob(f"*{SUFFIX}"))
-    near = difflib.get_close_matches(path.stem, parts, 1)
-    advice = f"use --part {near[0]}" if near else "choose another folder with --banks"
-    more = f" and {len(parts) - LISTED} more" if len(parts) > LISTED else ""
-    listed = f"; parts in this folder: {', '.join(parts[:LISTED])}{more}" if parts else ""
-    return f"there is no such bank; enroll the part first, or {advice}{listed}"
+    return load_bank(find_bank(part, banks))
 
 
 def load_detector(options: ScanOptions | EnrollOptions, bank: MemoryBank | None, console: Console) -> Detector:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from aprilcli.core import resizing
-from aprilcli.core.bank_file import bank_path
+from aprilcli.core.bank_path import bank_path
 from aprilcli.core.decision import DecisionRule
 from aprilcli.core.detector import Detector
 from aprilcli.core.threshold import Threshold

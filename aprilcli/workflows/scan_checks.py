@@ -12,6 +12,7 @@ from aprilcli.io.atomic import check_writable
 from aprilcli.io.walk import find_images, require_paths
 from aprilcli.options import ScanOptions
 from aprilcli.workflows.console import Console
+from aprilcli.workflows.parts import find_bank
 from aprilcli.workflows.pipeline import NO_IMAGES, LeftOutFolders
 from aprilcli.workflows.scan_output import MAPS, SCORES, refuse_results
 
@@ -19,14 +20,16 @@ from aprilcli.workflows.scan_output import MAPS, SCORES, refuse_results
 def check(options: ScanOptions, console: Console) -> int:
     """Check options, images and output folder; return the number of images, and name the folders that are left out.
 
-    Raises OptionError, InputError for missing folders or no images, OutputError for an output folder that cannot be
-    written or holds results.
+    Raises OptionError, InputError for missing folders, a missing part or no images, OutputError for an output folder
+    that cannot be written or holds results.
     """
     _check_options(options)
     require_paths(options.paths)
     check_writable(options.out)
     if not (options.resume or options.overwrite):
         refuse_results(options.out)  # and again once the folder is locked
+    if options.part is not None:
+        find_bank(options.part, options.banks)
     return _count_images(options, console)
 
 
