@@ -14,8 +14,9 @@ import torch
 from helpers import GoldenCase, change_config
 from open_clip.transformer import TextTransformer
 from safetensors.torch import load_file, save_file
-from timm_models import write_model
+from timm_models import MODELS, build, write_model
 
+from aprilcli.core import model_loading
 from aprilcli.core.model_loading import load_backbone, load_image_encoder
 from aprilcli.errors import ArtifactError, BackboneError, OptionError
 
@@ -177,3 +178,88 @@ def test_other_weights_than_the_specs_are_refused(golden_vit: GoldenCase, tmp_pa
         load_image_encoder(str(folder), spec, device="cpu")
     with pytest.raises(ArtifactError, match="fingerprint"):
         load_image_encoder(str(golden_vit.folder), replace(spec, fingerprint="0" * 64), device="cpu")
+
+
+@pytest.fixture
+def settled(golden_vit: GoldenCase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model folder that was written long ago, and a cache of its own."""
+    monkeypatch.setenv("APRILCLI_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("aprilcli.io.cache._SETTLED_S", -1.0)
+    return Path(shutil.copytree(golden_vit.folder, tmp_path / "settled"))
+
+
+def count_digests(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Return a list that gets an entry for each fingerprint that is computed."""
+    digests: list[object] = []
+    real = model_loading.model_fingerprint
+    monkeypatch.setattr(model_loading, "model_fingerprint", lambda *given: digests.append(1) or real(*given))
+    return digests
+
+
+def test_an_unchanged_weights_file_is_digested_once(
+    golden_vit: GoldenCase, settled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digests = count_digests(monkeypatch)
+    found = [load_backbone(str(settled), device="cpu", image_size=size).spec.fingerprint for size in (56, 70)]
+    assert found == [golden_vit.backbone.spec.fingerprint] * 2
+    assert len(digests) == 1
+
+
+def test_a_weights_file_that_has_just_been_written_is_digested_each_time(
+    golden_vit: GoldenCase, settled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aprilcli.io.cache._SETTLED_S", 3600.0)
+    digests = count_digests(monkeypatch)
+    for _ in range(2):
+        load_backbone(str(settled), device="cpu")
+    assert len(digests) == 2
+
+
+def test_weights_that_become_nan_are_refused_after_a_good_load(settled: Path) -> None:
+    load_backbone(str(settled), device="cpu")
+    weights = load_file(settled / "open_clip_model.safetensors")
+    weights["visual.conv1.weight"][0] = torch.nan
+    save_file(weights, settled / "open_clip_model.safetensors")
+    for _ in range(2):
+        with pytest.raises(ArtifactError, match="NaN"):
+            load_backbone(str(settled), device="cpu")
+
+
+def test_a_changed_configuration_is_another_fingerprint(settled: Path) -> None:
+    before = load_backbone(str(settled), device="cpu").spec.fingerprint
+    change_config(settled, lambda config: config.update(quick_gelu=True))
+    assert load_backbone(str(settled), device="cpu").spec.fingerprint != before
+
+
+def test_a_weights_file_may_change_once_both_encoders_have_been_used(settled: Path) -> None:
+    backbone = load_backbone(str(settled), device="cpu")
+    pixels = torch.randn(1, 3, 56, 56).numpy()
+    expected, sentences = backbone.encoder.encode(pixels).image, backbone.text.encode(["a bolt", "a nut"])
+    with (settled / "open_clip_model.safetensors").open("r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        file.write(bytes(size))  # in place, unlike a rename
+    assert torch.equal(backbone.encoder.encode(pixels).image, expected)
+    assert torch.equal(backbone.text.encode(["a bolt", "a nut"]), sentences)
+
+
+def test_half_precision_weights_are_computed_in_float32(golden_vit: GoldenCase, tmp_path: Path) -> None:
+    halved, whole = (Path(shutil.copytree(golden_vit.folder, tmp_path / name)) for name in ("half", "whole"))
+    weights = {name: tensor.half() for name, tensor in load_file(halved / "open_clip_model.safetensors").items()}
+    save_file(weights, halved / "open_clip_model.safetensors")
+    save_file({n: w.float() for n, w in weights.items()}, whole / "open_clip_model.safetensors")
+    backbones = [load_backbone(str(folder), device="cpu") for folder in (halved, whole)]
+    pixels = torch.randn(1, 3, 56, 56).numpy()
+    assert len({backbone.spec.fingerprint for backbone in backbones}) == 1
+    assert len({backbone.encoder.encode(pixels).image.numpy().tobytes() for backbone in backbones}) == 1
+    assert len({backbone.text.encode(["a bolt"]).numpy().tobytes() for backbone in backbones}) == 1
+
+
+@pytest.mark.parametrize(("name", "size"), [("convnext", 64), ("pe-core", 384)])  # the sizes of timm's trunks
+def test_image_features_are_those_of_open_clip(tmp_path: Path, name: str, size: int) -> None:
+    backbone = load_backbone(str(write_model(tmp_path / name, name)), image_size=size, device="cpu")
+    model = build(MODELS[name])  # the same seed: the same weights
+    pixels = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = model.encode_image(pixels, normalize=True)
+    torch.testing.assert_close(backbone.encoder.encode(pixels.numpy()).image, expected, atol=1e-6, rtol=0)
