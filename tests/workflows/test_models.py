@@ -108,6 +108,16 @@ def test_a_tokenizer_of_more_words_than_the_tower_is_refused(siglip: Path) -> No
         encode_prompts(text, "bolt")
 
 
+def test_a_changed_tokenizer_gives_other_text_features(siglip: Path) -> None:
+    before = encode_prompts(load_backbone(str(siglip), device="cpu").text, "bolt")
+    path = siglip / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    words = tokenizer["model"]["vocab"]
+    words["bolt"], words["nut"] = words["nut"], words["bolt"]
+    path.write_text(json.dumps(tokenizer))
+    assert not torch.equal(encode_prompts(load_backbone(str(siglip), device="cpu").text, "bolt"), before)
+
+
 def test_a_folder_without_its_tokenizer_says_what_to_copy(siglip: Path) -> None:
     (siglip / "tokenizer.json").unlink()
     with pytest.raises(ArtifactError, match=r"tokenizer\.json is missing, but .* names the tokenizer somebody/tokeni"):
@@ -119,13 +129,13 @@ def test_a_folders_tokenizer_runs_no_code_and_asks_no_hub(
 ) -> None:
     monkeypatch.setattr("socket.create_connection", lambda *_, **__: pytest.fail("a connection"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    load_backbone(str(siglip), device="cpu")
+    encode_prompts(load_backbone(str(siglip), device="cpu").text, "bolt")
     witness = tmp_path / "ran"
     (siglip / "evil.py").write_text(f"open({str(witness)!r}, 'w')\nclass Evil: pass\n")
     settings = {"auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}, "tokenizer_class": "Evil"}
     (siglip / "tokenizer_config.json").write_text(json.dumps(settings))
     with pytest.raises(ArtifactError, match="its tokenizer cannot be loaded"):
-        load_backbone(str(siglip), device="cpu")
+        encode_prompts(load_backbone(str(siglip), device="cpu").text, "bolt")
     assert not witness.exists()
 
 
