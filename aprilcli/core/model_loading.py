@@ -39,7 +39,7 @@ from aprilcli.text import first_line
 from aprilcli.types import LOGIT_SCALE, MAX_IMAGE_SIZE, MAX_LOGIT_SCALE, MAX_SIZES, ModelSpec, Views
 
 STAGE_COUNT = 4  # stages by default
-CACHED = "fingerprint"
+CACHED = "fingerprint"  # the cache's files of this kind
 SPARE_WEIGHTS = 10_000_000  # a configuration may declare this many more than its file holds, for positions
 
 
@@ -239,7 +239,7 @@ def _assign_checkpoint(clip: torch.nn.Module, path: Path) -> None:
     load = clip.load_state_dict
     dtypes = {name: weights.dtype for name, weights in clip.state_dict().items()}
 
-    def assign(weights: dict[str, torch.Tensor], strict: bool) -> Any:
+    def assign(weights: dict[str, torch.Tensor], strict: bool = True) -> Any:
         same = {name: tensor.to(dtypes.get(name, tensor.dtype)) for name, tensor in weights.items()}
         return load(same, strict=strict, assign=True)
 
@@ -320,7 +320,8 @@ def _read_weights(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _check_weights(source: ModelSource, model: torch.nn.Module) -> None:
-    if not all(bool(weights.isfinite().all()) for weights in model.state_dict().values()):
+    extremes = (value for weights in model.state_dict().values() for value in torch.aminmax(weights))  # NaN if any is
+    if not all(math.isfinite(value) for value in extremes):
         raise ArtifactError(f"{source.label}: its weights hold NaN or infinite values; download or copy it again")
 
 

@@ -14,7 +14,7 @@ from aprilcli.errors import OptionError
 from aprilcli.io.cache import recall, remember
 from aprilcli.types import MAX_OBJECT_NAME
 
-CACHED = "text"  # a few kilobytes for each name and model, so the files are never deleted
+CACHED = "text"  # the cache's files of this kind: a few kilobytes for each name and model, so they are never deleted
 
 NORMAL_STATES = (
     "{}",
