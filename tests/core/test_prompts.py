@@ -30,8 +30,9 @@ def test_an_object_name_is_inserted_unchanged(golden_vit: GoldenCase) -> None:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache folder of this test's own."""
+    """A cache folder of this test's own; with few prompts, to save time."""
     monkeypatch.setenv("APRILCLI_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(prompts, "TEMPLATES", prompts.TEMPLATES[:2])
     return tmp_path / "cache"
 
 
@@ -63,9 +64,12 @@ def test_another_object_precision_or_prompt_is_encoded(
     assert len({rows.numpy().tobytes() for rows in features}) == 4
 
 
-def test_other_threads_are_encoded(golden_vit: GoldenCase, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("changed", ["torch.get_num_threads", "aprilcli.core.model_loading.describe_tokenizer"])
+def test_with_other_threads_or_another_tokenizer_features_are_encoded_again(
+    golden_vit: GoldenCase, cache: Path, monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
     encode_prompts(text_of(golden_vit.folder), "bolt")
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 99)
+    monkeypatch.setattr(changed, lambda *_: 99)
     encode_prompts(text_of(golden_vit.folder), "bolt")
     assert len(list((cache / "text").iterdir())) == 2
 
@@ -87,7 +91,7 @@ def test_a_refused_name_is_not_cached(golden_vit: GoldenCase, cache: Path) -> No
 
 
 def test_features_are_computed_where_the_cache_cannot_be_written(
-    golden_vit: GoldenCase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    golden_vit: GoldenCase, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     computed = encode_prompts(text_of(golden_vit.folder), "bolt")
     (tmp_path / "file").touch()
