@@ -23,7 +23,7 @@ def digest(weights: Iterable[tuple[str, torch.Tensor]], description: str = "") -
     sha256 = hashlib.sha256(description.encode())
     for name, tensor in weights:
         sha256.update(f"{name} {tuple(tensor.shape)}\n".encode())
-        sha256.update(tensor.detach().float().cpu().flatten().numpy())
+        sha256.update(tensor.detach().float().cpu().flatten().numpy().data)
     return sha256.hexdigest()
 
 
