@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import ImageOps
 
-from aprilcli.core.device import TORCH, complete
+from aprilcli.core.device import TORCH, complete, resolve
 from aprilcli.core.encoder import ImageEncoder
 from aprilcli.core.fusion import fuse_views
 from aprilcli.core.memory_bank import MemoryBank
@@ -143,6 +143,7 @@ class Detector:
         model = model or TINY
         if object_name is not None and not object_name.isprintable():
             raise OptionError(f"object name {printable(object_name)[:80]}: give a name without control characters")
+        resolve(engine or TORCH, device, precision)  # these errors are not of the bank's settings
         try:
             backbone = load_backbone(
                 model,

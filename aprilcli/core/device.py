@@ -45,7 +45,7 @@ def resolve(engine: str, device: str, precision: str) -> tuple[torch.device, str
         raise OptionError("precision fp16: the engine openvino does not compute in it on a CPU; use fp32 or int8")
     missing = [name for name in (OPENVINO, *(["nncf"] if precision == "int8" else [])) if not is_installed(name)]
     if missing:
-        raise OptionError(f"the engine openvino needs the package {' and '.join(missing)}; {INSTALL}")
+        raise OptionError(f"the engine openvino needs {' and '.join(missing)}; {INSTALL}")
     return torch.device("cpu"), "fp32" if precision == "auto" else precision
 
 

@@ -93,10 +93,11 @@ def load_backbone(
     )
     torch_precision = resolved_precision if engine == TORCH else "fp32"
     text = TextEncoder(clip, tokenizer, spec.label, resolved_device, torch_precision)
-    encoder: ImageEncoder = TorchImageEncoder(tower, spec, resolved_device, torch_precision)
+    torch_encoder = TorchImageEncoder(tower, spec, resolved_device, torch_precision)
+    encoder: ImageEncoder = torch_encoder
     if engine != TORCH:
         images = QuantizationImages.first_of(quantize_on, max(sizes)) if resolved_precision == "int8" else None
-        encoder = OpenVinoImageEncoder(encoder, resolved_precision, images)
+        encoder = OpenVinoImageEncoder(torch_encoder, resolved_precision, images)
     return Backbone(encoder, text, views, activation_notes(source, spec.activation))
 
 

@@ -65,7 +65,8 @@ class OpenVinoImageEncoder:
         core = openvino.Core()
         if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise OptionError("precision bf16: this processor does not compute in it; use fp32")
-        model = _load(_name(source, quantization), core, partial(_convert, source, quantization))
+        label = f"{self.spec.label}, {self.spec.image_size} pixels, {precision}"
+        model = _load(_name(source, quantization), label, core, partial(_convert, source, quantization))
         settings = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": _HINTS[precision],
@@ -120,8 +121,8 @@ def _name(source: TorchImageEncoder, quantization: QuantizationImages | None) ->
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
-def _load(name: str, core: Any, convert: Callable[[], Any]) -> Any:
-    """Return the kept model of a name; convert and keep it first if there is none."""
+def _load(name: str, label: str, core: Any, convert: Callable[[], Any]) -> Any:
+    """Return the kept model of a name; convert and keep it first if there is none. ``label``: for notes."""
     if (model := _read(name, core)) is not None:
         return model
     converted = None
@@ -129,7 +130,7 @@ def _load(name: str, core: Any, convert: Callable[[], Any]) -> Any:
         with model_cache.claimed_cache():
             if (model := _read(name, core)) is not None:  # another process converted it meanwhile
                 return model
-            _LOGGER.warning("converting the model for the engine openvino; it is kept for the next time")
+            _LOGGER.warning("%s: converting it for the engine openvino, once", label)
             converted = convert()
             model_cache.keep_model(name, partial(_write, converted))
     except OutputError as error:
@@ -205,4 +206,4 @@ def _quiet() -> Iterator[None]:
     finally:
         logging.disable(level)
         if before is None:
-            del sys.modules[telemetry]
+            sys.modules.pop(telemetry, None)
