@@ -145,6 +145,8 @@ class MemoryBank:
             raise ArtifactError(
                 f"this bank's stages {shapes} do not match the sums of rows_per_source; enroll the part again"
             )
+        if (self.recipe.precision == "int8") != (self.quantization is not None):
+            raise ArtifactError("this bank needs quantization_images for int8, and only for it; enroll the part again")
         if self.zero_shot:
             self._check_zero_shot(self.zero_shot)
         if not self.created:
