@@ -15,12 +15,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import ImageOps
 
-from aprilcli.core.device import TORCH, complete, resolve
+from aprilcli.core.device import TORCH, complete
 from aprilcli.core.encoder import ImageEncoder
 from aprilcli.core.fusion import fuse_views
 from aprilcli.core.memory_bank import MemoryBank
 from aprilcli.core.methods.april_gan import AprilGan
-from aprilcli.core.model_loading import load_backbone
+from aprilcli.core.model_loading import load_backbone, resolve_engine
 from aprilcli.core.projector import Projector, load_projector
 from aprilcli.core.prompts import encode_prompts
 from aprilcli.core.recognition import appearance, distance_to
@@ -143,7 +143,7 @@ class Detector:
         model = model or TINY
         if object_name is not None and not object_name.isprintable():
             raise OptionError(f"object name {printable(object_name)[:80]}: give a name without control characters")
-        resolve(engine or TORCH, device, precision)  # these errors are not of the bank's settings
+        resolve_engine(engine or TORCH, device, precision)  # these errors are not of the bank's settings
         try:
             backbone = load_backbone(
                 model,

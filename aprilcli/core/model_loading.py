@@ -27,7 +27,7 @@ from aprilcli.core.device import TORCH, resolve, resolve_device, resolve_precisi
 from aprilcli.core.encoder import ImageEncoder
 from aprilcli.core.fingerprint import architecture, digest, is_position, model_fingerprint
 from aprilcli.core.model_folder import BROKEN_MODEL, as_artifact_errors, native_size
-from aprilcli.core.openvino_encoder import OpenVinoImageEncoder
+from aprilcli.core.openvino_encoder import OpenVinoImageEncoder, check_precision
 from aprilcli.core.quantization import QuantizationImages
 from aprilcli.core.tokenizer import load_tokenizer
 from aprilcli.core.towers import Tower, tower_of
@@ -69,7 +69,7 @@ def load_backbone(
     blueprint, sizes = _blueprint(source, config, wanted)
     views = _check_views(sizes, tile)
     chosen = _check_stages(source.name, stages or source.stages or _default_stages(blueprint.depth), blueprint.depth)
-    resolved_device, resolved_precision = resolve(engine, device, precision)
+    resolved_device, resolved_precision = resolve_engine(engine, device, precision)
     tokenizer = load_tokenizer(source, config)
     path = weights_file(source)
     with _loading(source):
@@ -99,6 +99,14 @@ def load_backbone(
         images = QuantizationImages.first_of(quantize_on, max(sizes)) if resolved_precision == "int8" else None
         encoder = OpenVinoImageEncoder(torch_encoder, resolved_precision, images)
     return Backbone(encoder, text, views, activation_notes(source, spec.activation))
+
+
+def resolve_engine(engine: str, device: str, precision: str) -> tuple[torch.device, str]:
+    """Return the device and the precision that an engine runs with. Raises OptionError where it cannot."""
+    resolved = resolve(engine, device, precision)
+    if engine != TORCH:
+        check_precision(resolved[1])
+    return resolved
 
 
 def load_image_encoder(

@@ -13,7 +13,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -60,11 +60,8 @@ class OpenVinoImageEncoder:
         self.quantization = quantization
         self._source = source
         self._of_size = {source.spec.image_size: self}
-        with _quiet():
-            import openvino
-        core = openvino.Core()
-        if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-            raise OptionError("precision bf16: this processor does not compute in it; use fp32")
+        check_precision(precision)
+        core = _core()
         label = f"{self.spec.label}, {self.spec.image_size} pixels, {precision}"
         model = _load(_name(source, quantization), label, core, partial(_convert, source, quantization))
         settings = {
@@ -94,6 +91,19 @@ class OpenVinoImageEncoder:
     def _infer(self, image: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
         """Run one image [3, S, S]; a new request, as several threads may call this."""
         return self._compiled.infer_new_request([np.ascontiguousarray(image[None])]).to_tuple()  # type: ignore[no-any-return]
+
+
+def check_precision(precision: str) -> None:
+    """Raise OptionError if the processor does not compute in bf16: OpenVINO would use float32 instead."""
+    if precision == "bf16" and "BF16" not in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        raise OptionError("precision bf16: this processor does not compute in it; use fp32")
+
+
+@cache
+def _core() -> Any:
+    with _quiet():
+        import openvino
+    return openvino.Core()
 
 
 class _Outputs(torch.nn.Module):

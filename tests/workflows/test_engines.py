@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from helpers import (
     draw_images,
     draw_object,
@@ -186,6 +187,12 @@ def test_what_an_engine_cannot_run_is_wrong_usage(
     result = run("scan", images, "--out", tmp_path / "out", *small, *given)
     assert message in error_line(result)
     assert result.exit_code == 2
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the device")
+def test_a_missing_device_is_not_taken_for_a_setting_of_the_bank(enrolled: Path, images: Path, tmp_path: Path) -> None:
+    message = error_line(scan(images, tmp_path / "out", enrolled, "plain", "--device", "cuda"))
+    assert message.startswith("aprilcli: error: device cuda: this machine has no such device")
 
 
 def test_bfloat16_runs_where_the_processor_computes_in_it(small: list[str], images: Path, tmp_path: Path) -> None:
