@@ -170,7 +170,7 @@ Tile = Annotated[
         "--tile", "Also encode overlapping tiles of this side, in pixels of the image, to find small defects.", min=1
     ),
 ]
-_ENGINE = "Library that runs the encoder; openvino is faster on many CPUs (pip install 'aprilcli[openvino]')."
+_ENGINE = "Library that runs the encoder; openvino is often faster on a CPU (pip install 'aprilcli[openvino]')."
 _FUSION = "Distances of the stages: added up as in the paper (sum), or first scaled to equal means (balanced)."
 _FUSION_DEFAULT = f"sum; balanced for {TINY}"
 Seed = Annotated[int, _option("--seed", "Random seed.", min=0, max=2**63 - 1)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -181,8 +182,10 @@ def test_int8_of_a_transformer_is_close_the_same_each_time_and_prints_nothing(
         path.unlink()
     assert equal(OpenVinoImageEncoder(small, "int8", images).encode(pixels), found)
     assert capfd.readouterr() == ("", "")  # neither logs nor progress bars
+    assert "openvino_telemetry" not in sys.modules
 
 
+@pytest.mark.slow
 def test_int8_of_a_convolutional_tower_is_close() -> None:
     encoder = make_encoder("convnext", MODELS["convnext"], 64)
     images = QuantizationImages.first_of(map(read_image, SAMPLES), 64)
@@ -195,7 +198,8 @@ def test_on_tiny_fp32_is_equal_and_int8_is_close() -> None:
     backbone = load_backbone("tiny", image_size=SIZE, device="cpu")
     text, projector = encode_prompts(backbone.text, "object"), load_projector(None, "tiny", backbone.spec)
     assert isinstance(backbone.encoder, TorchImageEncoder)
-    sources = [read_image(path) for path in SAMPLES]
+    paths = SAMPLES[::2]
+    sources = [read_image(path) for path in paths]
     torch_detector = Detector(backbone.encoder, text, projector)
     inputs = [torch_detector.prepare(source) for source in sources]
     pixels = np.stack([prepared.whole[0] for prepared in inputs])
@@ -210,12 +214,12 @@ def test_on_tiny_fp32_is_equal_and_int8_is_close() -> None:
     similar, differences, _ = compare(OpenVinoImageEncoder(backbone.encoder))
     assert similar.min() >= 0.99999
     assert max(differences) <= 1e-4  # measured: 4e-7
-    images = QuantizationImages.first_of(sources[::2], SIZE)
+    images = QuantizationImages.first_of(sources, SIZE)
     similar, differences, scores = compare(OpenVinoImageEncoder(backbone.encoder, "int8", images))
     assert similar.min() >= 0.93  # measured: 0.9626, mean 0.998
     assert similar.mean() >= 0.995
-    assert max(differences) <= 0.25  # measured: 0.161, where the texts are hard to tell apart; 0.005 on good images
-    good = ["good" in path.name for path in SAMPLES]
+    assert max(differences) <= 0.25  # measured: 0.115 (0.161 on all samples); 0.002 on good images
+    good = ["good" in path.name for path in paths]
     assert max(score for score, is_good in zip(scores, good, strict=True) if is_good) < min(
         score for score, is_good in zip(scores, good, strict=True) if not is_good
     )
