@@ -9,8 +9,7 @@ import torch
 from aprilcli.errors import OptionError
 
 TORCH, OPENVINO = "torch", "openvino"
-INSTALL = "run: pip install 'aprilcli[openvino]'"
-# With either engine, distances to a bank of the other differ by less than 1e-3.
+# A bank made in one of these, with either engine, can be used with the other: distances differ by less than 1e-3.
 INTERCHANGEABLE = {"fp32", "fp16"}
 
 
@@ -45,7 +44,7 @@ def resolve(engine: str, device: str, precision: str) -> tuple[torch.device, str
         raise OptionError("precision fp16: the engine openvino does not compute in it on a CPU; use fp32 or int8")
     missing = [name for name in (OPENVINO, *(["nncf"] if precision == "int8" else [])) if not is_installed(name)]
     if missing:
-        raise OptionError(f"the engine openvino needs {' and '.join(missing)}; {INSTALL}")
+        raise OptionError(f"the engine openvino needs {' and '.join(missing)}; run: pip install 'aprilcli[openvino]'")
     return torch.device("cpu"), "fp32" if precision == "auto" else precision
 
 
