@@ -25,6 +25,7 @@ from aprilcli.core.prompts import encode_prompts
 from aprilcli.core.quantization import MOST_IMAGES, QuantizationImages
 from aprilcli.core.towers import tower_of
 from aprilcli.errors import ArtifactError, InputError
+from aprilcli.io import model_cache
 from aprilcli.io.images import read_image, to_pixels
 from aprilcli.types import ImageFeatures, ModelSpec
 
@@ -141,6 +142,20 @@ def test_a_model_is_converted_once_and_again_if_its_file_is_damaged(
     assert replaced != unchanged
     assert equal(second, first)
     assert equal(third, first)
+
+
+def test_a_kept_file_that_openvino_cannot_read_is_replaced(
+    small: TorchImageEncoder, pixels: np.ndarray, cache: Path
+) -> None:
+    def write(layers: Path, weights: Path) -> None:  # as a full disk may leave it
+        layers.write_text("<?xml version=")
+        weights.write_bytes(b"")
+
+    with model_cache.claimed_cache():
+        model_cache.keep_model(openvino_encoder._name(small, None), write)
+    assert OpenVinoImageEncoder(small).encode(pixels).image.isfinite().all()
+    [weights] = cache.glob("*.bin")
+    assert weights.stat().st_size > 1000
 
 
 def test_without_a_writable_cache_the_model_is_converted_each_time(
