@@ -22,9 +22,9 @@ from aprilcli.core.model_loading import load_backbone
 from aprilcli.core.openvino_encoder import OpenVinoImageEncoder
 from aprilcli.core.projector import load_projector
 from aprilcli.core.prompts import encode_prompts
-from aprilcli.core.quantization import MOST_IMAGES, QuantizationImages
+from aprilcli.core.quantization import QuantizationImages
 from aprilcli.core.towers import tower_of
-from aprilcli.errors import ArtifactError, InputError
+from aprilcli.errors import ArtifactError
 from aprilcli.io import model_cache
 from aprilcli.io.images import read_image, to_pixels
 from aprilcli.types import ImageFeatures, ModelSpec
@@ -174,17 +174,6 @@ def test_other_stages_another_size_and_quantization_are_other_models(small: Torc
     images = QuantizationImages.first_of([read_image(SAMPLES[0])], 56)
     settings = [(small, None), (small.at_size(84), None), (some, None), (small, images)]
     assert len({openvino_encoder._name(*setting) for setting in settings}) == 4
-
-
-def test_quantization_images_are_the_first_and_the_same_after_they_were_kept() -> None:
-    sources = [read_image(path) for path in SAMPLES]
-    images = QuantizationImages.first_of(iter(sources * 3), 64)
-    assert images.pixels.shape == (MOST_IMAGES, 64, 64, 3)
-    again = QuantizationImages.first_of(images.images(), 64)
-    assert again.sha256 == images.sha256 == images.describe()["sha256"]
-    assert QuantizationImages.first_of(sources, 64).sha256 != images.sha256
-    with pytest.raises(InputError, match="no images to quantize the model with"):
-        QuantizationImages.first_of([], 64)
 
 
 def test_int8_of_a_transformer_is_close_the_same_each_time_and_prints_nothing(
