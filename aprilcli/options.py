@@ -44,6 +44,14 @@ class Precision(StrEnum):
     fp32 = "fp32"
     bf16 = "bf16"
     fp16 = "fp16"
+    int8 = "int8"
+
+
+class Engine(StrEnum):
+    """What runs the image tower."""
+
+    torch = "torch"
+    openvino = "openvino"
 
 
 class Fusion(StrEnum):
@@ -162,6 +170,7 @@ Tile = Annotated[
         "--tile", "Also encode overlapping tiles of this side, in pixels of the image, to find small defects.", min=1
     ),
 ]
+_ENGINE = "Library that runs the encoder; openvino is often faster on a CPU (pip install 'aprilcli[openvino]')."
 _FUSION = "Distances of the stages: added up as in the paper (sum), or first scaled to equal means (balanced)."
 _FUSION_DEFAULT = f"sum; balanced for {TINY}"
 Seed = Annotated[int, _option("--seed", "Random seed.", min=0, max=2**63 - 1)]
@@ -196,7 +205,9 @@ class ModelOptions:
         parse_stages,
     ] = None
     device: Annotated[Device, _option("--device", "Device of the model.")] = Device.auto
-    precision: Annotated[Precision, _option("--precision", "Number format of the encoder.")] = Precision.auto
+    precision: Annotated[
+        Precision, _option("--precision", "Number format of the encoder; int8 needs --engine openvino.")
+    ] = Precision.auto
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,6 +240,7 @@ class PartOptions(ModelOptions, ReadOptions):
     ] = None
     banks: Annotated[Path, _option("--banks", "Folder of the parts' bank files.")] = Path("banks")
     tile: Tile = None
+    engine: Annotated[Engine | None, _option("--engine", _ENGINE, show_default="torch, or the bank's")] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -386,6 +398,7 @@ class EvalOptions(DatasetOptions):
     ] = None
     projector: Projector = None
     tile: Tile = None
+    engine: Annotated[Engine, _option("--engine", _ENGINE)] = Engine.torch
     overwrite: Overwrite = False
 
 

@@ -316,6 +316,7 @@ class CountingEncoder:
     def __init__(self, encoder: ImageEncoder) -> None:
         self.spec, self.grids = encoder.spec, encoder.grids
         self.device, self.precision = encoder.device, encoder.precision
+        self.engine, self.quantization = encoder.engine, encoder.quantization
         self.count = 0
         self._encoder = encoder
 

@@ -94,6 +94,18 @@ def test_only_models_and_towers_import_open_clip() -> None:
     assert importers == {"core/backbone.py", "core/catalogue.py", "core/model_loading.py", "core/tokenizer.py", *towers}
 
 
+def test_openvino_is_imported_only_when_it_is_used() -> None:
+    importers = {
+        (path.relative_to(PACKAGE).as_posix(), node.col_offset > 0)
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in [getattr(node, "module", None) or "", *(alias.name for alias in node.names)]
+        if name.split(".")[0] in ("openvino", "nncf")
+    }
+    assert importers == {("core/openvino_encoder.py", True)}
+
+
 @pytest.mark.parametrize("folder", ["core", "io"])
 def test_core_and_io_name_no_options_of_the_command_line(folder: str) -> None:
     named = [

@@ -1,4 +1,4 @@
-"""Small models with timm's towers and random weights, in open_clip's local-dir form."""
+"""Small models with random weights, most with timm's towers, in open_clip's local-dir form."""
 
 from __future__ import annotations
 
@@ -53,6 +53,11 @@ MODELS: dict[str, dict[str, Any]] = {
         "text_cfg": {**TEXT, "context_length": 32},
     },
 }
+SMALL_VIT: dict[str, Any] = {  # open_clip's own tower, of two blocks
+    "embed_dim": 48,
+    "vision_cfg": {"image_size": 56, "layers": 2, "width": 64, "head_width": 16, "patch_size": 14},
+    "text_cfg": TEXT,
+}
 
 
 def build(config: dict[str, Any], seed: int = 0) -> Any:
@@ -64,7 +69,11 @@ def build(config: dict[str, Any], seed: int = 0) -> Any:
 
 def write_model(folder: Path, name: str) -> Path:
     """Write one of ``MODELS`` as a user's folder; return the folder."""
-    config = MODELS[name]
+    return write_config(folder, MODELS[name])
+
+
+def write_config(folder: Path, config: dict[str, Any]) -> Path:
+    """Write a model of this configuration as a user's folder; return the folder."""
     folder.mkdir(parents=True)
     state = {key: value.contiguous().clone() for key, value in build(config).state_dict().items()}
     save_file(state, folder / "open_clip_model.safetensors")

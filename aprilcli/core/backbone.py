@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from open_clip.model import CLIP
 
+from aprilcli.core.device import TORCH
 from aprilcli.core.encoder import ImageEncoder
 from aprilcli.core.towers import Tower
 from aprilcli.errors import ArtifactError, OptionError
@@ -27,7 +28,10 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class TorchImageEncoder:
-    """The image tower of a frozen CLIP in PyTorch (see ``ImageEncoder``)."""
+    """The image tower of a frozen CLIP in PyTorch (see ``ImageEncoder``); ``tower``: at the size of ``spec``."""
+
+    engine = TORCH
+    quantization = None
 
     def __init__(self, tower: Tower, spec: ModelSpec, device: torch.device, precision: str = "fp32") -> None:
         """Freeze ``tower``, at its native size, and move it to ``device``; ``spec`` says which size to use.
@@ -39,12 +43,12 @@ class TorchImageEncoder:
         self.precision = precision
         self._native = tower
         tower.place(device)
-        self._tower = tower.at_size(spec.image_size)
+        self.tower = tower.at_size(spec.image_size)
 
     @property
     def grids(self) -> tuple[tuple[int, int], ...]:
         """The patches (h, w) of each stage."""
-        return tuple(map(self._tower.grid, self.spec.stages))
+        return tuple(map(self.tower.grid, self.spec.stages))
 
     def at_size(self, image_size: int) -> TorchImageEncoder:
         """Return an encoder with the same weights for inputs of another size, in pixels."""
@@ -59,7 +63,7 @@ class TorchImageEncoder:
         """
         batch = torch.as_tensor(pixels).to(self.device)
         with _autocast(self.device, self.precision):
-            features, outputs = self._tower.encode(batch, self.spec.stages)
+            features, outputs = self.tower.encode(batch, self.spec.stages)
         grids = tuple((tokens.shape[-2], tokens.shape[-1]) for tokens in outputs)
         image = F.normalize(features.float(), dim=-1)
         patch_tokens = tuple(tokens.float().flatten(2).transpose(1, 2).contiguous() for tokens in outputs)

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, Field, Strict
 
 from aprilcli.core.calibration import LARGEST, Calibration, CalibrationMethod
 from aprilcli.core.memory_bank import ROTATIONS, CalibrationImages, MemoryBank, Recipe, Source
+from aprilcli.core.quantization import QuantizationImages
 from aprilcli.core.tiling import lay_out
 from aprilcli.errors import ArtifactError, InputError, OutputError
 from aprilcli.io.artifacts import Artifact, Schema, TensorSpec, parse, read_artifact, write_artifact
@@ -33,6 +34,7 @@ KIND = "bank"
 CHECKED_BYTES = 8 * 1024**2  # of rows checked at a time
 UNIT_TOLERANCE = 0.01  # of rows' lengths: float16 rounds them by a tenth of that
 MEASURED = ("appearances", "fits", "spacings")  # tensors with rows for each source
+QUANTIZATION = "quantization_images"  # the tensor of their pixels
 LONGEST = 1 + UNIT_TOLERANCE  # elements of unit rows
 
 _Side = Annotated[Size, Field(le=2**24)]  # of an image with tiles, which are laid out before their rows are counted
@@ -105,6 +107,9 @@ def _tensors(fields: _Fields) -> dict[str, TensorSpec]:
         for view, size in enumerate(sizes if fields.tile is None else ()):
             specs[_of_view("calibration_images.pixels", view)] = TensorSpec((further, size, size, 3), ("U8",))
         specs["calibration_images.appearances"] = TensorSpec((further, appearance), low=-LONGEST, high=LONGEST)
+    if fields.recipe.precision == "int8":
+        side = max(sizes)
+        specs[QUANTIZATION] = TensorSpec((None, side, side, 3), ("U8",))
     return specs
 
 
@@ -166,6 +171,8 @@ def to_artifact(bank: MemoryBank) -> tuple[dict[str, torch.Tensor], dict[str, An
         pixels = enumerate(bank.calibration_images.pixels)
         tensors |= {_of_view("calibration_images.pixels", view): values for view, values in pixels}
         tensors["calibration_images.appearances"] = bank.calibration_images.appearances
+    if bank.quantization is not None:
+        tensors[QUANTIZATION] = torch.from_numpy(bank.quantization.pixels)
     if bank.calibration is not None:
         arrays = bank.calibration.to_arrays()
         tensors |= {f"calibration.{name}": torch.tensor(values) for name, values in arrays.items()}
@@ -207,6 +214,7 @@ def _bank(artifact: Artifact[_Fields]) -> MemoryBank:
         further_sizes=fields.further_sizes,
         tile=fields.tile,
         stage_weights=fields.stage_weights,
+        quantization=QuantizationImages(tensors[QUANTIZATION].numpy()) if QUANTIZATION in tensors else None,
     )
 
 

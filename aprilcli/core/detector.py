@@ -6,7 +6,7 @@ import collections
 import copy
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,11 +15,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import ImageOps
 
+from aprilcli.core.device import TORCH, complete
 from aprilcli.core.encoder import ImageEncoder
 from aprilcli.core.fusion import fuse_views
 from aprilcli.core.memory_bank import MemoryBank
 from aprilcli.core.methods.april_gan import AprilGan
-from aprilcli.core.model_loading import load_backbone
+from aprilcli.core.model_loading import load_backbone, resolve_engine
 from aprilcli.core.projector import Projector, check_projector_file, load_projector
 from aprilcli.core.prompts import check_length, encode_prompts
 from aprilcli.core.recognition import appearance, distance_to
@@ -116,29 +117,46 @@ class Detector:
         stages: tuple[int, ...] | None = None,
         device: str = "auto",
         precision: str = "auto",
+        engine: str | None = None,
+        quantize_on: Iterable[SourceImage] = (),
         progress: bool = False,
     ) -> Detector:
         """Load model and projector by name, as the command line does.
 
-        ``image_size``: one or several sizes. ``tile``: see ``Views``. An argument that is None is taken from the bank;
-        without a bank it is ``tiny``, ``object``, no tiles or the model's own.
+        ``image_size``: one or several sizes. ``tile``: see ``Views``. ``engine``: torch or openvino. ``quantize_on``:
+        images for the precision int8, unless the bank keeps some. An argument that is None is taken from the bank;
+        without a bank it is ``tiny``, ``object``, ``torch``, no tiles or the model's own. The precision auto is that of
+        a bank in bf16 or int8.
         Raises the package's errors.
         """
+        notes: tuple[str, ...] = ()
         if bank is not None:
             model = model or bank.recipe.model
             projector = projector or bank.recipe.projector
             object_name = object_name or bank.object_name
             image_size, stages = image_size or bank.views.sizes, stages or bank.spec.stages
             tile = tile or bank.tile
+            own = (bank.recipe.engine, bank.recipe.precision)
+            engine, precision, note = complete(own, engine, device, precision)
+            notes = (note,) if note else ()
+            quantize_on = quantize_on if bank.quantization is None else bank.quantization.images()
         model = model or TINY
         if object_name is not None and not object_name.isprintable():
             raise OptionError(f"object name {printable(object_name)[:80]}: give a name without control characters")
         check_length(object_name or "")
         if projector is not None:
             check_projector_file(projector)
+        resolve_engine(engine or TORCH, device, precision)  # these errors are not of the bank's settings
         try:
             backbone = load_backbone(
-                model, image_size=image_size, tile=tile, stages=stages, device=device, precision=precision
+                model,
+                image_size=image_size,
+                tile=tile,
+                stages=stages,
+                device=device,
+                precision=precision,
+                engine=engine or TORCH,
+                quantize_on=quantize_on,
             )
         except OptionError as error:
             if bank is None or (image_size, stages) != (bank.views.sizes, bank.spec.stages):
@@ -150,7 +168,7 @@ class Detector:
         layers = load_projector(projector, model, backbone.spec, progress=progress)
         object_name = object_name or DEFAULT_OBJECT
         text_features = encode_prompts(backbone.text, object_name)
-        return cls(backbone.encoder, text_features, layers, bank, object_name, backbone.notes, backbone.views)
+        return cls(backbone.encoder, text_features, layers, bank, object_name, notes + backbone.notes, backbone.views)
 
     def with_bank(self, bank: MemoryBank) -> Detector:
         """Return a copy that uses ``bank``, without encoding the prompts again. Raises ArtifactError."""
@@ -167,6 +185,7 @@ class Detector:
         encoders = self.encoders_of_views
         if bank is not None:
             bank.check(self.encoder.spec, self.views, self.projector_fingerprint, self.object_name)
+            bank.check_engine(self.encoder)
             bank.check_grids([encoder.grids for encoder in encoders])
         self.bank = bank
         self.stage_weights = () if bank is None else bank.stage_weights

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from aprilcli.core.quantization import QuantizationImages
 from aprilcli.types import ImageFeatures, ModelSpec
 
 
@@ -15,7 +16,8 @@ class ImageEncoder(Protocol):
     """A frozen image tower that turns prepared images into features in one pass.
 
     ``spec``: the model. ``grids``: N × (h, w), the patches of each stage. ``device``: where the features are.
-    ``precision``: what the tower computes in; the features are always float32.
+    ``engine``: torch or openvino. ``precision``: what the tower computes in; the features are always float32.
+    ``quantization``: the images that an int8 model was quantized with, None for other precisions.
     """
 
     @property
@@ -30,6 +32,12 @@ class ImageEncoder(Protocol):
     @property
     def precision(self) -> str: ...  # noqa: D102
 
+    @property
+    def engine(self) -> str: ...  # noqa: D102
+
+    @property
+    def quantization(self) -> QuantizationImages | None: ...  # noqa: D102
+
     def at_size(self, image_size: int) -> ImageEncoder:
         """Return an encoder with the same weights for inputs of another size, in pixels."""
         ...
@@ -41,3 +49,9 @@ class ImageEncoder(Protocol):
         not a finite number.
         """
         ...
+
+
+def describe_encoder(encoder: ImageEncoder) -> dict[str, Any]:
+    """Return what runs the tower, for a JSON record."""
+    record = {"engine": encoder.engine, "device": str(encoder.device), "precision": encoder.precision}
+    return record if encoder.quantization is None else {**record, "quantization": encoder.quantization.describe()}

@@ -20,6 +20,9 @@ from pydantic import AfterValidator, Field, Strict
 from aprilcli import __version__
 from aprilcli.core.calibration import Calibration
 from aprilcli.core.coreset import coreset
+from aprilcli.core.device import is_interchangeable
+from aprilcli.core.encoder import ImageEncoder
+from aprilcli.core.quantization import QuantizationImages
 from aprilcli.errors import ArtifactError, InputError
 from aprilcli.types import STRICT, ImageEvidence, ModelSpec, Number, Views, one_line
 
@@ -59,7 +62,8 @@ class Recipe:
 
     ``projector_fingerprint``: SHA-256 of the projector's weights, empty without a projector. ``value_range``: the
     sample values of black and white in its images, None for the range of their type. ``fusion``: sum, or balanced (see
-    ``stage_weights``). ``rotations``: each source is in the bank in ``ROTATIONS`` positions.
+    ``stage_weights``). ``rotations``: each source is in the bank in ``ROTATIONS`` positions. ``engine`` and
+    ``precision``: of the image encoder; the precision is None in banks of earlier versions, which do not know it.
     """
 
     __pydantic_config__: ClassVar = STRICT
@@ -70,6 +74,8 @@ class Recipe:
     value_range: Annotated[tuple[Number, Number], AfterValidator(_rising)] | None = None
     rotations: Annotated[bool, Strict()] = False
     fusion: Annotated[str, Field(pattern="^(sum|balanced)$")] = "sum"
+    engine: Annotated[str, Field(pattern="^(torch|openvino)$")] = "torch"
+    precision: Annotated[str, Field(pattern="^(fp32|bf16|fp16|int8)$")] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +103,7 @@ class MemoryBank:
     others, by which outliers are found; ``spacings`` [K]: mean distance of its patches to the nearest other source.
     These four are empty or None in banks of earlier versions. ``calibration_images``: those given for the calibration.
     ``further_sizes``, ``tile``: see ``views``. ``stage_weights``: V·N factors of the distances (see
-    ``fusion.balanced_weights``); empty for 1.
+    ``fusion.balanced_weights``); empty for 1. ``quantization``: the images that an int8 model is quantized with.
     """
 
     features: tuple[torch.Tensor, ...]
@@ -118,6 +124,7 @@ class MemoryBank:
     further_sizes: tuple[int, ...] = ()
     tile: int | None = None
     stage_weights: tuple[float, ...] = ()
+    quantization: QuantizationImages | None = None
 
     def __post_init__(self) -> None:
         """Check that rows, counts, sources and model fit each other; set ``created`` to now if empty."""
@@ -138,6 +145,8 @@ class MemoryBank:
             raise ArtifactError(
                 f"this bank's stages {shapes} do not match the sums of rows_per_source; enroll the part again"
             )
+        if (self.recipe.precision == "int8") != (self.quantization is not None):
+            raise ArtifactError("this bank needs quantization_images for int8, and only for it; enroll the part again")
         if self.zero_shot:
             self._check_zero_shot(self.zero_shot)
         if not self.created:
@@ -200,6 +209,23 @@ class MemoryBank:
             raise ArtifactError(
                 f"the bank of {self.object_name!r} was calibrated with that name in its prompts, not {object_name!r}; "
                 "use the bank's own name, or enroll the part again under this name"
+            )
+
+    def check_engine(self, encoder: ImageEncoder) -> None:
+        """Refuse an encoder whose features differ from the bank's by more than rounding. Raises ArtifactError."""
+        own, other = (self.recipe.engine, self.recipe.precision), (encoder.engine, encoder.precision)
+        if not is_interchangeable(own, other):
+            raise ArtifactError(
+                f"the bank of {self.object_name!r} was made with engine {own[0]} and precision {own[1] or 'unknown'}, "
+                f"not with {other[0]} and {other[1]}; use the bank's own, or enroll the part again"
+            )
+        mine, theirs = (
+            "none" if images is None else images.sha256 for images in (self.quantization, encoder.quantization)
+        )
+        if encoder.precision == "int8" and mine != theirs:
+            raise ArtifactError(
+                f"the bank of {self.object_name!r} was made with a model quantized on images {mine[:12]}, not "
+                f"{theirs[:12]}; use the images that the bank keeps, or enroll the part again"
             )
 
     def check_grids(self, grids: Sequence[Sequence[tuple[int, int]]]) -> None:

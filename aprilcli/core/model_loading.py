@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,18 @@ from aprilcli.core.catalogue import (
     read_source,
     weights_file,
 )
-from aprilcli.core.device import resolve_device, resolve_precision
+from aprilcli.core.device import TORCH, resolve, resolve_device, resolve_precision
+from aprilcli.core.encoder import ImageEncoder
 from aprilcli.core.fingerprint import architecture, digest, is_position, model_fingerprint
 from aprilcli.core.model_folder import BROKEN_MODEL, as_artifact_errors, native_size
+from aprilcli.core.openvino_encoder import OpenVinoImageEncoder, check_precision
+from aprilcli.core.quantization import QuantizationImages
 from aprilcli.core.tokenizer import describe_tokenizer, find_tokenizer, load_tokenizer
 from aprilcli.core.towers import Tower, tower_of
 from aprilcli.defaults import TINY
 from aprilcli.errors import ArtifactError, BackboneError, OptionError
 from aprilcli.io.cache import recall, remember, state_of_file
+from aprilcli.io.images import SourceImage
 from aprilcli.io.tensor_files import mappable, open_tensors
 from aprilcli.text import first_line
 from aprilcli.types import LOGIT_SCALE, MAX_IMAGE_SIZE, MAX_LOGIT_SCALE, MAX_SIZES, ModelSpec, Views
@@ -51,14 +55,19 @@ def load_backbone(
     stages: tuple[int, ...] | None = None,
     device: str = "auto",
     precision: str = "auto",
+    engine: str = TORCH,
+    quantize_on: Iterable[SourceImage] = (),
 ) -> Backbone:
     """Load a frozen CLIP, whose encoder takes images of the first of its sizes.
 
     ``model``: ``tiny``, ``paper``, an open_clip name with an optional ``:TAG``, or a folder in open_clip's local-dir
     form. ``image_size``: one or several sizes, in pixels. ``tile``: see ``Views``. Sizes and ``stages`` (1-based) are
     by default the model's own; if it has none, its native size, and four equal parts of a transformer's blocks or the
-    stages of a convolutional tower. Text tower and tokenizer are made ready when they are used. Raises OptionError,
-    ArtifactError or BackboneError; an unsupported model or option is found before anything is downloaded.
+    stages of a convolutional tower. Text tower and tokenizer are made ready when they are used.
+    ``engine``: torch, or openvino, which runs the image tower on the CPU; the text tower always runs in PyTorch.
+    ``quantize_on``: images for the precision int8; the first ``MOST_IMAGES`` are taken.
+    Raises OptionError, InputError, ArtifactError or BackboneError; an unsupported model or option is found before
+    anything is downloaded.
     """
     source = find_source(model)
     config = read_source(source)
@@ -66,8 +75,7 @@ def load_backbone(
     blueprint, sizes = _blueprint(source, config, wanted)
     views = _check_views(sizes, tile)
     chosen = _check_stages(source.name, stages or source.stages or _default_stages(blueprint.depth), blueprint.depth)
-    resolved_device = resolve_device(device)
-    resolved_precision = resolve_precision(precision, resolved_device)
+    resolved_device, resolved_precision = resolve_engine(engine, device, precision)
     tokenizer_folder = find_tokenizer(source, config)
     path = weights_file(source)
     with _loading(source):
@@ -89,9 +97,22 @@ def load_backbone(
     )
     inputs = {"fingerprint": fingerprint, "activation": spec.activation, "tokenizer": tokens}
     tokenizer = functools.partial(load_tokenizer, source, config, tokenizer_folder)
-    text = TextEncoder(clip, tokenizer, spec.label, resolved_device, resolved_precision, inputs)
-    encoder = TorchImageEncoder(tower, spec, resolved_device, resolved_precision)
+    torch_precision = resolved_precision if engine == TORCH else "fp32"
+    text = TextEncoder(clip, tokenizer, spec.label, resolved_device, torch_precision, inputs)
+    torch_encoder = TorchImageEncoder(tower, spec, resolved_device, torch_precision)
+    encoder: ImageEncoder = torch_encoder
+    if engine != TORCH:
+        images = QuantizationImages.first_of(quantize_on, max(sizes)) if resolved_precision == "int8" else None
+        encoder = OpenVinoImageEncoder(torch_encoder, resolved_precision, images)
     return Backbone(encoder, text, views, activation_notes(source, spec.activation))
+
+
+def resolve_engine(engine: str, device: str, precision: str) -> tuple[torch.device, str]:
+    """Return the device and the precision that an engine runs with. Raises OptionError where it cannot."""
+    resolved = resolve(engine, device, precision)
+    if engine != TORCH:
+        check_precision(resolved[1])
+    return resolved
 
 
 def load_image_encoder(

@@ -28,9 +28,9 @@ def read_own(path: Path) -> dict[str, Any]:
         return {}
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of the packages that a result depends on."""
-    packages = ("torch", "open_clip_torch", "numpy", "pillow")
+def versions(engine: str = "torch") -> dict[str, str]:
+    """Return the versions of the packages that a result depends on; ``engine``: of the image tower."""
+    packages = tuple(dict.fromkeys(("torch", engine, "open_clip_torch", "numpy", "pillow")))
     return {"aprilcli": __version__, "python": platform.python_version()} | {p: metadata.version(p) for p in packages}
 
 

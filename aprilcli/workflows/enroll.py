@@ -91,7 +91,7 @@ def _enroll(options: EnrollOptions, paths: list[Path], path: Path, console: Cons
     if paths and not new:
         raise InputError(f"{listed(paths, LISTED)}: no new images; all are in {path} already")
     further = _find_further(options, console, kept, [*enrolled, *(source for _, source in new)])
-    detector = load_detector(options, old, console)
+    detector = load_detector(options, old, console, (image for image, _ in new))
     references = None
     if paths:
         whole, references, twins = _enroll_references(options, detector, console, new, old)
@@ -237,7 +237,16 @@ def _make_bank(
         model = _portable(options.model or TINY)
         fusion = options.fusion or find_source(model).fusion
         fingerprint = detector.projector_fingerprint
-        recipe = Recipe(model, projector, fingerprint, options.value_range, bool(turned), str(fusion))
+        recipe = Recipe(
+            model,
+            projector,
+            fingerprint,
+            options.value_range,
+            bool(turned),
+            str(fusion),
+            detector.encoder.engine,
+            detector.encoder.precision,
+        )
     else:
         bank, recipe = memory_bank.append(old, batches_of_one(), sources), old.recipe
     known = [rows for rows in appearances if rows is not None]
@@ -246,6 +255,7 @@ def _make_bank(
         zero_shot=tuple(evidence),
         appearances=torch.cat(known) if len(known) == len(appearances) else None,
         recipe=recipe,
+        quantization=detector.encoder.quantization,
     )
 
 

@@ -5,17 +5,20 @@ read the folder → per object: draw references → encode each image once → p
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import torch
 
 from aprilcli.core.backbone import Backbone
 from aprilcli.core.calibration import check_rate
 from aprilcli.core.detector import Detector
+from aprilcli.core.encoder import describe_encoder
 from aprilcli.core.projector import Projector, load_projector
 from aprilcli.core.prompts import encode_prompts
 from aprilcli.defaults import PAPER, SHOTS
@@ -73,12 +76,12 @@ def _evaluate(
     """Measure and write, while the output folder is locked."""
     planned = eval_output.planned_outputs(options, dataset)
     owned = eval_output.check_output(options.out, options.overwrite, planned)
-    backbone = load_model(options, console)
+    backbone = load_model(options, console, _quantization_images(dataset))
     projector = load_projector(options.projector, options.model, backbone.spec, progress=console.is_interactive)
     # All at the start: a name that is refused ends the run at once, and the text tower's file is not needed later.
     text_features = {item.category: encode_prompts(backbone.text, item.category) for item in dataset.objects}
     eval_output.remove_outputs(options.out, owned)
-    begun = {"versions": records.versions(), "outputs": planned, "started": started}
+    begun = {"versions": records.versions(backbone.encoder.engine), "outputs": planned, "started": started}
     records.write_json(options.out / eval_output.RECORD, begun)  # without "finished"
     results: list[Result] = []
     problems: list[str] = []
@@ -122,8 +125,7 @@ def _evaluate(
         "options": {**describe(options), "fusion": fusion_of(options)},
         "model": backbone.spec.to_json(),
         "views": asdict(backbone.views),
-        "device": str(backbone.encoder.device),
-        "precision": backbone.encoder.precision,
+        **describe_encoder(backbone.encoder),
         "projector": projector.identity if projector is not None else None,
         "settings": [asdict(setting) for setting in settings],
         "dataset": eval_report.describe_dataset(dataset, fingerprint),
@@ -178,6 +180,14 @@ def _settings(options: EvalOptions, dataset: LabeledDataset, console: Console) -
         console.note(f"{short}: evaluating {', '.join(map(str, shots))} shots")
     seeds = range(options.seed, options.seed + options.seeds)
     return tuple(Setting(k, seed) for k in shots for seed in (seeds if k else (None,)))
+
+
+def _quantization_images(dataset: LabeledDataset) -> Iterator[Path]:
+    """Return the good training images, of all objects in turn; test images if there are none."""
+    by_object = [item.train_good for item in dataset.objects]
+    if not any(by_object):
+        by_object = [tuple(image.path for image in item.test) for item in dataset.objects]
+    return (path for turn in itertools.zip_longest(*by_object) for path in turn if path is not None)
 
 
 def _detector_of(

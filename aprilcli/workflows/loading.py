@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +12,22 @@ from aprilcli.core.backbone import Backbone
 from aprilcli.core.bank_file import load_bank
 from aprilcli.core.catalogue import find_source, path_exists
 from aprilcli.core.detector import Detector
+from aprilcli.core.device import TORCH, is_interchangeable
 from aprilcli.core.memory_bank import MemoryBank, Recipe
 from aprilcli.core.model_loading import load_backbone
 from aprilcli.defaults import TINY
-from aprilcli.errors import ArtifactError, BackboneError, OptionError
+from aprilcli.errors import ArtifactError, BackboneError, InputError, OptionError
+from aprilcli.io.images import SourceImage, read_image
 from aprilcli.io.published import PUBLISHED
-from aprilcli.options import DatasetOptions, EnrollOptions, EvalOptions, ScanOptions
+from aprilcli.io.walk import FoundImage
+from aprilcli.options import DatasetOptions, EnrollOptions, EvalOptions, Precision, ReadOptions, ScanOptions
 from aprilcli.text import printable
 from aprilcli.workflows.console import Console
 from aprilcli.workflows.parts import find_bank
 
 
-def load_model(options: DatasetOptions, console: Console) -> Backbone:
-    """Load the model without a projector, and print its notes."""
+def load_model(options: DatasetOptions, console: Console, images: Iterable[Path] = ()) -> Backbone:
+    """Load the model without a projector, and print its notes. ``images``: to quantize an int8 model with."""
     backbone = load_backbone(
         options.model,
         image_size=options.image_size,
@@ -31,10 +35,19 @@ def load_model(options: DatasetOptions, console: Console) -> Backbone:
         stages=options.stages,
         device=options.device,
         precision=options.precision,
+        engine=options.engine if isinstance(options, EvalOptions) else TORCH,
+        quantize_on=_readable(images, options),
     )
     for note in backbone.notes:
         console.note_once(note)
     return backbone
+
+
+def _readable(paths: Iterable[Path], options: ReadOptions) -> Iterator[SourceImage]:
+    """Read images when they are needed, and pass over those that cannot be read."""
+    for path in paths:
+        with suppress(InputError):
+            yield read_image(path, value_range=options.value_range, max_pixels=options.max_pixels)
 
 
 def load_part(part: str, banks: Path) -> MemoryBank:
@@ -42,9 +55,12 @@ def load_part(part: str, banks: Path) -> MemoryBank:
     return load_bank(find_bank(part, banks))
 
 
-def load_detector(options: ScanOptions | EnrollOptions, bank: MemoryBank | None, console: Console) -> Detector:
+def load_detector(
+    options: ScanOptions | EnrollOptions, bank: MemoryBank | None, console: Console, images: Iterable[FoundImage] = ()
+) -> Detector:
     """Load the detector, with the bank's own settings where the options are silent, and print its notes.
 
+    ``images``: to quantize an int8 model with, unless the bank keeps its own.
     Raises the package's errors; what the options alone show to differ from the bank is refused before loading.
     """
     if bank is not None:
@@ -60,6 +76,8 @@ def load_detector(options: ScanOptions | EnrollOptions, bank: MemoryBank | None,
             stages=options.stages,
             device=options.device,
             precision=options.precision,
+            engine=options.engine,
+            quantize_on=_readable((image.path for image in images if image.error is None), options),
             progress=console.is_interactive,
         )
     except (ArtifactError, BackboneError) as error:
@@ -85,11 +103,27 @@ def _check_settings(options: ScanOptions | EnrollOptions, bank: MemoryBank) -> N
         ("--tile", "tile", bank.tile, given.tile, operator.ne),
         ("--stages", "stages", _listed(bank.spec.stages), _listed(given.stages), operator.ne),
         ("--object", "object name", bank.object_name, given.object_name, operator.ne),
+        *_engine_settings(own, given),
         *([] if isinstance(given, ScanOptions) else _reference_settings(own, given)),
     ]
     other = [setting[:4] for setting in settings if setting[3] is not None and setting[2] != setting[3]]
     if any(differs(mine, theirs) for *_, mine, theirs, differs in settings if theirs is not None):
         raise _other_settings(bank, other)
+
+
+def _engine_settings(
+    own: Recipe, given: ScanOptions | EnrollOptions
+) -> list[tuple[str, str, Any, Any, Callable[[Any, Any], bool]]]:
+    mine = (own.engine, own.precision)
+    precision = None if given.precision == Precision.auto else given.precision
+    return [
+        ("--engine", "engine", own.engine, given.engine, lambda _, engine: _differ(mine, engine, own.precision)),
+        ("--precision", "precision", own.precision or "unknown", precision, lambda _, p: _differ(mine, own.engine, p)),
+    ]
+
+
+def _differ(own: tuple[str, str | None], engine: str, precision: str | None) -> bool:
+    return not is_interchangeable(own, (str(engine), str(precision or "fp32")))
 
 
 def _reference_settings(

@@ -20,6 +20,7 @@ from aprilcli.core import resizing
 from aprilcli.core.bank_path import bank_path
 from aprilcli.core.decision import DecisionRule
 from aprilcli.core.detector import Detector
+from aprilcli.core.encoder import describe_encoder
 from aprilcli.core.threshold import Threshold
 from aprilcli.errors import InputError
 from aprilcli.io import records, scores_csv
@@ -66,7 +67,7 @@ def run_scan(options: ScanOptions, total: int, console: Console) -> ScanSummary:
     started, began = records.timestamp(), time.monotonic()
     bank = load_part(options.part, options.banks) if options.part is not None else None
     options = replace(options, value_range=range_of(bank, options.value_range))
-    detector = load_detector(options, bank, console)
+    detector = load_detector(options, bank, console, _images_to_scan(options))
     calibration = bank.calibration if bank is not None else None
     rule = DecisionRule.at_rate(calibration, options.false_alarm_rate, options.threshold)
     if bank is None and options.false_alarm_rate is not None:
@@ -145,12 +146,11 @@ def _prepare_output(
 def _describe_run(options: ScanOptions, detector: Detector, rule: DecisionRule, started: str) -> dict[str, Any]:
     bank = None if options.part is None else bank_path(options.part, options.banks)
     return {
-        "versions": records.versions(),
+        "versions": records.versions(detector.encoder.engine),
         "options": {name: value for name, value in describe(options).items() if name not in EXECUTION_OPTIONS},
         "model": detector.encoder.spec.to_json(),
         "views": asdict(detector.views),
-        "device": str(detector.encoder.device),
-        "precision": detector.encoder.precision,
+        **describe_encoder(detector.encoder),
         # With other threads or registers, sums differ in their last bits.
         "omp_num_threads": torch.get_num_threads(),
         "cpu": torch.backends.cpu.get_cpu_capability(),

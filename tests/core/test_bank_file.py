@@ -13,7 +13,8 @@ from small_banks import draw_zero_shot, make_bank, refusal_of
 from aprilcli.core.bank_file import KIND, load_bank, save_bank, to_artifact
 from aprilcli.core.calibration import Calibration
 from aprilcli.core.memory_bank import Recipe, subsample
-from aprilcli.errors import OutputError
+from aprilcli.core.quantization import QuantizationImages
+from aprilcli.errors import ArtifactError, OutputError
 from aprilcli.io.artifacts import write_artifact
 
 INFINITE = 1e308  # as the writer accepts it; in the file it becomes 1e+999
@@ -47,7 +48,58 @@ def test_round_trip_through_a_file(tmp_path, monkeypatch, calibrated):
         assert again.zero_shot == ()
 
 
-@pytest.mark.parametrize("recipe", [Recipe("model\n"), Recipe("m", "x" * 5000), Recipe("m", None, "", (5.0, 5.0))])
+def quantized_bank():
+    pixels = np.arange(2 * 42 * 42 * 3, dtype=np.uint8).reshape(2, 42, 42, 3)
+    recipe = Recipe("vit", engine="openvino", precision="int8")
+    return replace(make_bank(2), recipe=recipe, quantization=QuantizationImages(pixels))
+
+
+def test_an_int8_bank_keeps_its_quantization_images(tmp_path):
+    bank = quantized_bank()
+    save_bank(bank, tmp_path / "bolt.safetensors")
+    again = load_bank(tmp_path / "bolt.safetensors")
+    assert again.recipe == bank.recipe
+    assert again.quantization.sha256 == bank.quantization.sha256
+
+
+def test_a_bank_of_an_earlier_version_knows_no_precision(tmp_path):
+    tensors, fields = to_artifact(make_bank(2))
+    del fields["recipe"]["engine"], fields["recipe"]["precision"]
+    write_artifact(tmp_path / "bolt.safetensors", KIND, tensors, fields)
+    recipe = load_bank(tmp_path / "bolt.safetensors").recipe
+    assert (recipe.engine, recipe.precision) == ("torch", None)
+
+
+@pytest.mark.parametrize("what", ["missing", "another size", "floats", "of a float32 bank"])
+def test_quantization_images_that_do_not_fit_are_refused(tmp_path, what):
+    tensors, fields = to_artifact(quantized_bank())
+    pixels = tensors.pop("quantization_images")
+    if what == "another size":
+        tensors["quantization_images"] = pixels[:, :41]
+    elif what == "floats":
+        tensors["quantization_images"] = pixels.float()
+    elif what == "of a float32 bank":
+        tensors["quantization_images"] = pixels
+        fields["recipe"]["precision"] = "fp32"
+    write_artifact(tmp_path / "bolt.safetensors", KIND, tensors, fields)
+    assert "quantization_images" in refusal_of(tmp_path / "bolt.safetensors")
+
+
+def test_an_int8_bank_without_its_images_cannot_be_made():
+    with pytest.raises(ArtifactError, match="quantization_images"):
+        replace(quantized_bank(), quantization=None)
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        Recipe("m", engine="onnx"),
+        Recipe("m", precision="int4"),
+        Recipe("model\n"),
+        Recipe("m", "x" * 5000),
+        Recipe("m", None, "", (5.0, 5.0)),
+    ],
+)
 def test_settings_that_could_not_be_read_back_are_not_written(tmp_path, recipe):
     with pytest.raises(OutputError, match=r"bolt\.safetensors: a bank cannot keep these settings \(recipe\.\w+: "):
         save_bank(replace(make_bank(2), recipe=recipe), tmp_path / "bolt.safetensors")

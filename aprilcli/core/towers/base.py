@@ -47,6 +47,11 @@ class Tower(ABC):
     def grid(self, stage: int) -> tuple[int, int]:
         """Return the patches (h, w) of a stage at the current size."""
 
+    @property
+    def is_transformer(self) -> bool:
+        """Whether all stages have the same grid; that of a convolutional tower shrinks."""
+        return len(set(map(self.grid, range(1, self.depth + 1)))) == 1
+
     @abstractmethod
     def resize(self, size: int) -> None:
         """Prepare for inputs of another size than the native size, once."""
