@@ -41,7 +41,7 @@ def encode_singly(encoder: ImageEncoder, pixels: torch.Tensor) -> tuple[torch.Te
     Each image has a pass of its own, so that even the last bits do not depend on the other images. Raises ArtifactError
     where a feature is not a finite number.
     """
-    singles = [encoder.encode(image.numpy()).patch_tokens for image in pixels.split(1)]
+    singles = [encoder.encode(image.numpy()).patch_tokens for image in torch.split(pixels, 1)]
     return tuple(torch.cat(stage) for stage in zip(*singles, strict=True))
 
 

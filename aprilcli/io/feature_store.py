@@ -35,13 +35,12 @@ class FeatureStore:
     ) -> None:
         """Create the files for ``slots`` images, in place of an earlier store. Raises OSError."""
         folder.mkdir(parents=True, exist_ok=True)
-        self._folder = folder
         self._paths = [folder / f"stage{number}.npy" for number in range(1, len(shapes) + 1)]
         self._maps: list[np.memmap] = []
         for path, shape in zip(self._paths, shapes, strict=True):
             path.unlink(missing_ok=True)
-            open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=(slots, *shape))  # type: ignore[no-untyped-call]
-            self._maps.append(open_memmap(path, mode="r"))  # type: ignore[no-untyped-call]
+            open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=(slots, *shape))
+            self._maps.append(open_memmap(path, mode="r"))
         self._filled = np.zeros(slots, bool)
 
     def has(self, index: int) -> bool:
@@ -70,11 +69,10 @@ class FeatureStore:
                 raise KeyError(index)
         return tuple(np.array(mapped[list(indices)]) for mapped in self._maps)
 
-    def remove(self) -> None:
-        """Delete the files, and the folder if nothing else is in it; the store can no longer be used."""
-        self._maps = []
-        for path in self._paths:
-            with suppress(OSError):
-                path.unlink()
-        with suppress(OSError):
-            self._folder.rmdir()
+
+def remove_store(folder: Path) -> None:
+    """Delete the files of a store, and the folder if nothing else is in it; what cannot be deleted stays."""
+    with suppress(OSError):
+        for path in folder.glob("stage*.npy"):
+            path.unlink()
+        folder.rmdir()

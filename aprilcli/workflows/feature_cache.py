@@ -6,11 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from aprilcli.core.encoder import ImageEncoder
-from aprilcli.io.feature_store import FeatureStore, free_bytes, slot_bytes
+from aprilcli.io.feature_store import FeatureStore, free_bytes, remove_store, slot_bytes
 
 SHARE = 0.5  # of the free disk space
 GIB = 2**30
@@ -32,7 +31,7 @@ class FeatureCache:
         images: Sequence[Path],
         note: Callable[[str], None],
     ) -> None:
-        """Create the files in ``folder``; ``encoders``: by input size in pixels. ``note`` is called with what is wrong."""
+        """Create the files in ``folder``; ``encoders``: by input size in pixels. ``note`` is called with problems."""
         self._folder, self._note = folder, note
         self._stores: dict[int, tuple[FeatureStore, FeatureStore]] = {}
         self._slots: dict[Path, int] = {}
@@ -48,8 +47,8 @@ class FeatureCache:
             count = min(len(images), int(SHARE * free) // each)
             if count < len(images):
                 note(
-                    f"{folder}: features of {count} of {len(images)} images are kept on disk ({free / GIB:.1f} GiB free,"
-                    f" {len(images) * each / SHARE / GIB:.1f} GiB needed for all); the others are encoded in each epoch"
+                    f"{folder}: features of {count} of {len(images)} images are kept on disk "
+                    f"({free / GIB:.1f} GiB free, {len(images) * each / SHARE / GIB:.1f} GiB needed for all); the others are encoded in each epoch"
                 )
             if count:
                 for size in encoders:
@@ -87,11 +86,10 @@ class FeatureCache:
             "features that are not kept are encoded in each epoch"
         )
 
-    def remove(self) -> None:
-        """Delete the files; the cache is then empty."""
-        self._slots = {}
-        for stores in self._stores.values():
-            for store in stores:
-                store.remove()
-        with suppress(OSError):
-            self._folder.rmdir()
+
+def remove_features(folder: Path) -> None:
+    """Delete the files of a cache, also those of a killed training; other files stay."""
+    with suppress(OSError):
+        for store in (*folder.glob("*-tokens"), *folder.glob("*-masks")):
+            remove_store(store)
+        folder.rmdir()

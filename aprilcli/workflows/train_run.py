@@ -28,7 +28,7 @@ from aprilcli.io.images import SourceImage, read_image
 from aprilcli.options import TrainOptions
 from aprilcli.workflows.checkpoint import Checkpoint, Record
 from aprilcli.workflows.console import Console
-from aprilcli.workflows.feature_cache import FeatureCache
+from aprilcli.workflows.feature_cache import FeatureCache, remove_features
 from aprilcli.workflows.pipeline import batches, map_ahead
 
 
@@ -114,14 +114,15 @@ class TrainingRun:
         """Run the remaining epochs; each ends with a checkpoint and a note."""
         for name in sorted({image.category for image in (*training, *validation)}):
             self._text_features[name] = encode_prompts(self._backbone.text, name).cpu()
+        remove_features(self._options.features)  # of a killed training
         if self._options.epochs - len(self.history) > 1:
             paths = [image.labeled.path for image in (*training, *validation)]
             self._cache = FeatureCache(self._options.features, self._encoders, paths, console.note)
         try:
             self._train(training, validation, console)
         finally:
-            if self._cache is not None:
-                self._cache.remove()
+            self._cache = None
+            remove_features(self._options.features)
 
     def _train(self, training: Sequence[TrainingImage], validation: Sequence[TrainingImage], console: Console) -> None:
         epochs, first = self._options.epochs, len(self.history) + 1
