@@ -46,9 +46,10 @@ class FeatureCache:
             free = free_bytes(folder)
             count = min(len(images), int(SHARE * free) // each)
             if count < len(images):
+                needed = len(images) * each / SHARE
                 note(
-                    f"{folder}: features of {count} of {len(images)} images are kept on disk "
-                    f"({free / GIB:.1f} GiB free, {len(images) * each / SHARE / GIB:.1f} GiB needed for all); the others are encoded in each epoch"
+                    f"{folder}: no space to keep the features of {len(images) - count} of {len(images)} images, which "
+                    f"are encoded in each epoch ({needed / GIB:.2f} GiB must be free, {free / GIB:.2f} GiB are)"
                 )
             if count:
                 for size in encoders:
