@@ -101,3 +101,16 @@ def test_features_that_a_killed_training_left_are_not_used(parts: Path, model: l
         assert run_train(parts, path, model, *ARGUMENTS).exit_code == 0
     assert out.read_bytes() == other.read_bytes()
     assert not left.parent.exists()
+
+
+def test_an_error_in_writing_features_does_not_end_the_training(
+    parts: Path, model: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, other = tmp_path / "p.safetensors", tmp_path / "q.safetensors"
+    assert run_train(parts, other, model, *ARGUMENTS).exit_code == 0
+    masks = tmp_path / "p.safetensors.features" / "56-masks"
+    before_each_step(monkeypatch, lambda step: (masks / "stage1.npy").unlink() if step == 1 else None)
+    result = run_train(parts, out, model, *ARGUMENTS)
+    assert result.exit_code == 0, result.output
+    assert " ".join(result.stderr.split()).count("cannot be written") == 1
+    assert out.read_bytes() == other.read_bytes()
