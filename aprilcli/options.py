@@ -358,6 +358,11 @@ class TrainOptions(DatasetOptions):
         return self.out.with_name(self.out.name + ".checkpoint")
 
     @property
+    def features(self) -> Path:
+        """The folder of the encoder's features; deleted when the training ends or stops."""
+        return self.out.with_name(self.out.name + ".features")
+
+    @property
     def report(self) -> Path:
         """Where the training is described."""
         return self.out.with_name(self.out.name + ".json")

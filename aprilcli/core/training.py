@@ -1,11 +1,12 @@
 """Training a projector: single steps, and the state from which training can resume.
 
-Symbols: B images, S side of the model input in pixels, N stages, C joint width.
+Symbols: B images, S side of the model input in pixels, N stages, L = h·w patches, Cv vision width of a stage, C joint
+width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -24,32 +25,36 @@ BETAS = (0.5, 0.999)  # of Adam
 class Batch:
     """The input of a step, float32.
 
-    ``pixels`` [B, 3, S, S]: normalized. ``text_features`` [B, 2, C]: of each image's object. ``masks`` [B, S, S]: 0
-    normal, 1 anomalous.
+    ``patch_tokens`` N × [B, L, Cv] and their ``grids`` N × (h, w): of the frozen encoder. ``text_features`` [B, 2, C]:
+    of each image's object. ``masks`` [B, S, S]: 0 normal, 1 anomalous.
     """
 
-    pixels: torch.Tensor
+    patch_tokens: tuple[torch.Tensor, ...]
+    grids: tuple[tuple[int, int], ...]
     text_features: torch.Tensor
     masks: torch.Tensor
 
 
-class ProjectorTrainer:
-    """Trains a projector on top of a frozen image encoder with Adam; the loss is focal + dice per stage.
+def encode_singly(encoder: ImageEncoder, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Return the patch tokens N × [B, L, Cv] of prepared images [B, 3, S, S], float32, on the encoder's device.
 
-    The encoder may compute in half precision; projector, loss and Adam use float32.
+    Each image has a pass of its own, so that even the last bits do not depend on the other images. Raises ArtifactError
+    where a feature is not a finite number.
+    """
+    singles = [encoder.encode(image.numpy()).patch_tokens for image in torch.split(pixels, 1)]
+    return tuple(torch.cat(stage) for stage in zip(*singles, strict=True))
+
+
+class ProjectorTrainer:
+    """Trains a projector on features of a frozen image encoder with Adam; the loss is focal + dice per stage.
+
+    Projector, loss and Adam use float32.
     """
 
-    def __init__(
-        self,
-        encoder: ImageEncoder,
-        projector: Projector,
-        learning_rate: float = LEARNING_RATE,
-        further_sizes: Sequence[int] = (),
-    ) -> None:
-        """Train ``projector`` in place, from its current weights; ``further_sizes``: of batches, in pixels."""
-        self.projector = projector.to(encoder.device).requires_grad_(True).train()
-        self._encoder = encoder
-        self._encoders = {size: encoder.at_size(size) for size in further_sizes} | {encoder.spec.image_size: encoder}
+    def __init__(self, projector: Projector, device: torch.device, learning_rate: float = LEARNING_RATE) -> None:
+        """Train ``projector`` in place on ``device``, from its current weights."""
+        self.projector = projector.to(device).requires_grad_(True).train()
+        self._device = device
         self._optimizer = torch.optim.Adam(projector.parameters(), lr=learning_rate, betas=BETAS)
         # As Adam would create it at the first step, so that ``state`` has the same entries before it.
         for weight in projector.parameters():
@@ -61,7 +66,7 @@ class ProjectorTrainer:
 
     def step(self, batch: Batch) -> float:
         """Take one step and return the loss before it: summed over the stages, averaged over the images."""
-        loss = projector_loss(self._stage_maps(batch), batch.masks.to(self._encoder.device))
+        loss = projector_loss(self._stage_maps(batch), batch.masks.to(self._device))
         self._optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # untyped in torch
         self._optimizer.step()
@@ -71,18 +76,15 @@ class ProjectorTrainer:
     def measure(self, batch: Batch) -> tuple[float, torch.Tensor]:
         """Return the loss without taking a step, and the zero-shot maps [B, S, S] in [0, N] (eq. 3)."""
         stage_maps = self._stage_maps(batch)
-        loss = projector_loss(stage_maps, batch.masks.to(self._encoder.device))
+        loss = projector_loss(stage_maps, batch.masks.to(self._device))
         return loss.item(), maps.sum_stages(stage_maps)
 
     def _stage_maps(self, batch: Batch) -> list[torch.Tensor]:
-        size = batch.pixels.shape[-1]
-        features = self._encoders[size].encode(batch.pixels.numpy())
-        text_features = batch.text_features.to(self._encoder.device)
-        # Autograd does not accept tensors created in inference mode; clones are ordinary tensors.
-        projected = self.projector(tuple(tokens.clone() for tokens in features.patch_tokens))
-        logit_scale = self._encoder.spec.logit_scale
+        text_features = batch.text_features.to(self._device)
+        projected = self.projector(tuple(tokens.to(self._device) for tokens in batch.patch_tokens))
+        logit_scale, size = self.projector.spec.logit_scale, batch.masks.shape[-1]
         stage_maps = []
-        for tokens, grid in zip(projected, features.grids, strict=True):
+        for tokens, grid in zip(projected, batch.grids, strict=True):
             images = zip(tokens.split(1), text_features, strict=True)
             logits = torch.cat([maps.anomaly_logits(image, text, grid, logit_scale) for image, text in images])
             stage_maps.append(maps.zero_shot_stage_map(logits, size))

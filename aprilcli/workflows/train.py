@@ -1,7 +1,7 @@
 """`train`: makes a projector from images with known anomalies; the model stays frozen.
 
 read the data set → check every image and mask → per epoch: draw order and composites → decode ahead on threads →
-one encoder pass → focal + dice → Adam → validation → checkpoint; at the end FILE and FILE.json
+one encoder pass, or kept features → focal + dice → Adam → validation → checkpoint; at the end FILE and FILE.json
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from aprilcli.core.backbone import Backbone
 from aprilcli.core.metrics import average_precision
 from aprilcli.core.projector import KIND, save_projector
 from aprilcli.core.prompts import encode_prompts
-from aprilcli.core.training import Batch, ProjectorTrainer, new_projector
+from aprilcli.core.training import Batch, ProjectorTrainer, encode_singly, new_projector
 from aprilcli.core.training_set import TrainingImage, plan_epoch, prepare_input
 from aprilcli.errors import ArtifactError, OptionError, OutputError
 from aprilcli.io import records
@@ -27,9 +28,22 @@ from aprilcli.io.images import SourceImage, read_image
 from aprilcli.options import TrainOptions
 from aprilcli.workflows.checkpoint import Checkpoint, Record
 from aprilcli.workflows.console import Console
+from aprilcli.workflows.feature_cache import FeatureCache, remove_features
 from aprilcli.workflows.pipeline import batches, map_ahead
 
-Input = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # pixels [3, S, S], text features [2, C], mask [S, S]
+
+@dataclass(frozen=True)
+class _Input:
+    """One input of the model: of an image, or of the four of a mosaic.
+
+    ``pixels`` [1, 3, S, S], None where the patch ``tokens`` N × [L, Cv] are known. ``mask`` [S, S].
+    """
+
+    parts: Sequence[TrainingImage]
+    size: int
+    pixels: torch.Tensor | None
+    tokens: tuple[torch.Tensor, ...]
+    mask: torch.Tensor
 
 
 class TrainingRun:
@@ -52,8 +66,9 @@ class TrainingRun:
         self._description: dict[str, Any] = json.loads(json.dumps(description))  # as it will be read back
         self._pool = pool
         projector = new_projector(backbone.spec, options.seed, trained_on)
-        further = backbone.views.sizes[1:]
-        self._trainer = ProjectorTrainer(backbone.encoder, projector, options.learning_rate, further)
+        self._encoders = {size: backbone.encoder.at_size(size) for size in backbone.views.sizes}
+        self._cache: FeatureCache | None = None
+        self._trainer = ProjectorTrainer(projector, backbone.encoder.device, options.learning_rate)
         self._kept_weights = self._trainer.weights()
         self._text_features: dict[str, torch.Tensor] = {}
         self._read = image_reader(options)
@@ -99,6 +114,17 @@ class TrainingRun:
         """Run the remaining epochs; each ends with a checkpoint and a note."""
         for name in sorted({image.category for image in (*training, *validation)}):
             self._text_features[name] = encode_prompts(self._backbone.text, name).cpu()
+        remove_features(self._options.features)  # of a killed training
+        if self._options.epochs - len(self.history) > 1:
+            paths = [image.labeled.path for image in (*training, *validation)]
+            self._cache = FeatureCache(self._options.features, self._encoders, paths, console.note)
+        try:
+            self._train(training, validation, console)
+        finally:
+            self._cache = None
+            remove_features(self._options.features)
+
+    def _train(self, training: Sequence[TrainingImage], validation: Sequence[TrainingImage], console: Console) -> None:
         epochs, first = self._options.epochs, len(self.history) + 1
         total = (epochs + 1 - first) * (len(training) + len(validation))
         with console.progress(total, "training") as advance:
@@ -121,8 +147,8 @@ class TrainingRun:
         for batch in self._batches(plan, done):
             loss = self._trainer.step(batch)
             self._check_finite(loss, task)
-            total += loss * len(batch.pixels)
-            advance(len(batch.pixels), f"{task}, loss {loss:.4f}")
+            total += loss * len(batch.masks)
+            advance(len(batch.masks), f"{task}, loss {loss:.4f}")
         return total / len(plan)
 
     def _check_finite(self, loss: float, task: str) -> None:
@@ -145,10 +171,10 @@ class TrainingRun:
             for batch in self._batches([(image,) for image in images if image.object_name == name]):
                 loss, anomaly_maps = self._trainer.measure(batch)
                 self._check_finite(loss, task)
-                total += loss * len(batch.pixels)
+                total += loss * len(batch.masks)
                 scores.append(anomaly_maps.cpu().numpy().ravel())
                 labels.append(batch.masks.numpy().astype(np.uint8).ravel())
-                advance(len(batch.pixels), f"{task}, validating")
+                advance(len(batch.masks), f"{task}, validating")
             precision = average_precision(np.concatenate(labels), np.concatenate(scores))
             if not math.isnan(precision):  # nan: no anomalous pixels
                 precisions.append(precision)
@@ -164,13 +190,32 @@ class TrainingRun:
         sized = ((parts, sizes[(done + number // count) % len(sizes)]) for number, parts in enumerate(plan))
         inputs = map_ahead(self._pool, self._prepare, sized, count + self._options.workers)
         for batch in batches(inputs, count):
-            pixels, text_features, masks = zip(*batch, strict=True)
-            yield Batch(torch.stack(pixels), torch.stack(text_features), torch.stack(masks))
+            encoded = [self._encode(item) for item in batch]
+            yield Batch(
+                tuple(torch.stack(stage) for stage in zip(*(item.tokens for item in encoded), strict=True)),
+                self._encoders[batch[0].size].grids,
+                torch.stack([self._text_features[item.parts[0].category] for item in encoded]),
+                torch.stack([item.mask for item in encoded]),
+            )
 
-    def _prepare(self, sized: tuple[Sequence[TrainingImage], int]) -> Input:
+    def _prepare(self, sized: tuple[Sequence[TrainingImage], int]) -> _Input:
         parts, size = sized
+        if self._cache is not None and len(parts) == 1:
+            features = self._cache.find(parts[0].labeled.path, size)
+            if features is not None:
+                return _Input(parts, size, None, *features)
         pixels, mask = prepare_input(parts, self._backbone.spec, size, self._read)
-        return pixels, self._text_features[parts[0].category], mask
+        return _Input(parts, size, pixels[None], (), mask)
+
+    def _encode(self, item: _Input) -> _Input:
+        """Return the input with patch tokens; those of a single image are kept for the next epochs."""
+        device = self._backbone.encoder.device
+        if item.pixels is None:
+            return replace(item, tokens=tuple(stage.to(device) for stage in item.tokens))
+        tokens = tuple(stage[0] for stage in encode_singly(self._encoders[item.size], item.pixels))
+        if self._cache is not None and len(item.parts) == 1:
+            self._cache.keep(item.parts[0].labeled.path, item.size, (tokens, item.mask))
+        return replace(item, pixels=None, tokens=tokens)
 
     def write_projector(self, started: str) -> None:
         """Write FILE, with the weights to keep, and FILE.json; delete the checkpoint."""

@@ -8,18 +8,25 @@ import pytest
 import torch
 from helpers import QUERIES, CountingEncoder, GoldenCase
 
-from aprilcli.core.training import Batch, ProjectorTrainer, new_projector
+from aprilcli.core.training import Batch, ProjectorTrainer, encode_singly, new_projector
+
+
+def batch_of(golden: GoldenCase, pixels: torch.Tensor, text: torch.Tensor, masks: torch.Tensor) -> Batch:
+    return Batch(encode_singly(golden.encoder, pixels), golden.encoder.grids, text, masks)
+
+
+def golden_pixels(golden: GoldenCase) -> torch.Tensor:
+    return torch.stack([golden.numbers[f"{query}/pixels"] for query in QUERIES])
 
 
 def golden_batch(golden: GoldenCase) -> Batch:
     """The three queries as one batch, as in the authors' steps."""
     text = golden.numbers["text_features/metal_nut"]
-    pixels = torch.stack([golden.numbers[f"{query}/pixels"] for query in QUERIES])
-    return Batch(pixels, text.expand(len(QUERIES), -1, -1), golden.numbers["train/masks"])
+    return batch_of(golden, golden_pixels(golden), text.expand(len(QUERIES), -1, -1), golden.numbers["train/masks"])
 
 
 def trainer_of(golden: GoldenCase) -> ProjectorTrainer:
-    return ProjectorTrainer(golden.encoder, copy.deepcopy(golden.projector))
+    return ProjectorTrainer(copy.deepcopy(golden.projector), golden.encoder.device)
 
 
 def test_three_steps_agree_with_the_authors(golden: GoldenCase) -> None:
@@ -40,13 +47,13 @@ def test_measuring_gives_the_loss_of_the_next_step_and_the_maps(golden: GoldenCa
 
 def test_each_image_is_compared_with_the_prompts_of_its_own_object(golden_vit: GoldenCase) -> None:
     nut, pcb = (golden_vit.numbers[f"text_features/{name}"] for name in ("metal_nut", "pcb"))
-    pixels, masks = golden_batch(golden_vit).pixels[:2], golden_batch(golden_vit).masks[:2]
-    _, mixed = trainer_of(golden_vit).measure(Batch(pixels, torch.stack([nut, pcb]), masks))
+    pixels, masks = golden_pixels(golden_vit)[:2], golden_batch(golden_vit).masks[:2]
+    _, mixed = trainer_of(golden_vit).measure(batch_of(golden_vit, pixels, torch.stack([nut, pcb]), masks))
     for index, (text, other) in enumerate(((nut, pcb), (pcb, nut))):
         single = slice(index, index + 1)
-        _, alone = trainer_of(golden_vit).measure(Batch(pixels[single], text[None], masks[single]))
+        _, alone = trainer_of(golden_vit).measure(batch_of(golden_vit, pixels[single], text[None], masks[single]))
         torch.testing.assert_close(mixed[index], alone[0], atol=1e-5, rtol=0)
-        _, wrong = trainer_of(golden_vit).measure(Batch(pixels[single], other[None], masks[single]))
+        _, wrong = trainer_of(golden_vit).measure(batch_of(golden_vit, pixels[single], other[None], masks[single]))
         assert not torch.allclose(mixed[index], wrong[0], atol=1e-3)
 
 
@@ -76,17 +83,18 @@ def test_a_state_of_another_projector_is_refused(golden_vit: GoldenCase) -> None
 
 
 def test_the_encoder_is_not_trained(golden_vit: GoldenCase) -> None:
-    pixels = golden_batch(golden_vit).pixels
+    pixels = golden_pixels(golden_vit)
     before = golden_vit.encoder.encode(pixels)
     trainer_of(golden_vit).step(golden_batch(golden_vit))
     after = golden_vit.encoder.encode(pixels)
     assert all(torch.equal(a, b) for a, b in zip(before.patch_tokens, after.patch_tokens, strict=True))
 
 
-def test_a_step_encodes_each_image_once(golden_vit: GoldenCase) -> None:
-    encoder = CountingEncoder(golden_vit.encoder)
-    ProjectorTrainer(encoder, copy.deepcopy(golden_vit.projector)).step(golden_batch(golden_vit))
+def test_an_image_is_encoded_once_and_whatever_the_others_are(golden: GoldenCase) -> None:
+    encoder, pixels = CountingEncoder(golden.encoder), golden_pixels(golden)
+    together, alone = encode_singly(encoder, pixels), encode_singly(golden.encoder, pixels[1:2])
     assert encoder.count == len(QUERIES)
+    assert all(torch.equal(all_of[1:2], one) for all_of, one in zip(together, alone, strict=True))
 
 
 def test_the_initial_weights_depend_only_on_the_seed(golden_vit: GoldenCase) -> None:

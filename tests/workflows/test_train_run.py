@@ -132,7 +132,7 @@ def test_validation_is_the_loss_and_the_pixel_ap_of_the_images_held_back(
     backbone = load_backbone(str(golden_vit.folder), image_size=56, stages=(2, 4, 6, 8), device="cpu")
     projector = load_projector(str(out), "", backbone.spec)
     assert projector is not None
-    trainer = training.ProjectorTrainer(backbone.encoder, projector)
+    trainer = training.ProjectorTrainer(projector, backbone.encoder.device)
     losses, precisions = [], []
     for name in ("another", "steel_part"):
         scores, labels = [], []
@@ -140,7 +140,12 @@ def test_validation_is_the_loss_and_the_pixel_ap_of_the_images_held_back(
             if sample.object_name == name:
                 pixels, mask = prepare_input([sample], backbone.spec, 56)
                 loss, anomaly_map = trainer.measure(
-                    training.Batch(pixels[None], encode_prompts(backbone.text, name)[None], mask[None])
+                    training.Batch(
+                        training.encode_singly(backbone.encoder, pixels[None]),
+                        backbone.encoder.grids,
+                        encode_prompts(backbone.text, name)[None],
+                        mask[None],
+                    )
                 )
                 losses.append(loss)
                 scores.append(anomaly_map.flatten())
