@@ -18,10 +18,10 @@ PIECE = 4096  # patches of an image searched at a time: more would leave room fo
 def nearest_distance(patch_tokens: torch.Tensor, *bank_features: torch.Tensor) -> torch.Tensor:
     """Eq. 4: 1 − the largest cosine to any row of the bank, in [0, 2], float32.
 
-    ``patch_tokens`` [B, L, Cv], of any length; ``bank_features`` [M, Cv] unit rows in one or several pieces, all on one
-    device. Returns [B, L]. Cosines are computed and compared in float32, ``SIMILARITIES`` bytes at a time (and at most
-    three times that for rows converted to float32), image by image: memory does not grow with B·L·M, and the distances
-    of an image do not depend on the other images.
+    ``patch_tokens`` [B, L, Cv], of any length; ``bank_features`` [M, Cv] unit rows, float32 or float16, in one or
+    several pieces, all on one device. Returns [B, L]. Cosines are computed and compared in float32, ``SIMILARITIES``
+    bytes at a time (and at most three times that for rows converted to float32), image by image: memory does not grow
+    with B·L·M, and the distances of an image do not depend on the other images.
     """
     pieces = [piece for tokens in patch_tokens for piece in torch.split(unit_rows(tokens), PIECE)]
     largest = torch.full(patch_tokens.shape[:2], -1.0, device=patch_tokens.device)
@@ -29,7 +29,8 @@ def nearest_distance(patch_tokens: torch.Tensor, *bank_features: torch.Tensor) -
     longest = max(min(PIECE, patch_tokens.shape[1]), patch_tokens.shape[2])  # if L < Cv, rows are larger than cosines
     size = max(1, SIMILARITIES // (4 * longest))
     for rows in itertools.chain.from_iterable(torch.split(piece, size) for piece in bank_features if len(piece)):
-        columns = unit_rows(rows).T  # float16 rows are not exactly of unit length, which would count as a distance
+        # Rows rounded to float16 are not exactly of unit length, which would count as a distance.
+        columns = (rows if rows.dtype == torch.float32 else unit_rows(rows)).T
         for best, piece in zip(found, pieces, strict=True):
             torch.maximum(best, (piece @ columns).amax(dim=1), out=best)
     return (1 - largest).clamp_(0, 2)

@@ -14,7 +14,9 @@ def resize_map(anomaly_map: torch.Tensor, size_hw: tuple[int, int]) -> torch.Ten
 
     The values stay within the range of the map.
     """
-    return F.interpolate(anomaly_map[None, None], size=size_hw, mode="bilinear", antialias=True)[0, 0]
+    # Where nothing shrinks, both ways give the same values; the plain way takes half the time.
+    shrinks = size_hw[0] < anomaly_map.shape[0] or size_hw[1] < anomaly_map.shape[1]
+    return F.interpolate(anomaly_map[None, None], size=size_hw, mode="bilinear", antialias=shrinks)[0, 0]
 
 
 def resize_mask(mask: NDArray[np.bool_], size_hw: tuple[int, int]) -> NDArray[np.float32]:

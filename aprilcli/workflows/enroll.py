@@ -6,7 +6,6 @@ find → hash → decode ahead → encode → bank → compare references → (c
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -38,7 +37,15 @@ from aprilcli.workflows.enroll_calibration import (
     score_references,
 )
 from aprilcli.workflows.loading import load_detector, load_part, range_of
-from aprilcli.workflows.pipeline import NO_IMAGES, LeftOutFolders, Reader, batches, images_ahead, map_ahead
+from aprilcli.workflows.pipeline import (
+    NO_IMAGES,
+    LeftOutFolders,
+    Reader,
+    batches,
+    images_ahead,
+    map_ahead,
+    worker_threads,
+)
 
 LISTED = 10  # files that an error names; the others are counted
 FEW_REFERENCES = 5  # fewer are noted
@@ -265,7 +272,7 @@ def _read_batches(
     """Read images ahead and yield batches. After a failure the rest is still read, to report all."""
     reader = Reader(detector.prepare, options.value_range, options.max_pixels)
     with (
-        ThreadPoolExecutor(max_workers=options.workers) as pool,
+        worker_threads(options.workers) as pool,
         console.progress(len(found), task) as advance,
     ):
         images = map_ahead(pool, reader, found, images_ahead(options, detector.views.tile))

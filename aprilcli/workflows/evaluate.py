@@ -9,7 +9,6 @@ import itertools
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -38,6 +37,7 @@ from aprilcli.workflows.eval_plots import require_matplotlib
 from aprilcli.workflows.eval_references import Setting, fusion_of
 from aprilcli.workflows.eval_results import Report, Result, count_defects
 from aprilcli.workflows.loading import load_model
+from aprilcli.workflows.pipeline import worker_threads
 
 LISTED_PROBLEMS = 20
 LISTED_ALIKE = 5  # problems with the same message, so that they do not hide others
@@ -89,7 +89,7 @@ def _evaluate(
     digests: list[str] = []
     sources: dict[str, str] = {}
     leaked: dict[str, tuple[str, ...]] = {}
-    with ThreadPoolExecutor(max_workers=options.workers) as pool:
+    with worker_threads(options.workers) as pool:
         encoder = ObjectEncoder(dataset.root, settings, pool, options)
         total = sum(encoder.count_images(item) for item in dataset.objects)
         with console.progress(total, "evaluating") as advance:

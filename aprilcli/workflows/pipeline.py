@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import errno
 import itertools
 import os
+import queue
+import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,6 +30,7 @@ TRY_AGAIN = "try again"  # the stamp of no file, so a resumed scan reads the fil
 BLANK = "a blank image, all pixels are nearly equal; check the camera, its lens cap and the light"
 NO_IMAGES = "no images in it; check the path"
 BLANK_LEVELS = 2  # of 256; the pixels of a photographed surface differ by more
+WORKER_NICENESS = 10  # a preempted thread of the encoder delays the others, which wait for it
 LISTED = 10  # names in a note; the others are counted
 
 Item = TypeVar("Item")
@@ -65,18 +70,52 @@ class LeftOutFolders:
             yield f"left out {reason}: {listed(names, LISTED)}{advice}"
 
 
+def worker_threads(workers: int) -> ThreadPoolExecutor:
+    """Return threads that read images and write maps; they give way to the thread that encodes, where possible."""
+    return ThreadPoolExecutor(workers, initializer=_lower_priority)
+
+
+def _lower_priority() -> None:
+    if sys.platform == "linux":  # elsewhere, a priority is that of the whole process
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), WORKER_NICENESS)
+
+
 def map_ahead(
     pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item], ahead: int
 ) -> Iterator[Result]:
-    """Map on threads, in order, with at most ``ahead`` waiting results: memory does not grow with their number."""
-    waiting: collections.deque[Future[Result]] = collections.deque()
-    for item in items:
-        waiting.append(pool.submit(function, item))
-        # Finished results are yielded at once, so a row is written soon after its map.
-        while waiting and (len(waiting) > ahead or waiting[0].done()):
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+    """Map on threads, in order, with at most ``ahead`` waiting results: memory does not grow with their number.
+
+    Another thread iterates over ``items``, so a result is yielded as soon as it is there, while the next item is made.
+    """
+    submitted: queue.SimpleQueue[Future[Result] | None] = queue.SimpleQueue()
+    room = threading.Semaphore(ahead)
+    closed = threading.Event()
+
+    def submit_all() -> None:
+        try:
+            for item in items:
+                submitted.put(pool.submit(function, item))
+                room.acquire()
+                if closed.is_set():
+                    return
+        except BaseException as error:  # raised again where the results are used
+            failed: Future[Result] = Future()
+            failed.set_exception(error)
+            submitted.put(failed)
+        finally:
+            submitted.put(None)
+
+    thread = threading.Thread(target=submit_all, daemon=True)
+    thread.start()
+    try:
+        while (future := submitted.get()) is not None:
+            yield future.result()
+            room.release()
+    finally:
+        closed.set()
+        room.release()
+        thread.join()
 
 
 def images_ahead(options: ReadOptions, tile: int | None) -> int:
@@ -124,9 +163,11 @@ class Reader:
 
 
 def _is_blank(source: SourceImage) -> bool:
-    """Return whether no channel varies by more than ``BLANK_LEVELS``."""
-    bands: Any = source.rgb.getextrema()  # a pair per channel
-    return all(high - low <= BLANK_LEVELS for low, high in bands)
+    """Return whether no channel varies by more than ``BLANK_LEVELS``; a row in the middle mostly decides."""
+    middle = source.rgb.height // 2
+    row = source.rgb.crop((0, middle, source.rgb.width, middle + 1))
+    bands: Iterator[Any] = (image.getextrema() for image in (row, source.rgb))  # a pair per channel
+    return all(high - low <= BLANK_LEVELS for channels in bands for low, high in channels)
 
 
 def stamp(found: FoundImage) -> str:

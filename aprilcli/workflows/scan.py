@@ -34,7 +34,7 @@ from aprilcli.workflows import scan_resume as resume
 from aprilcli.workflows.console import Console
 from aprilcli.workflows.interrupt import interruptible
 from aprilcli.workflows.loading import load_detector, load_part, range_of
-from aprilcli.workflows.pipeline import PreparedImage, Reader, images_ahead, map_ahead
+from aprilcli.workflows.pipeline import PreparedImage, Reader, images_ahead, map_ahead, worker_threads
 from aprilcli.workflows.scan_output import MAPS, RUN, SCORES
 from aprilcli.workflows.scan_resume import JournaledRow
 from aprilcli.workflows.scan_tally import LISTED, Tally
@@ -88,7 +88,7 @@ def run_scan(options: ScanOptions, total: int, console: Console) -> ScanSummary:
     tally = Tally(rule.stricter)
     with (
         output.claimed(options.out),
-        ThreadPoolExecutor(max_workers=options.workers) as pool,
+        worker_threads(options.workers) as pool,
         interruptible() as interrupted,
         console.progress(total, "scanning") as advance,
     ):
@@ -169,7 +169,7 @@ def _score_all(
     items: Iterator[FoundImage | JournaledRow],
     interrupted: Callable[[], bool],
 ) -> Iterator[JournaledRow]:
-    """Decode and write on threads while this thread encodes; yield each row, in order; a row among the items as it is.
+    """Decode, encode and write on threads; yield each row, in order, once it is there; a row among the items as it is.
 
     Ends after the images in progress if ``interrupted``.
     """
@@ -188,8 +188,8 @@ def _score_all(
     def finish(item: _Scored | JournaledRow) -> JournaledRow:
         if isinstance(item, JournaledRow):
             return item
-        row = _finish(options, rule, item.image, item.detection, description)
-        return JournaledRow(row, resume.journal_line(options.out, item.batch, row, options.maps), item.image.notes)
+        row, map_content = _finish(options, rule, item.image, item.detection, description)
+        return JournaledRow(row, resume.journal_line(item.batch, row, map_content), item.image.notes)
 
     ahead = images_ahead(options, detector.views.tile)
     images = map_ahead(pool, read, items, ahead)
@@ -202,19 +202,20 @@ def _finish(
     image: PreparedImage,
     detection: Detection | None,
     description: dict[str, Any],
-) -> scores_csv.ScoreRow:
-    """Write an image's map and return its row."""
+) -> tuple[scores_csv.ScoreRow, list[bytes]]:
+    """Write an image's map; return its row and, if there is a map, the content of its file."""
     if detection is None:
-        return scores_csv.ScoreRow(image.found.relative, "error", error=image.error)
+        return scores_csv.ScoreRow(image.found.relative, "error", error=image.error), []
+    content = []
     if options.maps and detection.anomaly_map is not None:
         try:
             anomaly_map = detection.anomaly_map
             if options.map_size == MapSize.source:
                 anomaly_map = resizing.resize_map(torch.from_numpy(anomaly_map), image.size_hw).numpy()
-            output.write_map(options, image.found, anomaly_map, description)
+            content.append(output.write_map(options, image.found, anomaly_map, description))
         except InputError as error:
-            return scores_csv.ScoreRow(image.found.relative, "error", error=str(error))
-    return output.score_row(rule, image, detection)
+            return scores_csv.ScoreRow(image.found.relative, "error", error=str(error)), []
+    return output.score_row(rule, image, detection), content
 
 
 @dataclass(frozen=True)

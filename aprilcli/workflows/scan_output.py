@@ -72,13 +72,13 @@ def map_path(out: Path, relative: str) -> Path:
 
 def write_map(
     options: ScanOptions, found: FoundImage, anomaly_map: NDArray[np.float32], description: dict[str, Any]
-) -> None:
-    """Write a map [H, W]. Raises InputError if the image's name leaves no place for it."""
+) -> bytes:
+    """Write a map [H, W]; return the file's content. Raises InputError if the image's name leaves no place for it."""
     advice = "rename it, or scan with --no-maps"
     if _map_collides(base_of(options.paths), found.relative):
         raise InputError(f"{found.path}: its folder has the name of another image's map; {advice}")
     try:
-        map_files.write_map(map_path(options.out, found.relative), anomaly_map, description)
+        return map_files.write_map(map_path(options.out, found.relative), anomaly_map, description)
     except OutputError as error:
         if not isinstance(error.__cause__, OSError) or error.__cause__.errno != errno.ENAMETOOLONG:
             raise

@@ -12,7 +12,7 @@ import csv
 import heapq
 import json
 import os
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
@@ -121,7 +121,7 @@ def find_resume_point(
         for batch in batches(found, batch_size):
             together = batch_digest([stamp(image) for image in batch])
             rows = [
-                next((o for o in old.rows_of(image) if o.line == journal_line(out, together, o.row, maps)), None)
+                next((o for o in old.rows_of(image) if o.line == _line_on_disk(out, together, o.row, maps)), None)
                 for image in batch
             ]
             whole = [row for row in rows if row is not None]
@@ -253,17 +253,20 @@ def batch_digest(stamps: Sequence[str]) -> str:
     return blake2b("\n".join(stamps).encode(), digest_size=16).hexdigest()
 
 
-def journal_line(out: Path, batch: str, row: scores_csv.ScoreRow, maps: bool) -> str:
-    """Return the journal line of a row: the digest of its ``batch``, and a digest of the row and its map on disk.
-
-    ``maps``: whether rows have maps. Empty, as no line ever is, if the map is missing.
-    """
+def journal_line(batch: str, row: scores_csv.ScoreRow, map_content: Iterable[bytes]) -> str:
+    """Return the journal line of a row: the digest of its ``batch``, and a digest of the row and its map's file."""
     digest = blake2b(scores_csv.row_line(row).encode("utf-8", "surrogateescape"), digest_size=16)
-    if maps and row.map_max is not None:
-        try:
-            with map_path(out, row.path).open("rb") as content:
-                while chunk := content.read(CHUNK):
-                    digest.update(chunk)
-        except OSError:
-            return ""
+    for chunk in map_content:
+        digest.update(chunk)
     return f"{batch} {digest.hexdigest()}"
+
+
+def _line_on_disk(out: Path, batch: str, row: scores_csv.ScoreRow, maps: bool) -> str:
+    """Return the journal line of a row and its map on disk, if it has one; empty if that is missing."""
+    if not maps or row.map_max is None:
+        return journal_line(batch, row, ())
+    try:
+        with map_path(out, row.path).open("rb") as content:
+            return journal_line(batch, row, iter(lambda: content.read(CHUNK), b""))
+    except OSError:
+        return ""

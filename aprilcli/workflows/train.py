@@ -35,6 +35,7 @@ from aprilcli.workflows.checkpoint import Record
 from aprilcli.workflows.console import Console
 from aprilcli.workflows.dataset_notes import MaskNotes, print_dataset_notes
 from aprilcli.workflows.loading import load_model
+from aprilcli.workflows.pipeline import worker_threads
 from aprilcli.workflows.train_run import TrainingRun, describe_record, image_reader, refuse_existing
 
 SUFFIX = ".safetensors"
@@ -72,7 +73,7 @@ def run_train(options: TrainOptions, console: Console) -> TrainSummary:
     busy = "another training is writing it; wait for it"
     with (
         claimed_file(options.out, busy, options.checkpoint, options.report),
-        ThreadPoolExecutor(max_workers=options.workers) as pool,
+        worker_threads(options.workers) as pool,
     ):
         _check_outputs(options)
         public_set = recognize(item.category for item in dataset.objects)

@@ -44,12 +44,13 @@ print("loaded", flush=True)
 """
 
 
-def write_model(folder, large):
+def write_model(folder, config=None):
+    """Write a model folder of random weights; ``config``: open_clip's, by default that of ``LARGE``."""
     import open_clip
     import torch
     from safetensors.torch import save_file
 
-    config = open_clip.get_model_config(LARGE) if large else SMALL
+    config = config or open_clip.get_model_config(LARGE)
     with torch.device("meta"):
         shapes = {name: weights.shape for name, weights in open_clip.CLIP(**config).state_dict().items()}
     generator = torch.Generator().manual_seed(0)
@@ -131,7 +132,7 @@ def main():
         shutil.copy(IMAGE, folder / "images")
         model = options.model_folder or folder / "model"
         if options.model_folder is None:
-            write_model(model, options.large)
+            write_model(model, None if options.large else SMALL)
         time.sleep(3)  # a file that has just been written is not trusted to stay as it is
         best = measure(model, LARGE_SIZE if options.large else 0, folder / "images", folder, options.runs)
     alone = best["loading"] + best["encoding"]

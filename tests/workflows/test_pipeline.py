@@ -1,7 +1,10 @@
-"""How commands read images: failures and blank images become errors of their files."""
+"""How commands read images: on threads, ahead and in order; failures and blank images become errors of their files."""
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +15,7 @@ from PIL import Image
 from aprilcli.core.detector import ModelInput
 from aprilcli.io.images import NOTE_RANGE, SourceImage
 from aprilcli.io.walk import FoundImage
-from aprilcli.workflows.pipeline import PreparedImage, Reader
+from aprilcli.workflows.pipeline import PreparedImage, Reader, map_ahead, worker_threads
 
 
 def read(path: Path) -> PreparedImage:
@@ -71,3 +74,77 @@ def test_the_notes_of_a_blank_image_are_kept(tmp_path: Path) -> None:
     image = read(tmp_path / "a.tif")
     assert "a blank image" in str(image.error)
     assert image.notes == (NOTE_RANGE,)
+
+
+def test_a_result_is_there_while_the_next_item_is_made() -> None:
+    is_used = threading.Event()
+
+    def items() -> Iterator[int]:
+        yield 1
+        assert is_used.wait(30)
+        yield 2
+
+    with worker_threads(2) as pool:
+        results = map_ahead(pool, str, items(), 2)
+        assert next(results) == "1"
+        is_used.set()
+        assert list(results) == ["2"]
+
+
+def test_results_keep_the_order_of_the_items() -> None:
+    first_may_end = threading.Event()
+
+    def wait_for_second(item: int) -> int:
+        if item == 0:
+            assert first_may_end.wait(30)
+        first_may_end.set()
+        return item
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(map_ahead(pool, wait_for_second, iter(range(20)), 3)) == list(range(20))
+
+
+def test_no_more_items_are_made_than_results_may_wait() -> None:
+    made: list[int] = []
+
+    def items() -> Iterator[int]:
+        for item in range(100):
+            made.append(item)
+            yield item
+
+    with ThreadPoolExecutor(1) as pool:
+        results = map_ahead(pool, str, items(), 3)
+        for used in range(1, 20):
+            next(results)
+            assert len(made) <= used + 3
+
+
+@pytest.mark.parametrize("where", ["items", "function"])
+def test_an_error_is_raised_where_the_results_are_used(where: str) -> None:
+    def items() -> Iterator[int]:
+        yield 1
+        if where == "items":
+            raise ValueError("no more")
+        yield 0
+
+    with ThreadPoolExecutor(1) as pool:
+        results = map_ahead(pool, lambda item: 1 // item, items(), 2)
+        assert next(results) == 1
+        with pytest.raises((ValueError, ZeroDivisionError)):
+            next(results)
+
+
+def test_results_that_nobody_wants_end_the_items() -> None:
+    is_closed = threading.Event()
+
+    def items() -> Iterator[int]:
+        try:
+            yield from range(1000)
+        finally:
+            is_closed.set()
+
+    with ThreadPoolExecutor(1) as pool:
+        results = map_ahead(pool, str, items(), 2)
+        assert next(results) == "0"
+        results.close()
+        assert is_closed.wait(30)
