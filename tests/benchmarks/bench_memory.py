@@ -1,7 +1,7 @@
 """Peak memory of `scan` for few and many images: ``python tests/benchmarks/bench_memory.py``. Linux only.
 
-Scans 100 and 2,000 (``--many``) JPEGs of 640x480 pixels with the embedded model at 256 pixels. Prints the peak memory of
-both processes as lines of a Markdown table. Exits with 1 if they differ by more than 50 MiB.
+Scans 100 and 2,000 (``--many``) JPEGs of 640x480 pixels with the embedded model at 256 pixels. Prints the peak memory
+of both processes as lines of a Markdown table. Exits with 1 if they differ by more than 50 MiB.
 """
 
 import argparse
