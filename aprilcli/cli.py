@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import os
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, fields
@@ -186,6 +188,9 @@ def main() -> None:
         app()
     except SystemExit as ended:
         sys.stdout.flush()
+        if ended.code == EXIT_INTERRUPTED and threading.active_count() > 1:
+            sys.stderr.flush()
+            os._exit(EXIT_INTERRUPTED)  # a thread is still encoding; Python would abort when it ends that thread
         if output.failure is None or isinstance(output.failure, BrokenPipeError):  # `head`, for example, has enough
             raise
         reason = f"cannot be written ({output.failure.strerror})"

@@ -85,10 +85,12 @@ class TextEncoder:
         device: torch.device,
         precision: str = "fp32",
         inputs: Mapping[str, Any] = MappingProxyType({}),
+        is_unchanged: Callable[[], bool] = lambda: True,
     ) -> None:
         """Use ``model``, open_clip's pair of towers, whose weights may be mapped from a file until the first use.
 
         ``label`` names the model in errors. ``inputs``: what describes the weights and the tokenizer.
+        ``is_unchanged``: whether the file is still the one that was loaded.
         """
         self.device = device
         self.precision = precision
@@ -96,6 +98,7 @@ class TextEncoder:
         self._load_tokenizer = load_tokenizer
         self._label = label
         self._inputs = inputs
+        self._is_unchanged = is_unchanged
 
     @property
     def inputs(self) -> dict[str, Any]:  # noqa: D102
@@ -113,6 +116,8 @@ class TextEncoder:
     @functools.cached_property
     def _model(self) -> Any:
         move_weights(self._untouched, self.device, lambda name: not name.startswith(VISUAL))
+        if not self._is_unchanged():
+            raise ArtifactError(f"{self._label}: its weights file was changed while it was being loaded; start again")
         return self._untouched.eval().requires_grad_(False)
 
     @functools.cached_property
@@ -124,7 +129,7 @@ class TextEncoder:
         """Encode sentences to unit rows [len(sentences), C], float32.
 
         Raises OptionError for a sentence of more tokens than the tower reads, ArtifactError where a feature is not a
-        finite number, or the tokenizer cannot be loaded or belongs to another model.
+        finite number, the weights file has been changed, or the tokenizer cannot be loaded or is another model's.
         """
         tokens = self._tokenize(sentences).to(self.device)
         with _autocast(self.device, self.precision):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,11 +64,10 @@ def load_backbone(
     ``model``: ``tiny``, ``paper``, an open_clip name with an optional ``:TAG``, or a folder in open_clip's local-dir
     form. ``image_size``: one or several sizes, in pixels. ``tile``: see ``Views``. Sizes and ``stages`` (1-based) are
     by default the model's own; if it has none, its native size, and four equal parts of a transformer's blocks or the
-    stages of a convolutional tower. Text tower and tokenizer are made ready when they are used.
-    ``engine``: torch, or openvino, which runs the image tower on the CPU; the text tower always runs in PyTorch.
-    ``quantize_on``: images for the precision int8; the first ``MOST_IMAGES`` are taken.
-    Raises OptionError, InputError, ArtifactError or BackboneError; an unsupported model or option is found before
-    anything is downloaded.
+    stages of a convolutional tower. ``engine``: torch, or openvino, which runs the image tower on the CPU; the text
+    tower always runs in PyTorch. ``quantize_on``: images for the precision int8; the first ``MOST_IMAGES`` are taken.
+    Text tower and tokenizer are made ready when they are used. Raises OptionError, InputError, ArtifactError or
+    BackboneError; an unsupported model or option is found before anything is downloaded.
     """
     source = find_source(model)
     config = read_source(source)
@@ -79,6 +79,7 @@ def load_backbone(
     tokenizer_folder = find_tokenizer(source, config)
     path = weights_file(source)
     with _loading(source):
+        loaded = path.stat()
         clip, fingerprint = _load_weights(source, config, path, resolved_device)
         tokens = describe_tokenizer(tokenizer_folder)
     tower = tower_of(clip.visual)
@@ -98,7 +99,8 @@ def load_backbone(
     inputs = {"fingerprint": fingerprint, "activation": spec.activation, "tokenizer": tokens}
     tokenizer = functools.partial(load_tokenizer, source, config, tokenizer_folder)
     torch_precision = resolved_precision if engine == TORCH else "fp32"
-    text = TextEncoder(clip, tokenizer, spec.label, resolved_device, torch_precision, inputs)
+    is_unchanged = functools.partial(_is_same_file, path, loaded)
+    text = TextEncoder(clip, tokenizer, spec.label, resolved_device, torch_precision, inputs, is_unchanged)
     torch_encoder = TorchImageEncoder(tower, spec, resolved_device, torch_precision)
     encoder: ImageEncoder = torch_encoder
     if engine != TORCH:
@@ -253,6 +255,15 @@ def _load_weights(
                 remember(CACHED, key, torch.tensor(list(bytes.fromhex(fingerprint)), dtype=torch.uint8))
         move_weights(clip, device, lambda name: name.startswith(VISUAL) or mapped != path)
     return clip, fingerprint
+
+
+def _is_same_file(path: Path, before: os.stat_result) -> bool:
+    """Return whether a file has neither been changed nor replaced."""
+    try:
+        now = path.stat()
+    except OSError:  # deleted: what is mapped stays
+        return True
+    return (now.st_ino, now.st_size, now.st_mtime_ns) == (before.st_ino, before.st_size, before.st_mtime_ns)
 
 
 def _assign_checkpoint(clip: torch.nn.Module, path: Path) -> None:

@@ -31,6 +31,7 @@ from aprilcli.core.towers import Tower
 from aprilcli.errors import OptionError, OutputError
 from aprilcli.io import model_cache
 from aprilcli.io.images import to_pixels
+from aprilcli.text import first_line
 from aprilcli.types import ImageFeatures
 
 _LOGGER = logging.getLogger(__name__)
@@ -101,9 +102,19 @@ def check_precision(precision: str) -> None:
 
 @cache
 def _core() -> Any:
-    with _quiet():
-        import openvino
-    return openvino.Core()
+    try:
+        with _quiet():
+            import openvino
+        return openvino.Core()
+    except ImportError as error:
+        raise _broken(OPENVINO, error) from error
+
+
+def _broken(package: str, error: ImportError) -> OptionError:
+    return OptionError(
+        f"{package} is installed but cannot be imported ({first_line(error)}); "
+        "run: pip install --force-reinstall 'aprilcli[openvino]'"
+    )
 
 
 class _Outputs(torch.nn.Module):
@@ -140,7 +151,7 @@ def _load(name: str, label: str, core: Any, convert: Callable[[], Any]) -> Any:
         with model_cache.claimed_cache():
             if (model := _read(name, core)) is not None:  # another process converted it meanwhile
                 return model
-            _LOGGER.warning("%s: converting it for the engine openvino, once", label)
+            _LOGGER.warning("%s: converting it for the engine openvino", label)
             converted = convert()
             model_cache.keep_model(name, partial(_write, converted))
     except OutputError as error:
@@ -185,8 +196,11 @@ def _quantize(model: Any, source: TorchImageEncoder, quantization: QuantizationI
     Activations are quantized symmetrically: with zero points, some tokens of the embedded model are lost. Weights have
     seven bits: sums of larger ones overflow on processors without VNNI, so features would depend on the processor.
     """
-    import nncf
-    from nncf.quantization.advanced_parameters import OverflowFix
+    try:
+        import nncf
+        from nncf.quantization.advanced_parameters import OverflowFix
+    except ImportError as error:
+        raise _broken("nncf", error) from error
 
     spec = source.spec
     inputs = [to_pixels(image, spec.image_size, spec.mean, spec.std)[None] for image in quantization.images()]

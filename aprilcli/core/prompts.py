@@ -82,8 +82,8 @@ def check_length(object_name: str) -> None:
 def encode_prompts(encoder: TextEncoder, object_name: str) -> torch.Tensor:
     """Return the text features F_t [2, C]: row 0 normal, row 1 anomalous, unit rows, float32.
 
-    The unit features of all sentences of a group are averaged, and the mean is normalized. They are kept in the cache
-    folder; those of a name in it are read without the text tower, and are the same bits. Raises OptionError for a name
+    The unit features of all sentences of a group are averaged, and the mean is normalized. The result is kept in the
+    cache folder and read from there without using the text tower; it has the same bits. Raises OptionError for a name
     longer than ``MAX_OBJECT_NAME``, or whose sentences the text tower would truncate, ArtifactError as
     ``TextEncoder.encode``.
     """

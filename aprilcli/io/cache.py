@@ -35,8 +35,14 @@ class _Fields:
 
 
 def cache_folder() -> Path:
-    """Return the folder for downloaded and computed files: ``APRILCLI_CACHE`` or the platform's cache folder."""
-    return Path(os.environ.get("APRILCLI_CACHE") or platformdirs.user_cache_path("aprilcli", appauthor=False))
+    """Return the folder for downloaded and computed files: ``APRILCLI_CACHE`` or the platform's cache folder.
+
+    Raises OutputError where there is none.
+    """
+    try:
+        return Path(os.environ.get("APRILCLI_CACHE") or platformdirs.user_cache_path("aprilcli", appauthor=False))
+    except RuntimeError as error:
+        raise OutputError("there is no home folder for the cache; set APRILCLI_CACHE to a folder") from error
 
 
 def recall(kind: str, key: Mapping[str, Any]) -> torch.Tensor | None:
@@ -46,7 +52,7 @@ def recall(kind: str, key: Mapping[str, Any]) -> torch.Tensor | None:
     """
     try:
         artifact = read_artifact(_path(kind, key), Schema(kind, _Fields, None, "delete it"))
-    except ArtifactError:
+    except (ArtifactError, OutputError):
         return None
     value = artifact.tensors.get(_TENSOR)
     if value is None or artifact.content.key != key or artifact.content.sha256 != _sha256(value):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from aprilcli.errors import InputError
+from aprilcli.errors import InputError, OutputError
 from aprilcli.io import records
 from aprilcli.io.atomic import claimed, remove_leftovers, written_aside
 from aprilcli.io.cache import cache_folder
@@ -37,11 +37,11 @@ def claimed_cache() -> Iterator[None]:
 
 def find_model(name: str) -> Path | None:
     """Return the ``.xml`` of a kept model, with its ``.bin`` beside it; None if it is missing or damaged."""
-    layers, record = _folder() / f"{name}{LAYERS}", _folder() / f"{name}{RECORD}"
     try:
+        layers, record = _folder() / f"{name}{LAYERS}", _folder() / f"{name}{RECORD}"
         digests = json.loads(record.read_text(encoding="ascii"))
         is_whole = all(sha256_of_file(layers.with_suffix(suffix)) == digests[suffix] for suffix in (LAYERS, WEIGHTS))
-    except (OSError, ValueError, LookupError, TypeError, RecursionError, InputError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError, InputError, OutputError):
         return None
     with suppress(OSError):
         os.utime(record)  # used now, see KEPT

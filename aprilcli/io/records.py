@@ -28,9 +28,10 @@ def read_own(path: Path) -> dict[str, Any]:
         return {}
 
 
-def versions(engine: str = "torch") -> dict[str, str]:
-    """Return the versions of the packages that a result depends on; ``engine``: of the image tower."""
-    packages = tuple(dict.fromkeys(("torch", engine, "open_clip_torch", "numpy", "pillow")))
+def versions(engine: str = "torch", precision: str = "fp32") -> dict[str, str]:
+    """Return the versions of the packages that a result depends on; ``engine``, ``precision``: of the image tower."""
+    quantizer = ("nncf",) if precision == "int8" else ()
+    packages = tuple(dict.fromkeys(("torch", engine, *quantizer, "open_clip_torch", "numpy", "pillow")))
     return {"aprilcli": __version__, "python": platform.python_version()} | {p: metadata.version(p) for p in packages}
 
 

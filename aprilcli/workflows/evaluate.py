@@ -81,7 +81,11 @@ def _evaluate(
     # All at the start: a name that is refused ends the run at once, and the text tower's file is not needed later.
     text_features = {item.category: encode_prompts(backbone.text, item.category) for item in dataset.objects}
     eval_output.remove_outputs(options.out, owned)
-    begun = {"versions": records.versions(backbone.encoder.engine), "outputs": planned, "started": started}
+    begun = {
+        "versions": records.versions(backbone.encoder.engine, backbone.encoder.precision),
+        "outputs": planned,
+        "started": started,
+    }
     records.write_json(options.out / eval_output.RECORD, begun)  # without "finished"
     results: list[Result] = []
     problems: list[str] = []
@@ -183,10 +187,10 @@ def _settings(options: EvalOptions, dataset: LabeledDataset, console: Console) -
 
 
 def _quantization_images(dataset: LabeledDataset) -> Iterator[Path]:
-    """Return the good training images, of all objects in turn; test images if there are none."""
+    """Return the good training images, of all objects in turn; good test images if there are none."""
     by_object = [item.train_good for item in dataset.objects]
     if not any(by_object):
-        by_object = [tuple(image.path for image in item.test) for item in dataset.objects]
+        by_object = [tuple(image.path for image in item.test if not image.label) for item in dataset.objects]
     return (path for turn in itertools.zip_longest(*by_object) for path in turn if path is not None)
 
 

@@ -30,7 +30,7 @@ TRY_AGAIN = "try again"  # the stamp of no file, so a resumed scan reads the fil
 BLANK = "a blank image, all pixels are nearly equal; check the camera, its lens cap and the light"
 NO_IMAGES = "no images in it; check the path"
 BLANK_LEVELS = 2  # of 256; the pixels of a photographed surface differ by more
-WORKER_NICENESS = 10  # a preempted thread of the encoder delays the others, which wait for it
+WORKER_NICENESS = 10  # more than the encoder's; a preempted thread of the encoder delays the others, which wait for it
 LISTED = 10  # names in a note; the others are counted
 
 Item = TypeVar("Item")
@@ -78,7 +78,8 @@ def worker_threads(workers: int) -> ThreadPoolExecutor:
 def _lower_priority() -> None:
     if sys.platform == "linux":  # elsewhere, a priority is that of the whole process
         with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), WORKER_NICENESS)
+            niceness = os.getpriority(os.PRIO_PROCESS, 0) + WORKER_NICENESS
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
 
 
 def map_ahead(
@@ -108,14 +109,19 @@ def map_ahead(
 
     thread = threading.Thread(target=submit_all, daemon=True)
     thread.start()
+    is_waiting = True
     try:
         while (future := submitted.get()) is not None:
             yield future.result()
             room.release()
+    except KeyboardInterrupt:  # a second Ctrl-C does not wait for the item that is being made
+        is_waiting = False
+        raise
     finally:
         closed.set()
         room.release()
-        thread.join()
+        if is_waiting:
+            thread.join()
 
 
 def images_ahead(options: ReadOptions, tile: int | None) -> int:
@@ -163,7 +169,7 @@ class Reader:
 
 
 def _is_blank(source: SourceImage) -> bool:
-    """Return whether no channel varies by more than ``BLANK_LEVELS``; a row in the middle mostly decides."""
+    """Return whether no channel varies by more than ``BLANK_LEVELS``; a row in the middle shows it of most images."""
     middle = source.rgb.height // 2
     row = source.rgb.crop((0, middle, source.rgb.width, middle + 1))
     bands: Iterator[Any] = (image.getextrema() for image in (row, source.rgb))  # a pair per channel

@@ -40,7 +40,7 @@ from aprilcli.workflows.scan_resume import JournaledRow
 from aprilcli.workflows.scan_tally import LISTED, Tally
 
 # Options that change how a scan runs, not what it finds.
-EXECUTION_OPTIONS = ("out", "workers", "resume", "overwrite", "fail_on_anomaly", "allow_empty")
+EXECUTION_OPTIONS = ("engine", "out", "workers", "resume", "overwrite", "fail_on_anomaly", "allow_empty")
 
 NO_VERDICTS = "no verdicts, as there is no threshold: enroll good images (aprilcli enroll), or choose a --threshold"
 
@@ -146,7 +146,7 @@ def _prepare_output(
 def _describe_run(options: ScanOptions, detector: Detector, rule: DecisionRule, started: str) -> dict[str, Any]:
     bank = None if options.part is None else bank_path(options.part, options.banks)
     return {
-        "versions": records.versions(detector.encoder.engine),
+        "versions": records.versions(detector.encoder.engine, detector.encoder.precision),
         "options": {name: value for name, value in describe(options).items() if name not in EXECUTION_OPTIONS},
         "model": detector.encoder.spec.to_json(),
         "views": asdict(detector.views),
@@ -169,9 +169,9 @@ def _score_all(
     items: Iterator[FoundImage | JournaledRow],
     interrupted: Callable[[], bool],
 ) -> Iterator[JournaledRow]:
-    """Decode, encode and write on threads; yield each row, in order, once it is there; a row among the items as it is.
+    """Decode, encode and write on threads; yield the rows in order, each as soon as it is ready.
 
-    Ends after the images in progress if ``interrupted``.
+    A row among the items is yielded unchanged. Ends after the images in progress if ``interrupted``.
     """
     description = {
         "model": detector.encoder.spec.label,

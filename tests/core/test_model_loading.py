@@ -13,11 +13,12 @@ import pytest
 import torch
 from helpers import GoldenCase, change_config
 from open_clip.transformer import TextTransformer
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from timm_models import MODELS, build, write_model
 
 from aprilcli.core import model_loading
 from aprilcli.core.model_loading import load_backbone, load_image_encoder
+from aprilcli.core.prompts import encode_prompts
 from aprilcli.errors import ArtifactError, BackboneError, OptionError
 
 
@@ -263,3 +264,16 @@ def test_image_features_are_those_of_open_clip(tmp_path: Path, name: str, size: 
     with torch.inference_mode():
         expected = model.encode_image(pixels, normalize=True)
     torch.testing.assert_close(backbone.encoder.encode(pixels.numpy()).image, expected, atol=1e-6, rtol=0)
+
+
+def test_a_weights_file_that_changes_before_prompts_are_encoded_is_refused(settled: Path) -> None:
+    backbone = load_backbone(str(settled), device="cpu")
+    weights = load_file(settled / "open_clip_model.safetensors")
+    good = encode_prompts(load_backbone(str(settled), device="cpu").text, "bolt")
+    content = (settled / "open_clip_model.safetensors").read_bytes()
+    weights["text_projection"] = -weights["text_projection"]
+    (settled / "open_clip_model.safetensors").write_bytes(save(weights))  # in place, unlike a rename
+    with pytest.raises(ArtifactError, match="its weights file was changed while it was being loaded; start again"):
+        encode_prompts(backbone.text, "nut")
+    (settled / "open_clip_model.safetensors").write_bytes(content)
+    assert torch.equal(encode_prompts(load_backbone(str(settled), device="cpu").text, "bolt"), good)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from aprilcli.errors import OutputError
 from aprilcli.io.cache import cache_folder, recall, remember, state_of_file
 
 KEY = {"model": "a", "threads": 2}
@@ -129,3 +130,15 @@ def test_the_state_of_a_file_changes_with_its_content(tmp_path: Path, monkeypatc
 def test_the_state_of_a_file_that_has_just_been_changed_is_unknown(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"one")
     assert state_of_file(tmp_path / "file") is None
+
+
+def test_a_user_without_a_home_folder_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home(*_: object, **__: object) -> Path:
+        raise RuntimeError("could not determine the home directory")
+
+    monkeypatch.delenv("APRILCLI_CACHE")
+    monkeypatch.setattr("platformdirs.user_cache_path", no_home)
+    remember("numbers", KEY, VALUE)
+    assert recall("numbers", KEY) is None
+    with pytest.raises(OutputError, match="set APRILCLI_CACHE to a folder"):
+        cache_folder()

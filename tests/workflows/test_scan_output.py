@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,12 @@ from helpers import (
     SCANNED,
     contents_of_new_scan,
     contents_of_scan,
+    count_lines,
     draw_image,
+    happens,
     read_rows_by_path,
     scan_into,
+    start,
     start_scan,
     wait_for_rows,
 )
@@ -292,3 +296,17 @@ def test_a_foreign_journal_is_not_cut(arguments: list[str], tmp_path: Path) -> N
     (tmp_path / "out" / ".journal").write_text("mine")
     assert scan_into(arguments, tmp_path / "out").exit_code == 1
     assert (tmp_path / "out" / ".journal").read_text() == "mine"
+
+
+def test_a_second_interruption_does_not_wait_for_the_batch(tmp_path: Path) -> None:
+    large = ["--image-size", "1024", "--batch-size", "8", "--device", "cpu"]
+    out = tmp_path / "out"
+    process = start("scan", Path(__file__).parents[1] / "samples", *large, "--out", out)
+    assert happens((out / "run.json").exists, process)
+    for _ in range(2):
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+    _, message = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert message.endswith("aprilcli: interrupted. Output so far is complete; continue scan or train with --resume.\n")
+    assert count_lines(out) == 1  # the header: a batch of all images would have taken longer
