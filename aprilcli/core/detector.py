@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import ImageOps
 
-from aprilcli.core.device import TORCH, complete
+from aprilcli.core.device import TORCH, engine_for_bank
 from aprilcli.core.encoder import ImageEncoder
 from aprilcli.core.fusion import fuse_views
 from aprilcli.core.memory_bank import MemoryBank
@@ -137,7 +137,7 @@ class Detector:
             image_size, stages = image_size or bank.views.sizes, stages or bank.spec.stages
             tile = tile or bank.tile
             own = (bank.recipe.engine, bank.recipe.precision)
-            engine, precision, note = complete(own, engine, device, precision)
+            engine, precision, note = engine_for_bank(own, engine, device, precision)
             notes = (note,) if note else ()
             quantize_on = quantize_on if bank.quantization is None else bank.quantization.images()
         model = model or TINY

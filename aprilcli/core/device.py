@@ -60,11 +60,13 @@ def is_interchangeable(own: tuple[str, str | None], other: tuple[str, str]) -> b
     return own == other or {own[1], other[1]} <= INTERCHANGEABLE
 
 
-def complete(own: tuple[str, str | None], engine: str | None, device: str, precision: str) -> tuple[str, str, str]:
-    """Return engine and precision for a bank that was made with ``own``, and a note.
+def engine_for_bank(
+    own: tuple[str, str | None], engine: str | None, device: str, precision: str
+) -> tuple[str, str, str]:
+    """Return the engine and the precision to use with a bank, and a note for the user (empty for none).
 
-    ``engine`` None and ``precision`` auto are silent. The bank's engine is used, unless the torch engine gives the same
-    and the other is not installed or cannot run what is asked for.
+    ``own``: those that the bank was made with; they are used where ``engine`` is None and ``precision`` is auto. A
+    float32 bank is used with PyTorch if its engine is not installed, or does not run on ``device`` or in ``precision``.
     """
     own_engine, own_precision = own
     if precision == "auto" and own_precision is not None and own_precision not in INTERCHANGEABLE:

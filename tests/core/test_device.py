@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from aprilcli.core.device import complete, is_interchangeable, resolve
+from aprilcli.core.device import engine_for_bank, is_interchangeable, resolve
 from aprilcli.errors import OptionError
 
 
@@ -87,4 +87,4 @@ def test_which_features_can_be_compared(own: tuple[str, str | None], other: tupl
 def test_a_bank_completes_what_is_not_given(
     own: tuple[str, str | None], given: tuple[str | None, str, str], expected: tuple[str, str]
 ) -> None:
-    assert complete(own, *given) == (*expected, "")
+    assert engine_for_bank(own, *given) == (*expected, "")
