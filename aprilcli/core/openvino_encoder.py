@@ -111,10 +111,7 @@ def _core() -> Any:
 
 
 def _broken(package: str, error: ImportError) -> OptionError:
-    return OptionError(
-        f"{package} is installed but cannot be imported ({first_line(error)}); "
-        "run: pip install --force-reinstall 'aprilcli[openvino]'"
-    )
+    return OptionError(f"{package} is installed but cannot be imported ({first_line(error)}); install it again")
 
 
 class _Outputs(torch.nn.Module):

@@ -91,7 +91,8 @@ def test_every_number_equals_that_of_a_detector_with_its_own_bank(
     for row in results:
         assert len(set(row["references"])) == row["shots"]
         expected = measure_directly(golden_vit, parts, row["object"], row["references"], fusion)
-        assert row["metrics"] == pytest.approx(expected, abs=1e-6)
+        # Batches of four change the last bits of features, so that two pixels may change places.
+        assert row["metrics"] == pytest.approx(expected, abs=1e-5)
 
 
 def test_the_same_run_gives_the_same_files_whatever_the_batch(parts: Path, model: list[str], tmp_path: Path) -> None:
