@@ -1,11 +1,23 @@
-"""Fixtures of scans that are interrupted and resumed."""
+"""Fixtures of trainings, and of scans that are interrupted and resumed."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from helpers import SCANNED, GoldenCase, contents_of_scan, draw_image, scan_into
+from helpers import SCANNED, GoldenCase, contents_of_scan, draw_image, draw_spotted_object, scan_into
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> Path:
+    """A data set to train on."""
+    return draw_spotted_object(tmp_path / "parts")
+
+
+@pytest.fixture
+def model(golden_vit: GoldenCase) -> list[str]:
+    """The options of the model that is trained for."""
+    return ["--model", str(golden_vit.folder), "--image-size", "56", "--stages", "2,4,6,8", "--device", "cpu"]
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import GoldenCase, draw_spotted_object, error_line, run_train, stop_in_second_epoch
+from helpers import error_line, run_train, stop_in_second_epoch
 
 from aprilcli.errors import ArtifactError
 from aprilcli.io.artifacts import read_artifact, write_artifact
@@ -67,16 +67,6 @@ def test_another_training_is_refused_naming_both_sides(tmp_path: Path) -> None:
     make_checkpoint([], seed=1).write(tmp_path / "c")
     with pytest.raises(ArtifactError, match="another training \\(settings seed 1 against 0\\); resume with"):
         make_checkpoint([]).read(tmp_path / "c")
-
-
-@pytest.fixture
-def parts(tmp_path: Path) -> Path:
-    return draw_spotted_object(tmp_path / "parts")
-
-
-@pytest.fixture
-def model(golden_vit: GoldenCase) -> list[str]:
-    return ["--model", str(golden_vit.folder), "--image-size", "56", "--stages", "2,4,6,8", "--device", "cpu"]
 
 
 def test_a_damaged_checkpoint_is_refused(parts: Path, model: list[str], tmp_path: Path) -> None:

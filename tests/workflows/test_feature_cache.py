@@ -9,22 +9,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from helpers import STEPS_PER_EPOCH, GoldenCase, before_each_step, draw_spotted_object, run_train
+from helpers import STEPS_PER_EPOCH, GoldenCase, before_each_step, run_train
 
 from aprilcli.io.feature_store import slot_bytes
 from aprilcli.types import ModelSpec
 
 ARGUMENTS = ("--epochs", 3, "--mosaic", 0.3, "--val", 0.34)
-
-
-@pytest.fixture
-def parts(tmp_path: Path) -> Path:
-    return draw_spotted_object(tmp_path / "parts")
-
-
-@pytest.fixture
-def model(golden_vit: GoldenCase) -> list[str]:
-    return ["--model", str(golden_vit.folder), "--image-size", "56", "--stages", "2,4,6,8", "--device", "cpu"]
 
 
 def bytes_per_image(spec: ModelSpec, sizes: tuple[int, ...]) -> int:

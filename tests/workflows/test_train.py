@@ -15,7 +15,6 @@ from helpers import (
     before_each_step,
     draw_images,
     draw_spot,
-    draw_spotted_object,
     error_line,
     make_gray,
     read_report,
@@ -33,16 +32,6 @@ from aprilcli.core.projector import save_projector
 from aprilcli.io.artifacts import parse, read_header
 from aprilcli.types import ModelSpec
 from aprilcli.workflows import train_run
-
-
-@pytest.fixture
-def parts(tmp_path: Path) -> Path:
-    return draw_spotted_object(tmp_path / "parts")
-
-
-@pytest.fixture
-def model(golden_vit: GoldenCase) -> list[str]:
-    return ["--model", str(golden_vit.folder), "--image-size", "56", "--stages", "2,4,6,8", "--device", "cpu"]
 
 
 def test_training_learns_the_anomalies_and_scan_uses_the_projector(

@@ -21,7 +21,6 @@ from helpers import (
     GoldenCase,
     before_each_step,
     draw_spot,
-    draw_spotted_object,
     error_line,
     happens,
     read_report,
@@ -45,16 +44,6 @@ from aprilcli.io.images import NOTE_RANGE
 from aprilcli.options import TrainOptions
 from aprilcli.workflows import train_run
 from aprilcli.workflows.train_run import image_reader
-
-
-@pytest.fixture
-def parts(tmp_path: Path) -> Path:
-    return draw_spotted_object(tmp_path / "parts")
-
-
-@pytest.fixture
-def model(golden_vit: GoldenCase) -> list[str]:
-    return ["--model", str(golden_vit.folder), "--image-size", "56", "--stages", "2,4,6,8", "--device", "cpu"]
 
 
 def test_one_seed_gives_one_file_whatever_the_workers(parts: Path, model: list[str], tmp_path: Path) -> None:
