@@ -9,13 +9,13 @@ from helpers import SCANNED, GoldenCase, contents_of_scan, draw_image, draw_spot
 
 
 @pytest.fixture
-def parts(tmp_path: Path) -> Path:
+def spotted(tmp_path: Path) -> Path:
     """A data set to train on."""
     return draw_spotted_object(tmp_path / "parts")
 
 
 @pytest.fixture
-def model(golden_vit: GoldenCase) -> list[str]:
+def small_model(golden_vit: GoldenCase) -> list[str]:
     """The options of the model that is trained for."""
     return ["--model", str(golden_vit.folder), "--image-size", "56", "--stages", "2,4,6,8", "--device", "cpu"]
 

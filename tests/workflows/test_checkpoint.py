@@ -69,9 +69,9 @@ def test_another_training_is_refused_naming_both_sides(tmp_path: Path) -> None:
         make_checkpoint([]).read(tmp_path / "c")
 
 
-def test_a_damaged_checkpoint_is_refused(parts: Path, model: list[str], tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_refused(spotted: Path, small_model: list[str], tmp_path: Path) -> None:
     (tmp_path / "p.safetensors.checkpoint").write_bytes(b"\x80\x02}q\x00.and more")
-    result = run_train(parts, tmp_path / "p.safetensors", model, "--resume")
+    result = run_train(spotted, tmp_path / "p.safetensors", small_model, "--resume")
     assert result.exit_code == 1
     assert "pickle" in error_line(result)
 
@@ -92,23 +92,23 @@ def test_a_damaged_checkpoint_is_refused(parts: Path, model: list[str], tmp_path
     ],
 )
 def test_a_checkpoint_of_foreign_records_is_refused(
-    parts: Path, model: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, history: object
+    spotted: Path, small_model: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, history: object
 ) -> None:
     out = tmp_path / "p.safetensors"
-    checkpoint = stop_in_second_epoch(parts, out, model, monkeypatch)
+    checkpoint = stop_in_second_epoch(spotted, out, small_model, monkeypatch)
     artifact = read_artifact(checkpoint, SCHEMA)
     write_artifact(checkpoint, artifact.kind, artifact.tensors, {**artifact.fields, "history": history})
     checkpoint.write_bytes(checkpoint.read_bytes().replace(b"1e+308", b"1e+999"))
-    result = run_train(parts, out, model, "--epochs", 2, "--resume")
+    result = run_train(spotted, out, small_model, "--epochs", 2, "--resume")
     assert result.exit_code == 1
     assert "not a valid training-checkpoint" in error_line(result)
 
 
 @pytest.mark.parametrize("change", ["missing", "more", "shape", "dtype", "kept"])
 def test_a_checkpoint_of_other_tensors_is_refused(
-    parts: Path, model: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+    spotted: Path, small_model: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
-    checkpoint = stop_in_second_epoch(parts, tmp_path / "p.safetensors", model, monkeypatch)
+    checkpoint = stop_in_second_epoch(spotted, tmp_path / "p.safetensors", small_model, monkeypatch)
     artifact = read_artifact(checkpoint, SCHEMA)
     tensors = dict(artifact.tensors)
     weight = next(name for name in tensors if name.startswith("kept." if change == "kept" else "weight."))
@@ -121,6 +121,6 @@ def test_a_checkpoint_of_other_tensors_is_refused(
     if change in ("missing", "kept"):
         del tensors[weight]
     write_artifact(checkpoint, artifact.kind, tensors, artifact.fields)
-    result = run_train(parts, tmp_path / "p.safetensors", model, "--epochs", 2, "--resume")
+    result = run_train(spotted, tmp_path / "p.safetensors", small_model, "--epochs", 2, "--resume")
     assert result.exit_code == 1
     assert "not a valid training-checkpoint" in error_line(result)

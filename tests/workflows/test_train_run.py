@@ -46,11 +46,11 @@ from aprilcli.workflows import train_run
 from aprilcli.workflows.train_run import image_reader
 
 
-def test_one_seed_gives_one_file_whatever_the_workers(parts: Path, model: list[str], tmp_path: Path) -> None:
+def test_one_seed_gives_one_file_whatever_the_workers(spotted: Path, small_model: list[str], tmp_path: Path) -> None:
     outs = [tmp_path / f"{name}.safetensors" for name in ("first", "second", "other")]
     for out, workers, seed in zip(outs, (1, 4, 1), (0, 0, 1), strict=True):
         arguments = ["--workers", workers, "--seed", seed, "--mosaic", 0.5]
-        assert run_train(parts, out, model, "--epochs", 2, *arguments).exit_code == 0
+        assert run_train(spotted, out, small_model, "--epochs", 2, *arguments).exit_code == 0
     first, second, other = (out.read_bytes() for out in outs)
     assert first == second != other
     assert not torch.equal(load_file(outs[0])["fc.0.weight"], load_file(outs[2])["fc.0.weight"])
@@ -58,23 +58,23 @@ def test_one_seed_gives_one_file_whatever_the_workers(parts: Path, model: list[s
 
 @pytest.mark.parametrize("step", [2, STEPS_PER_EPOCH + 2, 2 * STEPS_PER_EPOCH + 1])
 def test_a_resumed_training_gives_the_same_file(
-    parts: Path, model: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+    spotted: Path, small_model: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     straight, stopped = tmp_path / "straight.safetensors", tmp_path / "stopped.safetensors"
     arguments = ["--epochs", 3, "--mosaic", 0.5]
-    assert run_train(parts, straight, model, *arguments).exit_code == 0
+    assert run_train(spotted, straight, small_model, *arguments).exit_code == 0
     with monkeypatch.context() as patch:
         stop_in_step(patch, step)
-        result = run_train(parts, stopped, model, *arguments)
+        result = run_train(spotted, stopped, small_model, *arguments)
     done = (step - 1) // STEPS_PER_EPOCH
     assert result.exit_code == 130
     assert f"stopped after epoch {done} of 3; continue with --resume" in result.stderr
     assert not stopped.exists()
     assert sorted(path.name for path in tmp_path.glob("stopped*")) == ["stopped.safetensors.checkpoint"]
-    refused = run_train(parts, stopped, model, *arguments)
+    refused = run_train(spotted, stopped, small_model, *arguments)
     assert refused.exit_code == 1
     assert "--resume" in error_line(refused)
-    resumed = run_train(parts, stopped, model, *arguments, "--resume")
+    resumed = run_train(spotted, stopped, small_model, *arguments, "--resume")
     assert resumed.exit_code == 0, resumed.output
     assert f"continuing after epoch {done} of 3" in resumed.stderr
     assert stopped.read_bytes() == straight.read_bytes()
@@ -83,13 +83,13 @@ def test_a_resumed_training_gives_the_same_file(
 
 
 def test_the_epoch_of_the_lowest_validation_loss_is_kept_and_reported(
-    parts: Path, model: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    spotted: Path, small_model: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, stopped, short = (tmp_path / f"{name}.safetensors" for name in ("out", "stopped", "short"))
     losses: list[float] = []
     monkeypatch.setattr(training.ProjectorTrainer, "measure", lambda _, batch: (losses.pop(0), batch.masks))
     losses += [3, 1, 2, 1]
-    result = run_train(parts, out, model, "--val", 0.34, "--epochs", 4)
+    result = run_train(spotted, out, small_model, "--val", 0.34, "--epochs", 4)
     assert result.exit_code == 0, result.output
     fields = read_header(out).fields
     assert [record["val_loss"] for record in fields["history"]] == [3, 1, 2, 1]
@@ -99,24 +99,24 @@ def test_the_epoch_of_the_lowest_validation_loss_is_kept_and_reported(
     assert "epoch 1/4: loss " in result.stderr
     assert ", validation loss 3.0000, pixel AP 1.0000" in result.stderr
     losses += [3, 1]
-    assert run_train(parts, short, model, "--val", 0.34, "--epochs", 2).exit_code == 0
+    assert run_train(spotted, short, small_model, "--val", 0.34, "--epochs", 2).exit_code == 0
     assert all(torch.equal(weight, load_file(short)[name]) for name, weight in load_file(out).items())
     losses += [3, 1, 2, 1]
     with monkeypatch.context() as patch:
         stop_in_step(patch, 3 * 2 + 1)  # after the best epoch: the checkpoint has kept it
-        assert run_train(parts, stopped, model, "--val", 0.34, "--epochs", 4).exit_code == 130
-    assert run_train(parts, stopped, model, "--val", 0.34, "--epochs", 4, "--resume").exit_code == 0
+        assert run_train(spotted, stopped, small_model, "--val", 0.34, "--epochs", 4).exit_code == 130
+    assert run_train(spotted, stopped, small_model, "--val", 0.34, "--epochs", 4, "--resume").exit_code == 0
     assert stopped.read_bytes() == out.read_bytes()
 
 
 def test_validation_is_the_loss_and_the_pixel_ap_of_the_images_held_back(
-    parts: Path, model: list[str], golden_vit: GoldenCase, tmp_path: Path
+    spotted: Path, small_model: list[str], golden_vit: GoldenCase, tmp_path: Path
 ) -> None:
     for seed in range(10, 20):
-        draw_spot(parts, "another", "good" if seed < 14 else "spot", seed)
+        draw_spot(spotted, "another", "good" if seed < 14 else "spot", seed)
     out = tmp_path / "p.safetensors"
-    assert run_train(parts, out, model, "--val", 0.5, "--epochs", 1, "--batch-size", 2).exit_code == 0
-    samples = training_images(read_dataset(parts))
+    assert run_train(spotted, out, small_model, "--val", 0.5, "--epochs", 1, "--batch-size", 2).exit_code == 0
+    samples = training_images(read_dataset(spotted))
     _, held_back = split_validation(samples, 0.5, np.random.default_rng([0, 0]))
     backbone = load_backbone(str(golden_vit.folder), image_size=56, stages=(2, 4, 6, 8), device="cpu")
     projector = load_projector(str(out), "", backbone.spec)
@@ -147,10 +147,10 @@ def test_validation_is_the_loss_and_the_pixel_ap_of_the_images_held_back(
 
 
 def test_the_file_records_how_it_was_made_and_the_json_also_when(
-    parts: Path, model: list[str], golden_vit: GoldenCase, tmp_path: Path
+    spotted: Path, small_model: list[str], golden_vit: GoldenCase, tmp_path: Path
 ) -> None:
     out = tmp_path / "new" / "folder" / "projector.safetensors"
-    assert run_train(parts, out, model, "--epochs", 1, "--lr", 0.002).exit_code == 0
+    assert run_train(spotted, out, small_model, "--epochs", 1, "--lr", 0.002).exit_code == 0
     header, report = read_header(out), read_report(out)
     assert header.kind == "projector"
     assert header.fields["trained_on"] == "parts"
@@ -171,8 +171,8 @@ def test_the_file_records_how_it_was_made_and_the_json_also_when(
     data = header.fields["data"]
     assert (data["layout"], data["objects"]) == ("mvtec", ["steel_part"])
     assert (data["images"], data["anomalous"]) == (10, 6)
-    files = sorted(path.relative_to(parts).as_posix() for path in parts.rglob("*.png"))
-    lines = [f"{name}\0{hashlib.sha256((parts / name).read_bytes()).hexdigest()}" for name in files]
+    files = sorted(path.relative_to(spotted).as_posix() for path in spotted.rglob("*.png"))
+    lines = [f"{name}\0{hashlib.sha256((spotted / name).read_bytes()).hexdigest()}" for name in files]
     assert data["fingerprint"] == hashlib.sha256("\n".join(lines).encode()).hexdigest()
     for part in ("settings", "data", "history", "kept_epoch"):
         assert report[part] == header.fields[part]
@@ -185,13 +185,13 @@ def test_the_file_records_how_it_was_made_and_the_json_also_when(
 
 
 def test_a_resume_with_other_settings_names_them(
-    parts: Path, model: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    spotted: Path, small_model: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "p.safetensors"
-    checkpoint = stop_in_second_epoch(parts, out, model, monkeypatch)
+    checkpoint = stop_in_second_epoch(spotted, out, small_model, monkeypatch)
     before = checkpoint.read_bytes()
-    draw_spot(parts, "steel_part", "spot", 20)
-    result = run_train(parts, out, model, "--epochs", 2, "--lr", 0.01, "--resume")
+    draw_spot(spotted, "steel_part", "spot", 20)
+    result = run_train(spotted, out, small_model, "--epochs", 2, "--lr", 0.01, "--resume")
     assert result.exit_code == 1
     line = error_line(result)
     assert "settings lr 0.001 against 0.01" in line
@@ -201,17 +201,17 @@ def test_a_resume_with_other_settings_names_them(
     assert checkpoint.read_bytes() == before
 
 
-def test_resuming_without_a_checkpoint_starts_a_training(parts: Path, model: list[str], tmp_path: Path) -> None:
+def test_resuming_without_a_checkpoint_starts_a_training(spotted: Path, small_model: list[str], tmp_path: Path) -> None:
     first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
-    run_train(parts, first, model, "--epochs", 1)
-    result = run_train(parts, second, model, "--epochs", 1, "--resume")
+    run_train(spotted, first, small_model, "--epochs", 1)
+    result = run_train(spotted, second, small_model, "--epochs", 1, "--resume")
     assert result.exit_code == 0
     assert "no checkpoint; starting from the first epoch" in result.stderr
     assert first.read_bytes() == second.read_bytes()
 
 
 def test_killed_while_the_last_files_were_written(
-    parts: Path, model: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    spotted: Path, small_model: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "p.safetensors"
 
@@ -220,18 +220,18 @@ def test_killed_while_the_last_files_were_written(
 
     with monkeypatch.context() as patch:
         patch.setattr(train_run.records, "write_json", killed)
-        assert run_train(parts, out, model, "--epochs", 1).exit_code == 130
+        assert run_train(spotted, out, small_model, "--epochs", 1).exit_code == 130
     written = out.read_bytes()
-    assert run_train(parts, out, model, "--epochs", 1, "--resume").exit_code == 0
+    assert run_train(spotted, out, small_model, "--epochs", 1, "--resume").exit_code == 0
     assert out.read_bytes() == written
     assert read_report(out)["kept_epoch"] == 1
 
 
-def test_existing_files_are_never_overwritten(parts: Path, model: list[str], tmp_path: Path) -> None:
+def test_existing_files_are_never_overwritten(spotted: Path, small_model: list[str], tmp_path: Path) -> None:
     for name in ("p.safetensors", "p.safetensors.json"):
         (tmp_path / name).write_text("mine")
         for arguments in ([], ["--resume"]):
-            result = run_train(parts, tmp_path / "p.safetensors", model, *arguments)
+            result = run_train(spotted, tmp_path / "p.safetensors", small_model, *arguments)
             assert result.exit_code == 1
             assert f"{name}: already exists" in error_line(result)
         assert (tmp_path / name).read_text() == "mine"
@@ -240,7 +240,7 @@ def test_existing_files_are_never_overwritten(parts: Path, model: list[str], tmp
 
 @pytest.mark.parametrize("what", ["step", "measure"])
 def test_a_loss_that_is_not_finite_ends_the_training(
-    parts: Path, model: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+    spotted: Path, small_model: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     real = getattr(training.ProjectorTrainer, what)
 
@@ -250,17 +250,17 @@ def test_a_loss_that_is_not_finite_ends_the_training(
         return real(self, batch)
 
     monkeypatch.setattr(training.ProjectorTrainer, what, broken)
-    result = run_train(parts, tmp_path / "p.safetensors", model, "--val", 0.34)
+    result = run_train(spotted, tmp_path / "p.safetensors", small_model, "--val", 0.34)
     assert result.exit_code == 2
     assert "use a lower rate" in error_line(result)
     assert list(tmp_path.glob("p.safetensors*")) == []
 
 
 def test_epochs_before_a_loss_that_is_not_finite_are_kept(
-    parts: Path, model: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    spotted: Path, small_model: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, short = tmp_path / "p.safetensors", tmp_path / "q.safetensors"
-    assert run_train(parts, short, model, "--epochs", 1).exit_code == 0
+    assert run_train(spotted, short, small_model, "--epochs", 1).exit_code == 0
     real, count = training.ProjectorTrainer.step, itertools.count(1)
     with monkeypatch.context() as patch:
         patch.setattr(
@@ -268,69 +268,73 @@ def test_epochs_before_a_loss_that_is_not_finite_are_kept(
             "step",
             lambda self, batch: real(self, batch) if next(count) <= STEPS_PER_EPOCH else math.nan,
         )
-        result = run_train(parts, out, model, "--epochs", 3, "--quiet")
+        result = run_train(spotted, out, small_model, "--epochs", 3, "--quiet")
     assert result.exit_code == 2
     assert "the loss became nan in epoch 2/3; use a lower rate; --resume --epochs 1 keeps" in error_line(result)
-    assert run_train(parts, out, model, "--epochs", 1, "--resume").exit_code == 0
+    assert run_train(spotted, out, small_model, "--epochs", 1, "--resume").exit_code == 0
     assert out.read_bytes() == short.read_bytes()
 
 
 def test_a_resume_may_ask_for_more_epochs_and_not_for_fewer_than_are_done(
-    parts: Path, model: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    spotted: Path, small_model: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, straight = tmp_path / "p.safetensors", tmp_path / "q.safetensors"
-    assert run_train(parts, straight, model, "--epochs", 3).exit_code == 0
+    assert run_train(spotted, straight, small_model, "--epochs", 3).exit_code == 0
     with monkeypatch.context() as patch:
         stop_in_step(patch, 2 * STEPS_PER_EPOCH + 1)
-        assert run_train(parts, out, model, "--epochs", 4).exit_code == 130
-    result = run_train(parts, out, model, "--epochs", 1, "--resume")
+        assert run_train(spotted, out, small_model, "--epochs", 4).exit_code == 130
+    result = run_train(spotted, out, small_model, "--epochs", 1, "--resume")
     assert result.exit_code == 2
     assert "--epochs 1: 2 are done" in error_line(result)
-    assert run_train(parts, out, model, "--epochs", 3, "--resume").exit_code == 0
+    assert run_train(spotted, out, small_model, "--epochs", 3, "--resume").exit_code == 0
     assert out.read_bytes() == straight.read_bytes()
 
 
 @pytest.mark.parametrize("allocate", [torch.empty, np.empty])
 def test_a_failure_in_the_first_epoch_leaves_no_checkpoint(
-    parts: Path, model: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allocate: Callable[[int], object]
+    spotted: Path,
+    small_model: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    allocate: Callable[[int], object],
 ) -> None:
     with monkeypatch.context() as patch:
         before_each_step(patch, lambda _: allocate(2**50))
-        result = run_train(parts, tmp_path / "p.safetensors", model)
+        result = run_train(spotted, tmp_path / "p.safetensors", small_model)
         assert result.exit_code == 1
         assert "not enough memory; use a smaller --batch-size" in error_line(result)
-    assert run_train(parts, tmp_path / "p.safetensors", model, "--epochs", 1, "--batch-size", 2).exit_code == 0
+    assert run_train(spotted, tmp_path / "p.safetensors", small_model, "--epochs", 1, "--batch-size", 2).exit_code == 0
 
 
 @pytest.mark.parametrize("step", [1, STEPS_PER_EPOCH + 1])
 def test_a_resume_overwrites_only_what_it_wrote_itself(
-    parts: Path, model: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+    spotted: Path, small_model: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     out = tmp_path / "p.safetensors"
     with monkeypatch.context() as patch:
         stop_in_step(patch, step)
-        assert run_train(parts, out, model, "--epochs", 2).exit_code == 130
+        assert run_train(spotted, out, small_model, "--epochs", 2).exit_code == 130
     other = tmp_path / "q.safetensors"
-    assert run_train(parts, other, model, "--epochs", 1).exit_code == 0
+    assert run_train(spotted, other, small_model, "--epochs", 1).exit_code == 0
     for theirs in (b"mine", other.read_bytes()):
         out.write_bytes(theirs)
-        result = run_train(parts, out, model, "--epochs", 2, "--resume")
+        result = run_train(spotted, out, small_model, "--epochs", 2, "--resume")
         assert result.exit_code == 1
         assert "already exists" in error_line(result)
         assert out.read_bytes() == theirs
     out.unlink()
-    assert run_train(parts, out, model, "--epochs", 2, "--resume").exit_code == 0
+    assert run_train(spotted, out, small_model, "--epochs", 2, "--resume").exit_code == 0
 
 
 @pytest.mark.slow
 def test_a_training_killed_at_any_moments_and_resumed_gives_the_same_file(
-    parts: Path, model: list[str], tmp_path: Path
+    spotted: Path, small_model: list[str], tmp_path: Path
 ) -> None:
     straight, killed = tmp_path / "straight.safetensors", tmp_path / "killed.safetensors"
     checkpoint = killed.with_name(killed.name + ".checkpoint")
 
     def start_training(out: Path, *more: str) -> subprocess.Popen[str]:
-        return start("train", parts, "--out", out, *model, "--batch-size", 4, "--epochs", 40, *more)
+        return start("train", spotted, "--out", out, *small_model, "--batch-size", 4, "--epochs", 40, *more)
 
     def when_written() -> int:
         return checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
