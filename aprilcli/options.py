@@ -260,6 +260,20 @@ class ScanOptions(PartOptions):
         partial(parse_number, "--threshold", 0.5),
     ] = None
     false_alarm_rate: Rate = None
+    pixel_threshold: Annotated[
+        float | None,
+        _option(
+            "--pixel-threshold",
+            "Mark places where the map reaches this value as regions.",
+            metavar="NUMBER",
+            show_default="from the part's good images",
+        ),
+        partial(parse_number, "--pixel-threshold", 0.5),
+    ] = None
+    min_area: Annotated[int, _option("--min-area", "Smallest region, in pixels of the image.", min=1)] = 1
+    csv_safe: Annotated[
+        bool, _option("--csv-safe", "Put ' before texts in CSV files that a spreadsheet would take for formulas.")
+    ] = False
     resume: Annotated[bool, _option("--resume", "Continue an interrupted scan.")] = False
     overwrite: Overwrite = False
     allow_empty: Annotated[

@@ -223,6 +223,23 @@ class ImageEvidence:
 
 
 @dataclass(frozen=True)
+class Region:
+    """A connected region of an image whose map reaches the pixel threshold; in pixels of the image.
+
+    ``x``, ``y``: of the top left pixel of the bounding box. ``area``: number of pixels of the region. ``peak`` and
+    ``mean``: of the map's values in it.
+    """
+
+    x: int
+    y: int
+    width: int
+    height: int
+    area: int
+    peak: float
+    mean: float
+
+
+@dataclass(frozen=True)
 class Detection:
     """One image's result.
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
 
 from aprilcli.core.calibration import Calibration
 from aprilcli.core.threshold import Threshold, Verdict
 from aprilcli.defaults import FALSE_ALARM_RATE
+
+Cause = Literal["text", "map"]
 
 
 @dataclass(frozen=True)
@@ -17,6 +21,9 @@ class DecisionRule:
     ``threshold`` is for image scores, ``pixel_threshold`` for map values, ``recognition`` for the distances of
     ``core/recognition.py``. ``stricter``: the threshold for scores at ``FALSE_ALARM_RATE``, where the calibration has
     too few images for it and no rate was chosen.
+
+    A good image has a region with a probability of at most ``pixel_threshold.rate``, under the same conditions as it
+    reaches ``threshold``: both are conformal, the one on the maxima of good maps, the other on good scores.
     """
 
     calibration: Calibration | None
@@ -27,15 +34,20 @@ class DecisionRule:
 
     @classmethod
     def at_rate(
-        cls, calibration: Calibration | None, rate: float | None = None, threshold: float | None = None
+        cls,
+        calibration: Calibration | None,
+        rate: float | None = None,
+        threshold: float | None = None,
+        pixel_threshold: float | None = None,
     ) -> DecisionRule:
         """Use the calibration at false-alarm rate ``rate``, by default the lowest that its number of images allows.
 
-        A given ``threshold`` replaces the calibrated threshold of scores.
+        A given ``threshold`` replaces the calibrated threshold of scores, ``pixel_threshold`` that of map values.
         """
         chosen = Threshold(threshold) if threshold is not None else None
+        chosen_pixel = Threshold(pixel_threshold) if pixel_threshold is not None else None
         if calibration is None:
-            return cls(None, chosen, None)
+            return cls(None, chosen, chosen_pixel)
         used = calibration.default_rate if rate is None else rate
         stricter = None
         if rate is None and chosen is None and used > FALSE_ALARM_RATE:
@@ -43,7 +55,7 @@ class DecisionRule:
         return cls(
             calibration,
             chosen or calibration.threshold(used),
-            calibration.pixel_threshold(used),
+            chosen_pixel or calibration.pixel_threshold(used),
             calibration.recognition_threshold(used),
             stricter,
         )
@@ -62,6 +74,19 @@ class DecisionRule:
         if self.recognition is not None and part_distance is not None and self.recognition.reached(part_distance):
             return "unrecognised"
         return None if self.threshold is None else self.threshold.verdict(score)
+
+    def cause(self, score: float, map_max: float | None, *, has_bank: bool) -> Cause:
+        """Return which part of an anomalous image's score is higher above that of good images: text score or map.
+
+        Good images: the medians of the calibration, or 0 without one. Without a bank, the score is the text score.
+        """
+        if not has_bank or map_max is None:
+            return "text"
+        text, anomaly_map = score - map_max, map_max
+        if self.calibration is not None:
+            text -= float(np.median(self.calibration.scores - self.calibration.map_maxima))
+            anomaly_map -= float(np.median(self.calibration.map_maxima))
+        return "map" if anomaly_map >= text else "text"
 
     def describe(self) -> dict[str, Any]:
         """Return the thresholds, JSON-ready; None where there is none."""

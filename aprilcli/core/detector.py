@@ -177,6 +177,11 @@ class Detector:
         return other
 
     @property
+    def has_maps(self) -> bool:
+        """Whether results have a map: with a projector or a bank."""
+        return self.projector is not None or self.bank is not None
+
+    @property
     def encoders_of_views(self) -> tuple[ImageEncoder, ...]:
         """The encoder of each view."""
         return self.encoders if self.views.tile is None else (*self.encoders, self.encoder)

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
-from io import StringIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from aprilcli.io.append_file import LineFile, open_lines
+from aprilcli.io.csv_text import csv_line, mark_formula, read_records, unmark_formula
 
 
 @dataclass(frozen=True)
 class ScoreRow:
-    """One line of scores.csv; None is an empty field. ``path`` is relative to the scanned folder, with ``/``."""
+    """One line of scores.csv; None is an empty field. ``path`` is relative to the scanned folder, with ``/``.
+
+    ``regions``: their number, None without a pixel threshold. ``peak_x``, ``peak_y``: where the map is highest, in
+    pixels of the image. ``cause``: of the verdict ``anomalous``, ``text`` or ``map`` (see ``DecisionRule.cause``).
+    """
 
     path: str
     status: str
@@ -30,26 +33,24 @@ class ScoreRow:
     width: int | None = None
     height: int | None = None
     error: str | None = None
+    regions: int | None = None
+    peak_x: int | None = None
+    peak_y: int | None = None
+    cause: str | None = None
 
 
 COLUMNS = tuple(field.name for field in fields(ScoreRow))
+_TEXTS = ("path", "error")  # of any content
+_FLOATS = ("score", "text_score", "map_max", "p_value", "threshold")
+_INTEGERS = ("width", "height", "regions", "peak_x", "peak_y")
 
 
-def _text(value: object) -> str:
-    if value is None:
-        return ""
-    return str(np.float32(value)) if isinstance(value, float) else str(value)  # shortest text that round-trips
-
-
-def row_line(row: ScoreRow) -> str:
-    """Return a row as a line of scores.csv (RFC 4180, UTF-8; bytes of a name that are not UTF-8 are unchanged)."""
-    return _csv_line(_text(value) for value in asdict(row).values())
-
-
-def _csv_line(cells: Iterable[str]) -> str:
-    line = StringIO()
-    csv.writer(line, lineterminator="\r\n").writerow(cells)
-    return line.getvalue()
+def row_line(row: ScoreRow, *, safe: bool = False) -> str:
+    """Return a row as a line of scores.csv; ``safe``: with texts marked that a spreadsheet takes for formulas."""
+    values = asdict(row)
+    if safe:
+        values |= {name: mark_formula(values[name]) for name in _TEXTS if values[name] is not None}
+    return csv_line(values.values())
 
 
 @contextmanager
@@ -57,47 +58,37 @@ def open_scores(path: Path, keep: int = 0) -> Iterator[LineFile]:
     """Create scores.csv with its header, or continue after the first ``keep`` bytes of an existing file."""
     with open_lines(path, keep) as lines:
         if keep == 0:
-            lines.write(_csv_line(COLUMNS))
+            lines.write(csv_line(COLUMNS))
         yield lines
 
 
-def read_rows(stream: BinaryIO) -> Iterator[tuple[ScoreRow, int]]:
+def read_rows(stream: BinaryIO, *, safe: bool = False) -> Iterator[tuple[ScoreRow, int]]:
     """Read rows of a scores.csv as ``row_line`` writes them, each with the position after it, in bytes.
 
-    Stops at the first line that is incomplete, damaged or foreign.
+    Stops at the first line that is incomplete, damaged or foreign. Raises csv.Error.
     """
-    end, raw = 0, ""
-
-    def lines() -> Iterator[str]:
-        nonlocal end, raw
-        for line in stream:
-            end += len(line)
-            raw += line.decode("utf-8", "surrogateescape")
-            yield line.decode("utf-8", "surrogateescape")
-
-    reader = csv.reader(lines(), strict=True)
-    if tuple(next(reader, ())) != COLUMNS:
+    records = read_records(stream)
+    header = next(records, None)
+    if header is None or header.cells != COLUMNS:
         return
-    raw = ""
-    for cells in reader:
-        row = _parse(cells)
-        if row is None or row_line(row) != raw:
+    for record in records:
+        row = _parse(record.cells, safe)
+        if row is None or row_line(row, safe=safe) != record.raw:
             return
-        raw = ""
-        yield row, end
+        yield row, record.end
 
 
-def _parse(cells: list[str]) -> ScoreRow | None:
+def _parse(cells: tuple[str, ...], safe: bool) -> ScoreRow | None:
     """Rebuild a row from its cells; None if they are not those of a row."""
     if len(cells) != len(COLUMNS) or cells[1] not in ("ok", "error"):
         return None
     values: dict[str, Any] = dict(zip(COLUMNS, (cell or None for cell in cells), strict=True))
     values["path"] = cells[0]
+    if safe:
+        values |= {name: unmark_formula(values[name]) for name in _TEXTS if values[name] is not None}
     try:
-        for name in ("score", "text_score", "map_max", "p_value", "threshold"):
-            values[name] = None if values[name] is None else float(np.float32(values[name]))
-        for name in ("width", "height"):
-            values[name] = None if values[name] is None else int(values[name])
+        values |= {name: float(np.float32(values[name])) for name in _FLOATS if values[name] is not None}
+        values |= {name: int(values[name]) for name in _INTEGERS if values[name] is not None}
     except ValueError:
         return None
     return ScoreRow(**values)

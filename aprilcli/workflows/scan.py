@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,14 +21,15 @@ from aprilcli.core.bank_path import bank_path
 from aprilcli.core.decision import DecisionRule
 from aprilcli.core.detector import Detector
 from aprilcli.core.encoder import describe_encoder
+from aprilcli.core.regions import find_regions
 from aprilcli.core.threshold import Threshold
-from aprilcli.errors import InputError
-from aprilcli.io import records, scores_csv
+from aprilcli.errors import InputError, OptionError
+from aprilcli.io import records, regions_csv, scores_csv
 from aprilcli.io.files import sha256_of_file
-from aprilcli.io.walk import FoundImage, find_images
+from aprilcli.io.walk import FoundImage, base_of, find_images
 from aprilcli.options import MapSize, ScanOptions, describe
 from aprilcli.text import listed, printable
-from aprilcli.types import Detection
+from aprilcli.types import Detection, Region
 from aprilcli.workflows import scan_output as output
 from aprilcli.workflows import scan_resume as resume
 from aprilcli.workflows.console import Console
@@ -69,7 +70,12 @@ def run_scan(options: ScanOptions, total: int, console: Console) -> ScanSummary:
     options = replace(options, value_range=range_of(bank, options.value_range))
     detector = load_detector(options, bank, console, _images_to_scan(options))
     calibration = bank.calibration if bank is not None else None
-    rule = DecisionRule.at_rate(calibration, options.false_alarm_rate, options.threshold)
+    rule = DecisionRule.at_rate(calibration, options.false_alarm_rate, options.threshold, options.pixel_threshold)
+    if options.pixel_threshold is not None and not detector.has_maps:
+        raise OptionError(
+            f"--pixel-threshold: {detector.encoder.spec.label} gives no maps without a projector; train or give a "
+            "--projector, or use --part"
+        )
     if bank is None and options.false_alarm_rate is not None:
         console.note("--false-alarm-rate has no effect without --part: there are no good images for a threshold")
     if calibration is not None and options.threshold is not None:
@@ -99,9 +105,10 @@ def run_scan(options: ScanOptions, total: int, console: Console) -> ScanSummary:
         # By path, not by count: an image may have been added while the old maps were checked.
         found = (image for image in _images_to_scan(options) if resume.comes_after(image.relative, point.last))
         items = resume.insert_kept_rows(options.out, found, options.batch_size)
-        with output.open_writer(options.out, point.scores_end, point.journal_end) as writer:
+        with_regions = rule.pixel_threshold is not None
+        with output.open_writer(options.out, point.ends, with_regions=with_regions, safe=options.csv_safe) as writer:
             for scored in _score_all(options, detector, rule, pool, items, interrupted):
-                writer.write(scored.line, scored.row)
+                writer.write(scored.line, scored.regions, scored.row)
                 tally.count(scored.row)
                 kept += scored.is_kept
                 for note in scored.notes:
@@ -135,7 +142,7 @@ def _prepare_output(
         for note in resume.check_same_run(out, record):
             console.note(note)
         records.write_json(out / RUN, record)  # without "finished"
-        return resume.find_resume_point(out, _images_to_scan(options), options.maps, options.batch_size, tally.count)
+        return resume.find_resume_point(options, _images_to_scan(options), tally.count)
     if not options.overwrite:
         output.refuse_results(out)
     output.remove_results(out)
@@ -148,6 +155,7 @@ def _describe_run(options: ScanOptions, detector: Detector, rule: DecisionRule, 
     return {
         "versions": records.versions(detector.encoder.engine, detector.encoder.precision),
         "options": {name: value for name, value in describe(options).items() if name not in EXECUTION_OPTIONS},
+        "images": str(base_of(options.paths).resolve()),
         "model": detector.encoder.spec.to_json(),
         "views": asdict(detector.views),
         **describe_encoder(detector.encoder),
@@ -178,6 +186,7 @@ def _score_all(
         **({} if len(detector.views) == 1 else {"views": detector.views.label}),
         "projector": detector.projector.name if detector.projector is not None else None,
         "bank": options.part,
+        "pixel_threshold": None if rule.pixel_threshold is None else rule.pixel_threshold.value,
     }
 
     reader = Reader(detector.prepare, options.value_range, options.max_pixels)
@@ -188,8 +197,9 @@ def _score_all(
     def finish(item: _Scored | JournaledRow) -> JournaledRow:
         if isinstance(item, JournaledRow):
             return item
-        row, map_content = _finish(options, rule, item.image, item.detection, description)
-        return JournaledRow(row, resume.journal_line(item.batch, row, map_content), item.image.notes)
+        row, regions, map_content = _finish(options, rule, item.image, item.detection, description)
+        lines = regions_csv.region_lines(row.path, regions, safe=options.csv_safe)
+        return JournaledRow(row, resume.journal_line(item.batch, row, lines, map_content), lines, item.image.notes)
 
     ahead = images_ahead(options, detector.views.tile)
     images = map_ahead(pool, read, items, ahead)
@@ -202,20 +212,26 @@ def _finish(
     image: PreparedImage,
     detection: Detection | None,
     description: dict[str, Any],
-) -> tuple[scores_csv.ScoreRow, list[bytes]]:
-    """Write an image's map; return its row and, if there is a map, the content of its file."""
+) -> tuple[scores_csv.ScoreRow, Sequence[Region], list[bytes]]:
+    """Write an image's map; return its row, its regions and, if a map was written, the content of its file."""
     if detection is None:
-        return scores_csv.ScoreRow(image.found.relative, "error", error=image.error), []
+        return scores_csv.ScoreRow(image.found.relative, "error", error=image.error), (), []
     content = []
-    if options.maps and detection.anomaly_map is not None:
-        try:
-            anomaly_map = detection.anomaly_map
-            if options.map_size == MapSize.source:
-                anomaly_map = resizing.resize_map(torch.from_numpy(anomaly_map), image.size_hw).numpy()
-            content.append(output.write_map(options, image.found, anomaly_map, description))
-        except InputError as error:
-            return scores_csv.ScoreRow(image.found.relative, "error", error=str(error)), []
-    return output.score_row(rule, image, detection), content
+    regions: Sequence[Region] | None = None
+    if (anomaly_map := detection.anomaly_map) is not None:
+        at_source = anomaly_map
+        if rule.pixel_threshold is not None or (options.maps and options.map_size == MapSize.source):
+            at_source = resizing.resize_map(torch.from_numpy(anomaly_map), image.size_hw).numpy()
+        if rule.pixel_threshold is not None:
+            regions = find_regions(at_source, rule.pixel_threshold.value, options.min_area)
+        if options.maps:
+            written = at_source if options.map_size == MapSize.source else anomaly_map
+            try:
+                content.append(output.write_map(options, image.found, written, description))
+            except InputError as error:
+                return scores_csv.ScoreRow(image.found.relative, "error", error=str(error)), (), []
+    row = output.score_row(rule, image, detection, regions, has_bank=options.part is not None)
+    return row, regions or (), content
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,16 @@
-"""The output folder of a scan: scores.csv, maps/ and run.json, with one writer at a time.
+"""The output folder of a scan: scores.csv, regions.csv, maps/ and run.json, with one writer at a time.
 
-A row is appended to ``scores.csv`` once its map is complete and on disk. ``.journal`` gets a line for each row, which
-``scan_resume`` compares with image, row and map. ``.kept`` holds rows of an earlier run until they are appended again.
+A row and the lines of its regions are appended once its map is complete and on disk. ``.journal`` gets a line for each
+row, which ``scan_resume`` compares with image, row, regions and map. ``.kept`` holds rows of an earlier run until they
+are appended again.
 """
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -16,18 +18,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aprilcli.core.decision import DecisionRule
+from aprilcli.core.regions import peak_of
 from aprilcli.errors import InputError, OutputError
-from aprilcli.io import append_file, map_files, scores_csv
+from aprilcli.io import map_files, regions_csv, scores_csv
+from aprilcli.io.append_file import LineFile, open_lines
 from aprilcli.io.atomic import claimed as claimed_lock
 from aprilcli.io.atomic import output_errors, remove_leftovers, remove_tree, sync
 from aprilcli.io.walk import FoundImage, base_of, is_image
 from aprilcli.options import ScanOptions
-from aprilcli.types import Detection
+from aprilcli.types import Detection, Region
 from aprilcli.workflows.pipeline import PreparedImage
 
-SCORES, MAPS, RUN = "scores.csv", "maps", "run.json"
+SCORES, REGIONS, MAPS, RUN = "scores.csv", "regions.csv", "maps", "run.json"
+OVERLAYS, REPORT, COCO = "overlays", "report.html", "coco.json"  # made of these when the scan is done
 JOURNAL, KEPT, LOCK = ".journal", ".kept", ".lock"
 TIFF = ".tiff"
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Where the complete rows end in scores.csv, regions.csv and the journal, in bytes."""
+
+    scores: int = 0
+    regions: int = 0
+    journal: int = 0
 
 
 @contextmanager
@@ -42,7 +56,7 @@ def claimed(out: Path) -> Iterator[None]:
 def has_results(out: Path) -> bool:
     """Return whether ``out`` holds results of a scan. Raises OutputError if it cannot be read."""
     with output_errors(out):
-        return any((out / name).exists() for name in (SCORES, RUN, MAPS, JOURNAL, KEPT))
+        return any((out / name).exists() for name in (SCORES, REGIONS, RUN, MAPS, JOURNAL, KEPT))
 
 
 def refuse_results(out: Path) -> None:
@@ -55,13 +69,15 @@ def refuse_results(out: Path) -> None:
 
 def remove_results(out: Path) -> None:
     """Delete the results of an earlier scan and nothing else. Raises OutputError if they are not from a scan."""
-    for name in (MAPS, SCORES) if not (out / RUN).exists() else ():
+    for name in (MAPS, OVERLAYS, SCORES, REGIONS, REPORT, COCO) if not (out / RUN).exists() else ():
         if (out / name).exists():
             raise OutputError(f"{out / name}: exists without a scan's {RUN}; move it, or choose another --out")
     with output_errors(out):
-        if (out / MAPS).exists():
-            remove_tree(out / MAPS)
-        for name in (SCORES, JOURNAL, KEPT, RUN):  # run.json last: after a kill in between, the rest is still a scan's
+        for name in (MAPS, OVERLAYS):
+            if (out / name).exists():
+                remove_tree(out / name)
+        # run.json last: after a kill in between, the rest is still a scan's
+        for name in (REPORT, COCO, REGIONS, SCORES, JOURNAL, KEPT, RUN):
             (out / name).unlink(missing_ok=True)
 
 
@@ -92,8 +108,15 @@ def _map_collides(folder: Path, relative: str) -> bool:
     return any(path.is_file() and is_image(path) for path in beside)
 
 
-def score_row(rule: DecisionRule, image: PreparedImage, detection: Detection) -> scores_csv.ScoreRow:
-    """Return the row of an image that was scored."""
+def score_row(
+    rule: DecisionRule, image: PreparedImage, detection: Detection, regions: Sequence[Region] | None, *, has_bank: bool
+) -> scores_csv.ScoreRow:
+    """Return the row of an image that was scored; ``regions``: None without a pixel threshold."""
+    verdict = rule.verdict(detection.score, detection.part_distance)
+    is_anomalous = verdict == "anomalous"
+    peak_x, peak_y = None, None
+    if detection.anomaly_map is not None:
+        peak_x, peak_y = peak_of(detection.anomaly_map, image.size_hw)
     return scores_csv.ScoreRow(
         path=image.found.relative,
         status="ok",
@@ -102,41 +125,50 @@ def score_row(rule: DecisionRule, image: PreparedImage, detection: Detection) ->
         map_max=detection.map_max,
         p_value=rule.p_value(detection.score),
         threshold=None if rule.threshold is None else rule.threshold.value,
-        verdict=rule.verdict(detection.score, detection.part_distance),
+        verdict=verdict,
         width=image.size_hw[1],
         height=image.size_hw[0],
+        regions=None if regions is None else len(regions),
+        peak_x=peak_x,
+        peak_y=peak_y,
+        cause=rule.cause(detection.score, detection.map_max, has_bank=has_bank) if is_anomalous else None,
     )
 
 
 class ScanWriter:
-    """Appends rows and journal lines."""
+    """Appends rows, the lines of their regions, and journal lines."""
 
-    def __init__(self, scores: append_file.LineFile, journal: append_file.LineFile) -> None:
+    def __init__(self, scores: LineFile, regions: LineFile | None, journal: LineFile, safe: bool) -> None:
         """Use ``open_writer``."""
         self._scores = scores
+        self._regions = regions
         self._journal = journal
+        self._safe = safe
 
-    def write(self, journal_line: str, row: scores_csv.ScoreRow) -> None:
-        """Append a row and its ``journal_line``. Raises OutputError; earlier rows stay."""
+    def write(self, journal_line: str, regions: str, row: scores_csv.ScoreRow) -> None:
+        """Append a row, its ``journal_line`` and the lines of its regions. Raises OutputError; earlier rows stay."""
         self._journal.write(journal_line + "\n")
-        self._scores.write(scores_csv.row_line(row))
+        if self._regions is not None and regions:
+            self._regions.write(regions)
+        self._scores.write(scores_csv.row_line(row, safe=self._safe))
 
 
 @contextmanager
-def open_writer(out: Path, scores_end: int, journal_end: int) -> Iterator[ScanWriter]:
-    """Open scores.csv and the journal; what follows these positions, in bytes, is cut off."""
+def open_writer(out: Path, ends: Ends, *, with_regions: bool, safe: bool) -> Iterator[ScanWriter]:
+    """Open the tables and the journal; what follows ``ends`` is cut off. ``safe``: see ``scores_csv.row_line``."""
     with (
-        scores_csv.open_scores(out / SCORES, scores_end) as scores,
-        append_file.open_lines(out / JOURNAL, journal_end) as journal,
+        scores_csv.open_scores(out / SCORES, ends.scores) as scores,
+        regions_csv.open_regions(out / REGIONS, ends.regions) if with_regions else nullcontext() as regions,
+        open_lines(out / JOURNAL, ends.journal) as journal,
     ):
-        yield ScanWriter(scores, journal)
+        yield ScanWriter(scores, regions, journal, safe)
 
 
 def flush(out: Path) -> None:
     """Sync the rows to disk."""
     with output_errors(out):
-        for name in (SCORES, JOURNAL):
-            with (out / name).open("rb+") as stream:
+        for name in (SCORES, REGIONS, JOURNAL):
+            with suppress(FileNotFoundError), (out / name).open("rb+") as stream:
                 sync(stream)
 
 

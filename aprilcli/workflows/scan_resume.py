@@ -1,20 +1,21 @@
 """How a scan continues: which rows of an earlier run are complete, and whether the run may be continued.
 
 The journal has a line for each row: a digest of the sizes and times of the images that were encoded together, and one
-of the row and its map. ``--resume`` keeps the rows for which both are still right, as an uninterrupted run would write
-the same. Those at the start stay in place. Those after the first gap are moved to ``.kept``, from which they are
-appended again, in order, between the rows that are scored now.
+of the row, its regions and its map. ``--resume`` keeps the rows for which both are still right, as an uninterrupted
+run would write the same. Those at the start stay in place. Those after the first gap are moved to ``.kept``, from which
+they are appended again, in order, between the rows that are scored now.
 """
 
 from __future__ import annotations
 
 import csv
 import heapq
+import itertools
 import json
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing, suppress
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, closing, suppress
+from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -22,46 +23,60 @@ from typing import Any
 import tifffile
 
 from aprilcli.errors import OutputError
-from aprilcli.io import scores_csv
+from aprilcli.io import regions_csv, scores_csv
 from aprilcli.io.atomic import output_errors, written_aside
 from aprilcli.io.image_formats import has_image_extension
 from aprilcli.io.images import DECODER_ERRORS
 from aprilcli.io.walk import FoundImage, find_images
+from aprilcli.options import ScanOptions
 from aprilcli.workflows.pipeline import batches, stamp
-from aprilcli.workflows.scan_output import JOURNAL, KEPT, MAPS, RUN, SCORES, TIFF, map_path, remove_kept
+from aprilcli.workflows.scan_output import (
+    JOURNAL,
+    KEPT,
+    MAPS,
+    REGIONS,
+    RUN,
+    SCORES,
+    TIFF,
+    Ends,
+    map_path,
+    remove_kept,
+)
 
 CHUNK = 1 << 20  # bytes of a map digested at a time
-CHANGING = ("started", "finished", "counts")  # differ between a run and its continuation
+CHANGING = ("started", "finished", "counts", "images")  # may differ between a run and its continuation
 MACHINE = {"omp_num_threads": "number of threads", "cpu": "CPU capability"}  # change sums in their last bits only
 
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """Rows that stay in place: their number, the path of the last, and where each file ends after them, in bytes."""
+    """Rows that stay in place: their number, the path of the last, and where the files end after them."""
 
     rows: int = 0
     last: str = ""
-    scores_end: int = 0
-    journal_end: int = 0
+    ends: Ends = field(default_factory=Ends)
 
 
 @dataclass(frozen=True)
 class JournaledRow:
-    """A row with its journal line, and notes about its image; ``is_kept`` if an earlier run scored it."""
+    """A row with its journal line, the lines of its regions, and notes about its image.
+
+    ``is_kept``: whether an earlier run scored it.
+    """
 
     row: scores_csv.ScoreRow
     line: str
+    regions: str = ""
     notes: tuple[str, ...] = ()
     is_kept: bool = False
 
 
 @dataclass(frozen=True)
 class _OldRow(JournaledRow):
-    """A row of an earlier run: its number in scores.csv, and the ends of both files after it; -1 for one in .kept."""
+    """A row of an earlier run: its number in scores.csv, -1 in .kept, and where the files end after it."""
 
     number: int = -1
-    scores_end: int = -1
-    journal_end: int = -1
+    ends: Ends = field(default_factory=Ends)
 
 
 def check_same_run(out: Path, record: dict[str, Any]) -> list[str]:
@@ -103,25 +118,26 @@ def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def find_resume_point(
-    out: Path, found: Iterator[FoundImage], maps: bool, batch_size: int, on_row: Callable[[scores_csv.ScoreRow], None]
+    options: ScanOptions, found: Iterator[FoundImage], on_row: Callable[[scores_csv.ScoreRow], None]
 ) -> ResumePoint:
     """Find the complete rows of an earlier run; call ``on_row`` for each that stays in place, move the later to .kept.
 
     A row is complete if its image, the images encoded with it, its map and the row itself are unchanged. Whole batches
     are kept, so the rest is encoded in the batches of an uninterrupted run. Deletes the maps of all other images.
     """
+    out, batch_size = options.out, options.batch_size
     point, is_in_place, moved = ResumePoint(), True, set[str]()
     with (
         written_aside(out / KEPT) as aside,
         aside.open("w", encoding="ascii") as kept,
-        closing(_rows_in_place(out)) as in_place,
+        closing(_rows_in_place(out, options.csv_safe)) as in_place,
         closing(_kept_rows(out)) as kept_before,
     ):
         old = _Lookup(heapq.merge(in_place, kept_before, key=lambda old: os.fsencode(old.row.path)))
         for batch in batches(found, batch_size):
             together = batch_digest([stamp(image) for image in batch])
             rows = [
-                next((o for o in old.rows_of(image) if o.line == _line_on_disk(out, together, o.row, maps)), None)
+                next((o for o in old.rows_of(image) if o.line == _line_on_disk(options, together, o)), None)
                 for image in batch
             ]
             whole = [row for row in rows if row is not None]
@@ -130,10 +146,10 @@ def find_resume_point(
             if is_in_place:
                 for row in whole:
                     on_row(row.row)
-                point = ResumePoint(numbers.stop, whole[-1].row.path, whole[-1].scores_end, whole[-1].journal_end)
+                point = ResumePoint(numbers.stop, whole[-1].row.path, whole[-1].ends)
             elif len(whole) == len(batch):
                 for row in whole:
-                    kept.write(json.dumps([row.line, asdict(row.row)]) + "\n")
+                    kept.write(json.dumps([row.line, asdict(row.row), row.regions]) + "\n")
                     moved.add(row.row.path)
     if not moved:
         remove_kept(out)
@@ -215,17 +231,31 @@ def _is_map(path: Path) -> bool:
     return False
 
 
-def _rows_in_place(out: Path) -> Generator[_OldRow, None, None]:
-    """Read complete rows with their journal lines, and the ends of scores.csv and the journal after each."""
-    journal_end = 0
+def _rows_in_place(out: Path, safe: bool) -> Generator[_OldRow, None, None]:
+    """Read complete rows with their journal lines and regions, and the ends of the files after each."""
+    journal_end = regions_end = 0
     try:
-        with (out / SCORES).open("rb") as scores, (out / JOURNAL).open("rb") as journal:
-            for number, (row, scores_end) in enumerate(scores_csv.read_rows(scores)):
+        with ExitStack() as files:
+            scores = files.enter_context((out / SCORES).open("rb"))
+            journal = files.enter_context((out / JOURNAL).open("rb"))
+            all_regions: Iterator[regions_csv.RegionLine] = iter(())
+            if (out / REGIONS).exists():
+                all_regions = regions_csv.read_regions(files.enter_context((out / REGIONS).open("rb")), safe=safe)
+            for number, (row, scores_end) in enumerate(scores_csv.read_rows(scores, safe=safe)):
                 line = journal.readline()
-                if not line.endswith(b"\n") or not _is_inside(row.path):
+                regions = list(itertools.islice(all_regions, row.regions or 0))
+                if not line.endswith(b"\n") or len(regions) < (row.regions or 0) or not _is_inside(row.path):
                     return
                 journal_end += len(line)
-                yield _OldRow(row, line.decode("ascii", "replace").strip(), (), True, number, scores_end, journal_end)
+                regions_end = regions[-1].end if regions else regions_end
+                yield _OldRow(
+                    row,
+                    line.decode("ascii", "replace").strip(),
+                    "".join(region.raw for region in regions),
+                    is_kept=True,
+                    number=number,
+                    ends=Ends(scores_end, regions_end, journal_end),
+                )
     except (OSError, UnicodeError, csv.Error):
         return  # unreadable rows are not kept; writing them will report the reason
 
@@ -234,12 +264,12 @@ def _kept_rows(out: Path) -> Generator[_OldRow, None, None]:
     try:
         with (out / KEPT).open(encoding="ascii") as kept:
             for content in kept:
-                line, values = json.loads(content)
+                line, values, regions = json.loads(content)
                 row = scores_csv.ScoreRow(**values)
                 os.fsencode(row.path)  # raises for text that no path has
-                if not isinstance(line, str) or not _is_inside(row.path):
+                if not isinstance(line, str) or not isinstance(regions, str) or not _is_inside(row.path):
                     return
-                yield _OldRow(row, line, is_kept=True)
+                yield _OldRow(row, line, regions, is_kept=True)
     except (OSError, ValueError, TypeError, RecursionError):
         return  # see above
 
@@ -253,20 +283,20 @@ def batch_digest(stamps: Sequence[str]) -> str:
     return blake2b("\n".join(stamps).encode(), digest_size=16).hexdigest()
 
 
-def journal_line(batch: str, row: scores_csv.ScoreRow, map_content: Iterable[bytes]) -> str:
-    """Return the journal line of a row: the digest of its ``batch``, and a digest of the row and its map's file."""
-    digest = blake2b(scores_csv.row_line(row).encode("utf-8", "surrogateescape"), digest_size=16)
+def journal_line(batch: str, row: scores_csv.ScoreRow, regions: str, map_content: Iterable[bytes]) -> str:
+    """Return the journal line of a row: the digest of its ``batch``, and one of the row, its regions and its map."""
+    digest = blake2b((scores_csv.row_line(row) + regions).encode("utf-8", "surrogateescape"), digest_size=16)
     for chunk in map_content:
         digest.update(chunk)
     return f"{batch} {digest.hexdigest()}"
 
 
-def _line_on_disk(out: Path, batch: str, row: scores_csv.ScoreRow, maps: bool) -> str:
+def _line_on_disk(options: ScanOptions, batch: str, old: _OldRow) -> str:
     """Return the journal line of a row and its map on disk, if it has one; empty if that is missing."""
-    if not maps or row.map_max is None:
-        return journal_line(batch, row, ())
+    if not options.maps or old.row.map_max is None:
+        return journal_line(batch, old.row, old.regions, ())
     try:
-        with map_path(out, row.path).open("rb") as content:
-            return journal_line(batch, row, iter(lambda: content.read(CHUNK), b""))
+        with map_path(options.out, old.row.path).open("rb") as content:
+            return journal_line(batch, old.row, old.regions, iter(lambda: content.read(CHUNK), b""))
     except OSError:
         return ""

@@ -1,0 +1,84 @@
+"""The results of a scan, read back from its output folder. Imports no torch."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aprilcli.errors import InputError
+from aprilcli.io.records import read_own
+from aprilcli.io.regions_csv import COLUMNS as REGION_COLUMNS
+from aprilcli.io.regions_csv import read_regions
+from aprilcli.io.scores_csv import COLUMNS, ScoreRow, read_rows
+from aprilcli.types import Region
+from aprilcli.workflows.scan_output import REGIONS, RUN, SCORES, map_path
+
+OTHER_VERSION = "written by another version of this program; scan again with --overwrite"
+
+
+@dataclass(frozen=True)
+class ScanResults:
+    """What a scan wrote to ``out``. ``record``: run.json. ``images``: the folder that was scanned."""
+
+    out: Path
+    record: dict[str, Any]
+    images: Path
+
+    @classmethod
+    def open(cls, out: Path, images: Path | None = None) -> ScanResults:
+        """Read run.json and check the tables; ``images``: where the scanned images are now.
+
+        Raises InputError for a folder without results, or with those of another version.
+        """
+        try:
+            record = read_own(out / RUN)
+        except OSError as error:
+            raise InputError(f"{out}: no results of a scan ({RUN}: {error.strerror}); give the --out of one") from error
+        if "images" not in record or "csv_safe" not in record.get("options", {}):
+            raise InputError(f"{out / RUN}: {OTHER_VERSION if record else 'not the record of a scan'}")
+        _check_header(out / SCORES, COLUMNS)
+        if (out / REGIONS).exists():
+            _check_header(out / REGIONS, REGION_COLUMNS)
+        return cls(out, record, images if images is not None else Path(record["images"]))
+
+    @property
+    def pixel_threshold(self) -> dict[str, Any] | None:
+        """The pixel threshold as run.json has it (see ``Threshold``); None if the scan had none."""
+        return self.record.get("pixel_threshold")
+
+    def rows(self) -> Iterator[tuple[ScoreRow, tuple[Region, ...]]]:
+        """Yield the rows of scores.csv, in order, each with the regions of its image. Raises InputError."""
+        safe = bool(self.record["options"]["csv_safe"])
+        try:
+            with (self.out / SCORES).open("rb") as scores:
+                if not (self.out / REGIONS).exists():
+                    yield from ((row, ()) for row, _ in read_rows(scores, safe=safe))
+                    return
+                with (self.out / REGIONS).open("rb") as regions:
+                    lines = read_regions(regions, safe=safe)
+                    for row, _ in read_rows(scores, safe=safe):
+                        yield row, tuple(line.region for line in itertools.islice(lines, row.regions or 0))
+        except (OSError, csv.Error) as error:
+            raise InputError(f"{self.out}: its tables cannot be read ({error}); scan again") from error
+
+    def map_path(self, row: ScoreRow) -> Path:
+        """Return where the map of an image is."""
+        return map_path(self.out, row.path)
+
+    def image_path(self, row: ScoreRow) -> Path:
+        """Return where an image is."""
+        return self.images / row.path
+
+
+def _check_header(path: Path, columns: tuple[str, ...]) -> None:
+    try:
+        with path.open("rb") as stream:
+            header = stream.readline()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); scan again with --resume") from error
+    if header.strip() != ",".join(columns).encode():
+        raise InputError(f"{path}: {OTHER_VERSION}")
