@@ -121,9 +121,15 @@ def scan(options: ScanOptions, printing: ConsoleOptions) -> None:
 
     console = Console(printing.quiet, printing.verbose)
     total = check(options, console)
-    from aprilcli.workflows.scan import run_scan, summarize  # imports torch
+    from aprilcli.workflows.scan import run_scan  # imports torch
+    from aprilcli.workflows.scan_summary import summarize
 
     summary = run_scan(options, total, console)
+    if options.coco:
+        from aprilcli.workflows.coco import write_coco
+        from aprilcli.workflows.scan_results import ScanResults
+
+        write_coco(ScanResults.open(options.out))
     console.result(summarize(summary))
     tally = summary.tally
     is_anomalous = options.fail_on_anomaly and tally.anomalous + tally.unrecognised > 0

@@ -271,6 +271,9 @@ class ScanOptions(PartOptions):
         partial(parse_number, "--pixel-threshold", 0.5),
     ] = None
     min_area: Annotated[int, _option("--min-area", "Smallest region, in pixels of the image.", min=1)] = 1
+    coco: Annotated[bool, _option("--coco", "Also write the regions as coco.json, which annotation tools open.")] = (
+        False
+    )
     csv_safe: Annotated[
         bool, _option("--csv-safe", "Put ' before texts in CSV files that a spreadsheet would take for formulas.")
     ] = False

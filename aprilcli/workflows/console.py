@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 from collections.abc import Callable, Iterator
@@ -86,6 +87,14 @@ class Console:
         ) as progress:
             bar = progress.add_task(task, total=total)
             yield lambda count=1, task=None: progress.update(bar, advance=count, description=task)
+
+
+def table_text(table: Table) -> str:
+    """Return a table as text, never cut or wrapped."""
+    stream = io.StringIO()
+    rich.console.Console(file=stream, width=WIDEST, color_system=None).print(table)
+    lines = (line.rstrip() for line in stream.getvalue().splitlines())
+    return "\n".join(line for line in lines if line)
 
 
 class _Notes(logging.Handler):

@@ -6,12 +6,10 @@ find (sorted) → decode ahead on threads → resize → one encoder pass → sc
 from __future__ import annotations
 
 import itertools
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,13 +20,11 @@ from aprilcli.core.decision import DecisionRule
 from aprilcli.core.detector import Detector
 from aprilcli.core.encoder import describe_encoder
 from aprilcli.core.regions import find_regions
-from aprilcli.core.threshold import Threshold
 from aprilcli.errors import InputError, OptionError
 from aprilcli.io import records, regions_csv, scores_csv
 from aprilcli.io.files import sha256_of_file
 from aprilcli.io.walk import FoundImage, base_of, find_images
 from aprilcli.options import MapSize, ScanOptions, describe
-from aprilcli.text import listed, printable
 from aprilcli.types import Detection, Region
 from aprilcli.workflows import scan_output as output
 from aprilcli.workflows import scan_resume as resume
@@ -36,28 +32,15 @@ from aprilcli.workflows.console import Console
 from aprilcli.workflows.interrupt import interruptible
 from aprilcli.workflows.loading import load_detector, load_part, range_of
 from aprilcli.workflows.pipeline import PreparedImage, Reader, images_ahead, map_ahead, worker_threads
-from aprilcli.workflows.scan_output import MAPS, RUN, SCORES
+from aprilcli.workflows.scan_output import RUN
 from aprilcli.workflows.scan_resume import JournaledRow
-from aprilcli.workflows.scan_tally import LISTED, Tally
+from aprilcli.workflows.scan_summary import ScanSummary
+from aprilcli.workflows.scan_tally import Tally
+
+ENROLL_OR_CHOOSE = "enroll it again, or use --pixel-threshold"
 
 # Options that change how a scan runs, not what it finds.
-EXECUTION_OPTIONS = ("engine", "out", "workers", "resume", "overwrite", "fail_on_anomaly", "allow_empty")
-
-NO_VERDICTS = "no verdicts, as there is no threshold: enroll good images (aprilcli enroll), or choose a --threshold"
-
-
-@dataclass(frozen=True)
-class ScanSummary:
-    """How a scan ended.
-
-    ``kept``: rows of the run that this scan continued, None if it did not continue one.
-    """
-
-    tally: Tally
-    kept: int | None
-    threshold: Threshold | None
-    seconds: float
-    out: Path
+EXECUTION_OPTIONS = ("engine", "out", "workers", "resume", "overwrite", "fail_on_anomaly", "allow_empty", "coco")
 
 
 def run_scan(options: ScanOptions, total: int, console: Console) -> ScanSummary:
@@ -90,6 +73,8 @@ def run_scan(options: ScanOptions, total: int, console: Console) -> ScanSummary:
         )
     for note in rule.notes:
         console.note(note)
+    if options.coco and rule.pixel_threshold is None:
+        raise OptionError(f"--coco: part {options.part} is not calibrated, so there are no regions; {ENROLL_OR_CHOOSE}")
     record = _describe_run(options, detector, rule, started)
     tally = Tally(rule.stricter)
     with (
@@ -123,7 +108,7 @@ def run_scan(options: ScanOptions, total: int, console: Console) -> ScanSummary:
     return ScanSummary(
         tally=tally,
         kept=None if resumed is None else kept,
-        threshold=rule.threshold,
+        rule=rule,
         seconds=time.monotonic() - began,
         out=options.out,
     )
@@ -141,6 +126,7 @@ def _prepare_output(
     if options.resume and output.has_results(out):
         for note in resume.check_same_run(out, record):
             console.note(note)
+        output.remove_derived(out)
         records.write_json(out / RUN, record)  # without "finished"
         return resume.find_resume_point(options, _images_to_scan(options), tally.count)
     if not options.overwrite:
@@ -260,36 +246,3 @@ def _detect(
                 yield item
             else:
                 yield _Scored(item, next(detections) if item.input is not None else None, together)
-
-
-def summarize(summary: ScanSummary) -> str:
-    """Return a few lines on how a scan ended."""
-    tally, threshold = summary.tally, summary.threshold
-    new = tally.scored + tally.unreadable - (summary.kept or 0)
-    speed = f"in {summary.seconds:.1f} s" + (f" ({new / summary.seconds:.1f} images/s)" if new else "")
-    images = "1 image" if tally.scored == 1 else f"{tally.scored} images"
-    lines = [f"{images} scored" + (f" {speed}" if summary.kept is None else "")]
-    if summary.kept is not None:
-        lines.append(f"resumed: {summary.kept} kept, {new} new {speed}")
-    if threshold is not None:
-        rate = "" if threshold.rate is None else f" for a false-alarm rate of {threshold.rate:g}"
-        lines.append(f"{tally.anomalous} anomalous (score at least {threshold.value:.4f}{rate})")
-    elif tally.scored:
-        lines.append(NO_VERDICTS)
-    if tally.stricter is not None:
-        lines.append(
-            f"  at a rate of {tally.stricter.rate:g}, {tally.strictly_anomalous} of them "
-            f"(score at least {tally.stricter.value:.4f}, not guaranteed with so few good images)"
-        )
-    if tally.unrecognised:
-        named = listed(tally.not_the_part, LISTED, tally.unrecognised)
-        lines.append(f"{tally.unrecognised} unrecognised, which do not look like the part: {named}")
-    if tally.unreadable:
-        named = listed(tally.not_read, LISTED, tally.unreadable)
-        lines.append(f"{tally.unreadable} could not be read: {named}; see the error column of {SCORES}")
-    if tally.highest:
-        lines.append("highest scores:")
-        lines.extend(f"  {score:.4f}  {printable(path)}" for path, score in tally.highest)
-    maps = f", {summary.out / MAPS}{os.sep}" if (summary.out / MAPS).exists() else ""
-    lines.append(f"results: {summary.out / SCORES}{maps}")
-    return "\n".join(lines)
