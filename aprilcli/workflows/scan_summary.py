@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from aprilcli.core.decision import DecisionRule
+from aprilcli.core.threshold import Threshold
 from aprilcli.io.scores_csv import ScoreRow
 from aprilcli.text import listed, printable
 from aprilcli.workflows.console import table_text
@@ -58,8 +59,7 @@ def _lines(summary: ScanSummary) -> Iterator[str]:
     if summary.kept is not None:
         yield f"resumed: {summary.kept} kept, {new} new {speed}"
     if threshold is not None:
-        rate = "" if threshold.rate is None else f" for a false-alarm rate of {threshold.rate:g}"
-        yield f"{tally.anomalous} anomalous (score at least {threshold.value:.4f}{rate})"
+        yield f"{tally.anomalous} anomalous (score at least {threshold.value:.4f}{_promise(threshold)})"
     elif tally.scored:
         yield NO_VERDICTS
         yield from _histogram(np.asarray(tally.scores))
@@ -69,6 +69,8 @@ def _lines(summary: ScanSummary) -> Iterator[str]:
             f"  at a rate of {tally.stricter.rate:g}, {tally.strictly_anomalous} of them "
             f"(score at least {tally.stricter.value:.4f}, not guaranteed with so few good images)"
         )
+    if (pixel := summary.rule.pixel_threshold) is not None:
+        yield f"{tally.with_regions} with regions (map at least {pixel.value:.4f}{_promise(pixel)})"
     if tally.unrecognised:
         named = listed(tally.not_the_part, LISTED, tally.unrecognised)
         yield f"{tally.unrecognised} unrecognised, which do not look like the part: {named}"
@@ -82,6 +84,10 @@ def _lines(summary: ScanSummary) -> Iterator[str]:
             yield f"  and {tally.anomalous - len(rows)} more in {SCORES}"
     written = [path for name in RESULTS if (path := summary.out / name).exists()]
     yield f"results: {', '.join(f'{path}{os.sep}' if path.is_dir() else str(path) for path in written)}"
+
+
+def _promise(threshold: Threshold) -> str:
+    return "" if threshold.rate is None else f" for a false-alarm rate of {threshold.rate:g}"
 
 
 def _histogram(scores: np.ndarray) -> Iterator[str]:

@@ -26,12 +26,14 @@ class _Ranked:
 class Tally:
     """Counts rows; keeps all scores and the rows that the summary shows.
 
-    ``stricter``: a threshold above the one in use; ``strictly_anomalous`` counts the anomalous images that reach it.
+    ``with_regions`` counts the images with regions. ``stricter``: a threshold above the one in use;
+    ``strictly_anomalous`` counts the anomalous images that reach it.
     """
 
     def __init__(self, stricter: Threshold | None = None) -> None:
         """Start at zero."""
-        self.scored = self.unreadable = self.anomalous = self.unrecognised = self.strictly_anomalous = 0
+        self.scored = self.unreadable = self.anomalous = self.unrecognised = 0
+        self.strictly_anomalous = self.with_regions = 0
         self.stricter = stricter
         self.scores = array("f")
         self.not_the_part: list[str] = []
@@ -47,6 +49,7 @@ class Tally:
                 self.not_read.append(row.path)
             return
         self.scored += 1
+        self.with_regions += bool(row.regions)
         self.scores.append(row.score)
         ranked = _Ranked(row.score, -self.scored, row)
         _keep(self._highest, ranked, HIGHEST)
