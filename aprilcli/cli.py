@@ -150,9 +150,12 @@ def enroll(options: EnrollOptions, printing: ConsoleOptions) -> None:
 def inspect_(options: InspectOptions) -> None:
     """Show what a bank, projector or map file contains, and how it was made."""
     from aprilcli.workflows.console import Console
-    from aprilcli.workflows.inspect import describe
+    from aprilcli.workflows.inspect import run_inspect
 
-    Console().result(describe(options.file))
+    console = Console()
+    console.result(run_inspect(options))
+    if options.sheet is not None:
+        console.note(f"contact sheet: {options.sheet}")
 
 
 @_command

@@ -412,6 +412,11 @@ class InspectOptions:
     """Options of `inspect`."""
 
     file: Annotated[Path, _argument("FILE", "A bank, a projector or a map of this tool.")]
+    sheet: Annotated[
+        Path | None,
+        _option("--sheet", "Write a contact sheet of the bank's reference images to this JPEG or PNG file."),
+    ] = None
+    overwrite: Overwrite = False
 
 
 def describe(options: ModelOptions) -> dict[str, Any]:
