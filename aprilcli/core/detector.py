@@ -45,13 +45,15 @@ class ModelInput:
     """An image prepared for the model.
 
     ``whole``: for each size [3, S, S] float32. ``source`` and ``layout``: what its tiles are cut from, when they are
-    encoded; None without tiles. ``notes``: what the user should know about its size.
+    encoded; None without tiles. ``notes``: what the user should know about its size. ``thumbnail``: a small JPEG of a
+    reference, for its bank; empty elsewhere.
     """
 
     whole: tuple[NDArray[np.float32], ...]
     source: SourceImage | None = None
     layout: TileLayout | None = None
     notes: tuple[str, ...] = ()
+    thumbnail: bytes = b""
 
 
 @dataclass(frozen=True, eq=False)

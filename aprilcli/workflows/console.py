@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 
 import rich.console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -27,7 +28,7 @@ class Console:
     """
 
     def __init__(self, quiet: bool = False, verbose: bool = False) -> None:
-        """Use colors and bars only on a terminal; ``verbose`` adds details."""
+        """Use colors and bars only on a terminal; ``verbose`` adds details, and the time to each note."""
         self.quiet = quiet
         self.verbose = verbose
         # Explicit, so that FORCE_COLOR does not put colors and bars into a file.
@@ -46,9 +47,10 @@ class Console:
         return self._err.is_terminal and self._err.is_interactive and not self.quiet
 
     def note(self, text: str) -> None:
-        """Print one line on stderr."""
+        """Print one line on stderr; it begins with the time if ``verbose``."""
         if not self.quiet:
-            self._err.print(Text(printable(text), style="dim"))
+            time = f"{datetime.now():%H:%M:%S} " if self.verbose else ""
+            self._err.print(Text(time + printable(text), style="dim"))
 
     def note_once(self, text: str) -> None:
         """Print a note the first time only."""
