@@ -322,18 +322,21 @@ class ScanOptions(PartOptions):
         float | None,
         _option(
             "--pixel-threshold",
-            "Mark places where the map reaches this value as regions.",
+            "List places where the map has this value or more as regions.",
             metavar="NUMBER",
             show_default="from the part's good images",
         ),
         partial(parse_number, "--pixel-threshold", 0.5),
     ] = None
-    min_area: Annotated[int, _option("--min-area", "Smallest region, in pixels of the image.", min=1)] = 1
-    coco: Annotated[bool, _option("--coco", "Also write the regions as coco.json, which annotation tools open.")] = (
-        False
-    )
+    min_area: Annotated[
+        int, _option("--min-area", "Smallest region, in pixels of the image.", expert=True, metavar="PIXELS", min=1)
+    ] = 1
+    coco: Annotated[
+        bool, _option("--coco", "Also write the regions as coco.json, which annotation tools open.", expert=True)
+    ] = False
     csv_safe: Annotated[
-        bool, _option("--csv-safe", "Put ' before texts in CSV files that a spreadsheet would take for formulas.")
+        bool,
+        _option("--csv-safe", "Put ' before texts in CSV files that a spreadsheet takes for formulas.", expert=True),
     ] = False
     resume: Annotated[bool, _option("--resume", "Continue an interrupted scan.")] = False
     overwrite: Overwrite = False
