@@ -49,6 +49,8 @@ class _GroupedCommand(TyperCommand):
             kind = "Arguments" if parameter.param_type_name == "argument" else "Options"
             record = parameter.get_help_record(ctx)
             if record is not None:
+                if kind == "Arguments":
+                    record = (str(parameter.metavar), record[1])  # without the type, which is Python's
                 groups.setdefault(getattr(parameter, "rich_help_panel", None) or kind, []).append(record)
         for title, records in groups.items():
             if records:
