@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from aprilcli.core import resizing
 from aprilcli.core.backbone import Backbone
 from aprilcli.core.calibration import default_rate, threshold_at
+from aprilcli.core.decision import DecisionRule
 from aprilcli.core.fusion import authors_scores
 from aprilcli.core.metrics import PixelScores, image_metrics, roc_curve, vand
-from aprilcli.core.threshold import Threshold
 from aprilcli.io.datasets import LabeledObject
 from aprilcli.options import EvalFusion, EvalOptions
 from aprilcli.types import Detection
@@ -24,6 +24,7 @@ from aprilcli.workflows.eval_maps import MapFiles, inside
 from aprilcli.workflows.eval_plots import Curves, plot_object
 from aprilcli.workflows.eval_references import Setting
 from aprilcli.workflows.eval_results import VERDICT_METRICS, Result, score_rows
+from aprilcli.workflows.eval_verdicts import RuleAt, Verdicts, count_verdicts
 
 WriteMap = Callable[[int, NDArray[np.float32]], None]
 
@@ -87,10 +88,11 @@ def _measure(
         scores = authors_scores(detections)
     measured = {**pixels.metrics(), **image_metrics(labels, scores)}
     measured["vand"] = vand(measured["f1max_cls"], measured["f1max_segm"])
-    threshold = None
+    verdicts = None
     if options.calibrate:
-        threshold = _threshold(encoded.calibration, bank, sizes, weights, options.false_alarm_rate)
-        measured |= _verdict_metrics(labels, scores, threshold)
+        rule_at = _held_out_rule(encoded.calibration, bank, sizes, weights)
+        verdicts = None if rule_at is None else count_verdicts(labels, detections, rule_at, options.false_alarm_rate)
+        measured |= _verdict_metrics(verdicts)
     curves = None
     if options.plots and setting.seed in (None, options.seed):
         name = f"{setting.shots}-shot" + ("" if setting.seed is None else f", seed {setting.seed}")
@@ -103,31 +105,31 @@ def _measure(
         references=encoded.references[encoded.settings.index(setting)],
         metrics=measured,
         rows=score_rows(item.name, setting, encoded.images, detections, scores),
-        threshold=threshold,
+        verdicts=verdicts,
         curves=curves,
     )
 
 
-def _threshold(
-    calibration: Sequence[EncodedImage],
-    bank: int | None,
-    sizes: Sequence[int],
-    weights: Sequence[float],
-    rate: float | None,
-) -> Threshold | None:
-    """Return the conformal threshold from the scores of the calibration images; None without images."""
+def _held_out_rule(
+    calibration: Sequence[EncodedImage], bank: int | None, sizes: Sequence[int], weights: Sequence[float]
+) -> RuleAt | None:
+    """Return the rule with the conformal threshold from the scores of the calibration images; None without images."""
     detections = [image.detect(bank, sizes, weights) for image in calibration]
     scores = np.array([detection.score for detection in detections if detection is not None], np.float32)
     if not len(scores):
         return None
-    return threshold_at(scores, default_rate(len(scores)) if rate is None else rate, "held-out")
+
+    def rule_at(rate: float | None) -> DecisionRule:
+        threshold = threshold_at(scores, default_rate(len(scores)) if rate is None else rate, "held-out")
+        return DecisionRule(None, threshold, None)
+
+    return rule_at
 
 
-def _verdict_metrics(labels: Sequence[int], scores: Sequence[float], threshold: Threshold | None) -> dict[str, float]:
+def _verdict_metrics(verdicts: Verdicts | None) -> dict[str, float]:
     """Return the shares of good (far) and of anomalous images (tpr) that are called anomalous; nan if undefined."""
-    if threshold is None:
+    if verdicts is None:
         return dict.fromkeys(VERDICT_METRICS, np.nan)
-    alarms = np.array([threshold.verdict(score) == "anomalous" for score in scores])
-    by_label = (alarms[np.array(labels) == label] for label in (0, 1))
-    shares = (float(part.mean()) if len(part) else np.nan for part in by_label)
+    called = ((verdicts.used.false_alarms, verdicts.good), (verdicts.used.caught, verdicts.defects))
+    shares = (count / images if images else np.nan for count, images in called)
     return dict(zip(VERDICT_METRICS, shares, strict=True))

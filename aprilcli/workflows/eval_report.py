@@ -164,11 +164,23 @@ def describe_report(report: Report) -> dict[str, Any]:
                 "seed": result.setting.seed,
                 "references": list(result.references),
                 "metrics": _defined(result.metrics),
-                **({"threshold": result.threshold and asdict(result.threshold)} if report.is_calibrated else {}),
+                **({"threshold": _threshold(result)} if report.is_calibrated else {}),
             }
             for result in report.results
         ],
+        **({"verdicts": list(_verdicts(report))} if report.is_calibrated else {}),
     }
+
+
+def _threshold(result: Result) -> dict[str, Any] | None:
+    return None if result.verdicts is None else asdict(result.verdicts.used.threshold)
+
+
+def _verdicts(report: Report) -> Iterator[dict[str, Any]]:
+    for result in report.results:
+        if result.verdicts is not None:
+            setting = {"shots": result.setting.shots, "seed": result.setting.seed}
+            yield {"object": result.object_name, **setting, **result.verdicts.describe()}
 
 
 def _defined(metrics: Mapping[str, float]) -> dict[str, float | None]:

@@ -108,7 +108,8 @@ def _evaluate(
                 results += measured
                 notes += [*detector.notes, *encoded.notes]
                 # All settings of an object have as many calibration images, so the same note.
-                notes += [f"{item.name}: {r.threshold.note}" for r in measured if r.threshold and r.threshold.note]
+                thresholds = [r.verdicts.used.threshold for r in measured if r.verdicts is not None]
+                notes += [f"{item.name}: {threshold.note}" for threshold in thresholds if threshold.note]
     for note in notes:
         console.note_once(note)
     fingerprint = data_fingerprint(digests)
