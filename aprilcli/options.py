@@ -173,6 +173,8 @@ Tile = Annotated[
 _ENGINE = "Library that runs the encoder; openvino is often faster on a CPU (pip install 'aprilcli[openvino]')."
 _FUSION = "Distances of the stages: added up as in the paper (sum), or first scaled to equal means (balanced)."
 _FUSION_DEFAULT = f"sum; balanced for {TINY}"
+_ENGINE_DEFAULT = "torch, or the bank's"
+Banks = Annotated[Path, _option("--banks", "Folder of the parts' bank files.")]
 Seed = Annotated[int, _option("--seed", "Random seed.", min=0, max=2**63 - 1)]
 
 
@@ -238,9 +240,9 @@ class PartOptions(ModelOptions, ReadOptions):
         str | None,
         _option("--object", "Name of the object in the prompts.", show_default="object, or the bank's"),
     ] = None
-    banks: Annotated[Path, _option("--banks", "Folder of the parts' bank files.")] = Path("banks")
+    banks: Banks = Path("banks")
     tile: Tile = None
-    engine: Annotated[Engine | None, _option("--engine", _ENGINE, show_default="torch, or the bank's")] = None
+    engine: Annotated[Engine | None, _option("--engine", _ENGINE, show_default=_ENGINE_DEFAULT)] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -322,8 +324,12 @@ class DatasetOptions(ModelOptions, ReadOptions):
     layout: Annotated[
         str, _option("--layout", f"auto, {', '.join(LAYOUTS)}. Use mvtec for MPDD, folder for your own data.")
     ] = "auto"
-    model: FixedModel = TINY
     seed: Seed = 0
+
+    @property
+    def model_name(self) -> str:
+        """The model, where it does not come from a bank."""
+        return self.model or TINY
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -331,6 +337,7 @@ class TrainOptions(DatasetOptions):
     """Options of `train`."""
 
     out: Annotated[Path, _option("--out", "Projector file to write (.safetensors).")]
+    model: FixedModel = TINY
     epochs: Annotated[int, _option("--epochs", "Passes over the images; the paper: 15 on VisA.", min=1)] = 3
     batch_size: BatchSize = 16
     learning_rate: Annotated[
@@ -373,6 +380,10 @@ class EvalOptions(DatasetOptions):
     """Options of `eval`. Without ``shots``: the paper's numbers of shots for which every object has enough images."""
 
     out: Annotated[Path, _option("--out", "Output folder for metrics, scores, maps and plots.")] = Path("april-eval")
+    part: Annotated[
+        str | None, _option("--part", "Measure this enrolled part and its verdicts (a name or a bank file).")
+    ] = None
+    banks: Banks = Path("banks")
     shots: Annotated[
         tuple[int, ...] | None,
         _option(
@@ -403,8 +414,13 @@ class EvalOptions(DatasetOptions):
     ] = None
     projector: Projector = None
     tile: Tile = None
-    engine: Annotated[Engine, _option("--engine", _ENGINE)] = Engine.torch
+    engine: Annotated[Engine | None, _option("--engine", _ENGINE, show_default=_ENGINE_DEFAULT)] = None
     overwrite: Overwrite = False
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether verdicts are measured."""
+        return self.calibrate or self.part is not None
 
 
 @dataclass(frozen=True, kw_only=True)
