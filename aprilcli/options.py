@@ -187,6 +187,8 @@ Tile = Annotated[
 _ENGINE = "Software that runs the model; openvino is often faster without GPU (pip install 'aprilcli[openvino]')."
 _FUSION = "How distances to references are added up: as in the paper (sum), or with equal weights (balanced)."
 _FUSION_DEFAULT = f"sum; balanced for {TINY}"
+_ENGINE_DEFAULT = "torch, or the part's"
+Banks = Annotated[Path, _option("--banks", "Folder where enrolled parts are kept.", metavar="FOLDER")]
 Seed = Annotated[
     int,
     _option(
@@ -285,13 +287,9 @@ class PartOptions(ModelOptions, ReadOptions):
             show_default="object, or the part's",
         ),
     ] = None
-    banks: Annotated[Path, _option("--banks", "Folder where enrolled parts are kept.", metavar="FOLDER")] = Path(
-        "banks"
-    )
+    banks: Banks = Path("banks")
     tile: Tile = None
-    engine: Annotated[Engine | None, _option("--engine", _ENGINE, expert=True, show_default="torch, or the part's")] = (
-        None
-    )
+    engine: Annotated[Engine | None, _option("--engine", _ENGINE, expert=True, show_default=_ENGINE_DEFAULT)] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -418,8 +416,12 @@ class DatasetOptions(ModelOptions, ReadOptions):
             metavar="NAME",
         ),
     ] = "auto"
-    model: FixedModel = TINY
     seed: Seed = 0
+
+    @property
+    def model_name(self) -> str:
+        """The model, where it does not come from a bank."""
+        return self.model or TINY
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -429,6 +431,7 @@ class TrainOptions(DatasetOptions):
     out: Annotated[
         Path, _option("--out", "File for the result, which --projector takes (.safetensors).", metavar="FILE")
     ]
+    model: FixedModel = TINY
     epochs: Annotated[
         int, _option("--epochs", "Passes over the images; the paper: 15 on VisA.", metavar="COUNT", min=1)
     ] = 3
@@ -479,6 +482,11 @@ class EvalOptions(DatasetOptions):
     out: Annotated[
         Path, _option("--out", "Folder for the results: metrics, scores, maps and plots.", metavar="FOLDER")
     ] = Path("april-eval")
+    part: Annotated[
+        str | None,
+        _option("--part", "Measure this enrolled part and its verdicts (its name or its file).", metavar="NAME"),
+    ] = None
+    banks: Banks = Path("banks")
     shots: Annotated[
         tuple[int, ...] | None,
         _option(
@@ -515,8 +523,13 @@ class EvalOptions(DatasetOptions):
     ] = None
     projector: Projector = None
     tile: Tile = None
-    engine: Annotated[Engine, _option("--engine", _ENGINE, expert=True)] = Engine.torch
+    engine: Annotated[Engine | None, _option("--engine", _ENGINE, expert=True, show_default=_ENGINE_DEFAULT)] = None
     overwrite: Overwrite = False
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether verdicts are measured."""
+        return self.calibrate or self.part is not None
 
 
 @dataclass(frozen=True, kw_only=True)

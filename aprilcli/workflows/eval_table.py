@@ -13,6 +13,7 @@ from rich.text import Text
 
 from aprilcli.text import printable
 from aprilcli.workflows.eval_results import Report, Summary
+from aprilcli.workflows.eval_verdicts import in_words
 
 UNDEFINED = "-"
 
@@ -21,7 +22,10 @@ WIDEST = 1000  # characters: the table is never cut
 
 
 def draw_table(report: Report) -> str:
-    """Return the table in the paper's order, in percent, with its captions; never cut, whatever the terminal."""
+    """Return the table in the paper's order, in percent, with its captions; never cut, whatever the terminal.
+
+    Below are the verdicts in words, if there are any.
+    """
     table = Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("shots")
     table.add_column("object")
@@ -37,7 +41,15 @@ def draw_table(report: Report) -> str:
     rich.console.Console(file=stream, width=WIDEST, color_system=None).print(table)
     lines = [line.rstrip() for line in stream.getvalue().splitlines()]
     captions = map(printable, (*([report.leakage] if report.leakage else []), *report.captions))
-    return "\n".join([*(line for line in lines if line), *captions])
+    return "\n".join([*(line for line in lines if line), *captions, *_verdicts(report)])
+
+
+def _verdicts(report: Report) -> Iterable[str]:
+    for shots in report.shots:
+        for name in report.objects:
+            verdicts = [r.verdicts for r in report.results_of(name, shots) if r.verdicts is not None]
+            if verdicts:
+                yield from in_words(name, shots, verdicts)
 
 
 def _table_rows(report: Report, summary: Summary) -> Iterable[tuple[str, list[str]]]:

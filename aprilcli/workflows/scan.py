@@ -15,14 +15,12 @@ from typing import Any
 import torch
 
 from aprilcli.core import resizing
-from aprilcli.core.bank_path import bank_path
 from aprilcli.core.decision import DecisionRule
 from aprilcli.core.detector import Detector
 from aprilcli.core.encoder import describe_encoder
 from aprilcli.core.regions import find_regions
 from aprilcli.errors import InputError, OptionError
 from aprilcli.io import records, regions_csv, scores_csv
-from aprilcli.io.files import sha256_of_file
 from aprilcli.io.walk import FoundImage, base_of, find_images
 from aprilcli.options import MapSize, ScanOptions, describe
 from aprilcli.types import Detection, Region
@@ -30,7 +28,7 @@ from aprilcli.workflows import scan_output as output
 from aprilcli.workflows import scan_resume as resume
 from aprilcli.workflows.console import Console
 from aprilcli.workflows.interrupt import interruptible
-from aprilcli.workflows.loading import load_detector, load_part, range_of
+from aprilcli.workflows.loading import describe_bank, load_detector, load_part, note_old_bank, range_of
 from aprilcli.workflows.pipeline import PreparedImage, Reader, images_ahead, map_ahead, worker_threads
 from aprilcli.workflows.scan_output import RUN
 from aprilcli.workflows.scan_resume import JournaledRow
@@ -67,10 +65,8 @@ def run_scan(options: ScanOptions, total: int, console: Console) -> ScanSummary:
             f"--threshold {options.threshold:g} replaces the part's threshold of "
             f"{calibration.threshold(rate).value:.4f} for a false-alarm rate of {rate:g}"
         )
-    if bank is not None and bank.appearances is None:
-        console.note(
-            f"part {options.part}: enrolled by an earlier version, so images of other parts are not recognized"
-        )
+    if bank is not None:
+        note_old_bank(bank, console)
     for note in rule.notes:
         console.note(note)
     if options.coco and rule.pixel_threshold is None:
@@ -137,7 +133,6 @@ def _prepare_output(
 
 
 def _describe_run(options: ScanOptions, detector: Detector, rule: DecisionRule, started: str) -> dict[str, Any]:
-    bank = None if options.part is None else bank_path(options.part, options.banks)
     return {
         "versions": records.versions(detector.encoder.engine, detector.encoder.precision),
         "options": {name: value for name, value in describe(options).items() if name not in EXECUTION_OPTIONS},
@@ -149,7 +144,7 @@ def _describe_run(options: ScanOptions, detector: Detector, rule: DecisionRule, 
         "omp_num_threads": torch.get_num_threads(),
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "projector": detector.projector.identity if detector.projector is not None else None,
-        "bank": None if bank is None else {"path": str(bank), "sha256": sha256_of_file(bank)},
+        "bank": None if options.part is None else describe_bank(options.part, options.banks),
         **rule.describe(),
         "started": started,
     }
