@@ -15,25 +15,22 @@ from pathlib import Path
 import torch
 
 from aprilcli.core.backbone import Backbone
-from aprilcli.core.calibration import check_rate
 from aprilcli.core.detector import Detector
 from aprilcli.core.encoder import describe_encoder
 from aprilcli.core.projector import Projector, load_projector
 from aprilcli.core.prompts import encode_prompts
 from aprilcli.defaults import PAPER, SHOTS
-from aprilcli.errors import InputError, OptionError
+from aprilcli.errors import InputError
 from aprilcli.io import paper_tables, records
 from aprilcli.io.atomic import claimed
 from aprilcli.io.data_fingerprint import data_fingerprint
-from aprilcli.io.datasets import LabeledDataset, read_dataset
-from aprilcli.io.label_names import same_form
-from aprilcli.options import EvalFusion, EvalOptions, describe
+from aprilcli.io.datasets import LabeledDataset
+from aprilcli.options import EvalOptions, describe
 from aprilcli.workflows import eval_leakage, eval_output, eval_report, eval_table
 from aprilcli.workflows.console import Console
 from aprilcli.workflows.dataset_notes import print_dataset_notes
 from aprilcli.workflows.eval_encoding import ObjectEncoder
 from aprilcli.workflows.eval_measures import measure_object
-from aprilcli.workflows.eval_plots import require_matplotlib
 from aprilcli.workflows.eval_references import Setting, fusion_of
 from aprilcli.workflows.eval_results import Report, Result, count_defects
 from aprilcli.workflows.loading import load_model
@@ -53,15 +50,15 @@ class EvalSummary:
     seconds: float = 0.0
 
 
-def run_eval(options: EvalOptions, console: Console) -> EvalSummary:
-    """Measure every object under every setting. Raises the package's errors; unreadable images get their rows.
+def run_eval(options: EvalOptions, dataset: LabeledDataset, console: Console) -> EvalSummary:
+    """Measure every object of ``eval_checks.check`` under every setting.
+
+    Raises the package's errors; unreadable images get their rows.
 
     Memory, besides the model: of one object, see ``ObjectEncoder.encode``, and the ``PixelScores`` of
     ``options.workers`` settings at a time (4 to 8 bytes per map pixel, three times that while they are sorted).
     """
     started, began = records.timestamp(), time.monotonic()
-    _check_options(options)
-    dataset = _choose_objects(read_dataset(options.dataset, options.layout, follow=options.follow), options.objects)
     settings = _settings(options, dataset, console)
     _print_dataset(dataset, console)
     busy = f"{options.out}: another eval is writing here; wait for it, or choose another --out"
@@ -141,31 +138,6 @@ def _evaluate(
     }
     records.write_json(options.out / eval_output.RECORD, record)
     return EvalSummary(eval_table.draw_table(report), tuple(results), len(unreadable))
-
-
-def _check_options(options: EvalOptions) -> None:
-    if options.shots is not None and (not options.shots or min(options.shots) < 0):
-        raise OptionError("--shots: give numbers of references from 0, such as 0,1,2,4")
-    if options.calibrate and options.fusion == EvalFusion.authors:
-        raise OptionError("--calibrate: scores with --fusion authors depend on all test images; use --fusion sum")
-    check_rate(options.false_alarm_rate)
-    if options.plots:
-        require_matplotlib()
-
-
-def _choose_objects(dataset: LabeledDataset, names: tuple[str, ...] | None) -> LabeledDataset:
-    """Keep the objects with the given names or categories."""
-    if names is not None:
-        names = tuple(map(same_form, names))
-        known = {same_form(name) for item in dataset.objects for name in (item.name, item.category)}
-        if unknown := [name for name in names if name not in known]:
-            present = ", ".join(item.name for item in dataset.objects)
-            raise OptionError(f"--objects {','.join(unknown)}: not in {dataset.root}; its objects are {present}")
-        chosen = tuple(item for item in dataset.objects if {same_form(item.name), item.category} & set(names))
-        dataset = replace(dataset, objects=chosen)
-    if not any(item.test for item in dataset.objects):
-        raise InputError(f"{dataset.root}: no test images in layout {dataset.layout}; check the path")
-    return dataset
 
 
 def _settings(options: EvalOptions, dataset: LabeledDataset, console: Console) -> tuple[Setting, ...]:

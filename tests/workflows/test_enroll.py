@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import filelock
@@ -33,7 +34,7 @@ from PIL import Image
 from aprilcli.core.bank_file import SCHEMA, load_bank
 from aprilcli.core.calibration import Calibration
 from aprilcli.io.artifacts import read_artifact, write_artifact
-from aprilcli.workflows import enroll
+from aprilcli.workflows import enroll, enroll_checks
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 
@@ -372,16 +373,18 @@ def test_an_image_deleted_between_listing_and_reading_stops_enrolling(
     run("enroll", good, "--part", "p", "--banks", banks, *model)
     before = (banks / "p.safetensors").read_bytes()
     draw_images(good, 2, 10)
-    real = {name: getattr(enroll, name) for name in ("find_images", "map_ahead")}
-    for name, lost in (("find_images", "010.png"), ("map_ahead", "011.png")):  # before it is hashed, and after
+    # Before it is hashed, and after.
+    for module, name, lost in ((enroll_checks, "find_images", "010.png"), (enroll, "map_ahead", "011.png")):
+        real = getattr(module, name)
 
-        def lose(*arguments: object, name: str = name, lost: str = lost, **options: object) -> object:
-            found = list(real[name](*arguments, **options)) if name == "find_images" else None
+        def lose(*arguments: object, real: Callable = real, lost: str = lost, **options: object) -> object:
+            items = real(*arguments, **options)
+            items = list(items) if lost == "010.png" else items  # the walk is done; reading has not begun
             (good / lost).unlink()
-            return found if found is not None else real[name](*arguments, **options)
+            return items
 
         with monkeypatch.context() as patch:
-            patch.setattr(enroll, name, lose)
+            patch.setattr(module, name, lose)
             result = run("enroll", good, "--part", "p", "--banks", banks, "--append")
         assert result.exit_code == 1
         assert lost in error_line(result)
