@@ -62,7 +62,8 @@ def test_a_refusal_imports_no_torch(tmp_path: Path) -> None:
     for name in ("results/scores.csv", "results/metrics.csv", "banks/old.safetensors", "file", "empty/.hidden"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    write_json(tmp_path / "evaluated" / "metrics.json", {"outputs": ["metrics.json"], "finished": "then"})
+    record = {"versions": {"aprilcli": "0.1.0"}, "outputs": ["metrics.json"], "finished": "then"}
+    write_json(tmp_path / "evaluated" / "metrics.json", record)
     before = sorted(tmp_path.rglob("*"))
     commands = json.dumps([command.split() for command in REFUSED])
     command = [sys.executable, "-c", PROGRAM, commands]
