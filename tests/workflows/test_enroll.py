@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import random
-import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +14,7 @@ import filelock
 import numpy as np
 import pytest
 import torch
+from forked import ForkedProcess, limit_files
 from helpers import (
     GoldenCase,
     draw_image,
@@ -27,7 +25,6 @@ from helpers import (
     run,
     run_and_signal,
     save_image,
-    start,
 )
 from PIL import Image
 
@@ -397,12 +394,8 @@ def test_a_full_disk_leaves_the_old_bank_complete(model: list[str], banks: Path,
     before = (banks / "p.safetensors").read_bytes()
     draw_images(good, 2, 10)
 
-    def few_bytes() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before), len(before)))
-
-    command = [sys.executable, "-m", "aprilcli", "enroll", good, "--part", "p", "--banks", banks, "--append"]
-    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, preexec_fn=few_bytes, check=False)
+    command = ["enroll", good, "--part", "p", "--banks", banks, "--append"]
+    result = ForkedProcess(*command, prepare=limit_files(len(before))).result()
     assert result.returncode == 1, result.stderr
     assert result.stderr.count("\n") == 1, result.stderr
     assert "p.safetensors: cannot be written (File too large)" in result.stderr
@@ -417,10 +410,10 @@ def test_killed_at_any_moment_a_bank_is_the_old_or_the_new_one(model: list[str],
     old = path.read_bytes()
     command = ["enroll", draw_images(good, 40, 10), "--part", "p", "--banks", banks, "--append"]
 
-    def start_enrolling() -> subprocess.Popen[str]:
+    def start_enrolling() -> ForkedProcess:
         lock = banks / ".p.safetensors.lock"
         lock.unlink(missing_ok=True)
-        process = start(*command)
+        process = ForkedProcess(*command)
         assert happens(lock.exists, process)
         return process
 
