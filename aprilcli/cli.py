@@ -174,10 +174,13 @@ def enroll(options: EnrollOptions, printing: ConsoleOptions) -> None:
     calls those above the threshold anomalous.
     """
     from aprilcli.workflows.console import Console
-    from aprilcli.workflows.enroll import run_enroll, summarize
+    from aprilcli.workflows.enroll_checks import check
 
     console = Console(printing.quiet, printing.verbose)
-    console.result(summarize(run_enroll(options, console)))
+    found = check(options, console)
+    from aprilcli.workflows.enroll import run_enroll, summarize  # imports torch
+
+    console.result(summarize(run_enroll(options, found, console)))
 
 
 @_command
@@ -204,10 +207,13 @@ def train(options: TrainOptions, printing: ConsoleOptions) -> None:
     model, or for your own kind of defects.
     """
     from aprilcli.workflows.console import Console
-    from aprilcli.workflows.train import run_train, summarize
+    from aprilcli.workflows.train_checks import check
 
     console = Console(printing.quiet, printing.verbose)
-    console.result(summarize(run_train(options, console)))
+    dataset = check(options)
+    from aprilcli.workflows.train import run_train, summarize  # imports torch
+
+    console.result(summarize(run_train(options, dataset, console)))
 
 
 @_command
@@ -217,10 +223,13 @@ def eval_(options: EvalOptions, printing: ConsoleOptions) -> None:
     DATASET holds good and defective images of one or more products, and optionally masks, which mark the defects.
     """
     from aprilcli.workflows.console import Console
-    from aprilcli.workflows.evaluate import run_eval
+    from aprilcli.workflows.eval_checks import check
 
     console = Console(printing.quiet, printing.verbose)
-    summary = run_eval(options, console)
+    dataset = check(options)
+    from aprilcli.workflows.evaluate import run_eval  # imports torch
+
+    summary = run_eval(options, dataset, console)
     console.result(summary.table)
     console.note(f"done in {summary.seconds:.1f} s; results: {options.out}")
     if summary.unreadable:
