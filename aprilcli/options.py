@@ -293,6 +293,10 @@ class EnrollOptions(PartOptions):
             "Folder of further good images, for a guaranteed false-alarm rate. Without FOLDER: for an enrolled part.",
         ),
     ] = None
+    labels: Annotated[
+        Path | None,
+        _option("--labels", "Enroll only the images of FOLDER that this file (path,label) labels good."),
+    ] = None
     strict: Annotated[bool, _option("--strict", "Refuse good images that differ from the others.")] = False
     coreset: Annotated[
         float | None,
@@ -384,6 +388,10 @@ class EvalOptions(DatasetOptions):
         str | None, _option("--part", "Measure this enrolled part and its verdicts (a name or a bank file).")
     ] = None
     banks: Banks = Path("banks")
+    labels: Annotated[
+        Path | None,
+        _option("--labels", "Take the labels of the images in DATASET from this file (path,label), good or defect."),
+    ] = None
     shots: Annotated[
         tuple[int, ...] | None,
         _option(

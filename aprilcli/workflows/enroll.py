@@ -22,7 +22,9 @@ from aprilcli.core.outliers import find_outliers
 from aprilcli.defaults import FALSE_ALARM_RATE, PAPER, TINY
 from aprilcli.errors import InputError, OptionError, OutputError
 from aprilcli.io.atomic import claimed_file
+from aprilcli.io.datasets import GOOD
 from aprilcli.io.files import sha256_of_file
+from aprilcli.io.labels_csv import find_labeled, read_labels
 from aprilcli.io.published import PUBLISHED
 from aprilcli.io.walk import FoundImage, find_images, require_paths
 from aprilcli.options import EnrollOptions
@@ -77,6 +79,8 @@ def run_enroll(options: EnrollOptions, console: Console) -> EnrollSummary:
         raise OptionError("give a folder of good images, or --calibrate with a folder to calibrate an enrolled part")
     if not options.paths and options.coreset is not None:
         raise OptionError("--coreset: it keeps a share of references; give the folder of all of them")
+    if not options.paths and options.labels is not None:
+        raise OptionError("--labels: give the folder of the labeled images, too")
     with claimed_file(path, "this part is being enrolled by another process; wait for it"):
         return _enroll(options, options.paths or [], path, console)
 
@@ -94,7 +98,9 @@ def _enroll(options: EnrollOptions, paths: list[Path], path: Path, console: Cons
         raise OptionError(f"--projector {printable(options.projector)}: a bank keeps this path in UTF-8; rename it")
     kept = _kept_calibration_images(options, path, old)
     enrolled = () if old is None else old.sources
-    new, known = _find_new(paths, options, console, enrolled)
+    # A calibration image would lower the threshold if it were also a reference.
+    in_bank = [*enrolled, *(() if kept is None else kept.sources)]
+    new, known = _find_new(paths, options, console, in_bank, options.labels)
     if paths and not new:
         raise InputError(f"{listed(paths, LISTED)}: no new images; all are in {path} already")
     further = _find_further(options, console, kept, [*enrolled, *(source for _, source in new)])
@@ -164,11 +170,19 @@ def _note_left_out(console: Console, paths: Sequence[str]) -> None:
 
 
 def _find_new(
-    paths: Sequence[Path], options: EnrollOptions, console: Console, known: Iterable[Source]
+    paths: Sequence[Path],
+    options: EnrollOptions,
+    console: Console,
+    known: Iterable[Source],
+    labels: Path | None = None,
 ) -> tuple[NewImages, tuple[str, ...]]:
-    """Find the images whose content is neither known nor earlier in the list; also name the others."""
+    """Find the images whose content is neither known nor earlier in the list; also name the others.
+
+    ``labels``: a labels.csv; only the images that it labels good are taken.
+    """
     if not paths:
         return [], ()
+    label_of = None if labels is None else read_labels(labels)
     require_paths(paths)
     left_out = LeftOutFolders()
     images = list(find_images(paths, follow=options.follow, on_left_out=left_out))
@@ -177,6 +191,10 @@ def _find_new(
     _refuse_unreadable(image.error for image in images)
     if not images:
         raise InputError(f"{listed(paths, LISTED)}: {NO_IMAGES}")
+    if labels is not None and label_of is not None:
+        images = [image for image, label in find_labeled(images, label_of, labels).items() if label == GOOD]
+        if not images:
+            raise InputError(f"{labels}: no image is labeled {GOOD}; only good images are enrolled")
     sources, errors = [], []
     for image in images:
         try:
@@ -309,7 +327,8 @@ def summarize(summary: EnrollSummary) -> str:
     lines = [f"{summary.path}: {len(bank.sources)} reference images of {bank.object_name!r}, {summary.added} new"]
     if summary.known:
         lines.append(
-            f"{len(summary.known)} images were already enrolled (same content): {listed(summary.known, LISTED)}"
+            f"{len(summary.known)} images were already enrolled, as references or for the calibration (same content): "
+            f"{listed(summary.known, LISTED)}"
         )
     if scored is not None:
         lines.append(f"calibrated on {len(scored)} scores of good images ({scored.method})")

@@ -25,6 +25,7 @@ from aprilcli.io.atomic import claimed
 from aprilcli.io.data_fingerprint import data_fingerprint
 from aprilcli.io.datasets import LabeledDataset, LabeledObject, read_dataset
 from aprilcli.io.label_names import same_form
+from aprilcli.io.labels_csv import labeled_dataset
 from aprilcli.options import EvalFusion, EvalOptions, describe
 from aprilcli.types import Views
 from aprilcli.workflows import eval_leakage, eval_output, eval_report, eval_table
@@ -62,7 +63,7 @@ def run_eval(options: EvalOptions, console: Console) -> EvalSummary:
     _check_options(options)
     bank = load_part(options.part, options.banks) if options.part is not None else None
     options = replace(options, value_range=range_of(bank, options.value_range))
-    dataset = _choose_objects(read_dataset(options.dataset, options.layout, follow=options.follow), options.objects)
+    dataset = _choose_objects(_read_dataset(options), options.objects)
     settings = _settings(options, dataset, console) if bank is None else _setting_of_part(bank, dataset)
     _print_dataset(dataset, console)
     busy = f"{options.out}: another eval is writing here; wait for it, or choose another --out"
@@ -153,6 +154,8 @@ def _check_options(options: EvalOptions) -> None:
         raise OptionError("--shots: give numbers of references from 0, such as 0,1,2,4")
     if options.calibrate and options.fusion == EvalFusion.authors:
         raise OptionError("--calibrate: scores with --fusion authors depend on all test images; use --fusion sum")
+    if options.labels is not None and options.layout != EvalOptions.layout:
+        raise OptionError("--labels: the labels come from this file, not from a layout; omit --layout")
     if options.part is not None:
         _refuse_beside_part(options)
     check_rate(options.false_alarm_rate)
@@ -172,6 +175,12 @@ def _refuse_beside_part(options: EvalOptions) -> None:
     if any(given.values()):
         omitted = " and ".join(name for name, is_given in given.items() if is_given)
         raise OptionError(f"--part: the bank's own references, fusion and threshold are measured; omit {omitted}")
+
+
+def _read_dataset(options: EvalOptions) -> LabeledDataset:
+    if options.labels is not None:
+        return labeled_dataset(options.labels, options.dataset, follow=options.follow)
+    return read_dataset(options.dataset, options.layout, follow=options.follow)
 
 
 def _choose_objects(dataset: LabeledDataset, names: tuple[str, ...] | None) -> LabeledDataset:
