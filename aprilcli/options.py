@@ -369,6 +369,14 @@ class EnrollOptions(PartOptions):
             metavar="FOLDER",
         ),
     ] = None
+    labels: Annotated[
+        Path | None,
+        _option(
+            "--labels",
+            "Take only the images that this file labels good, such as labels.csv of a report.",
+            metavar="FILE",
+        ),
+    ] = None
     strict: Annotated[
         bool, _option("--strict", "Refuse images that differ from the others, as one with a defect would.")
     ] = False
@@ -487,6 +495,10 @@ class EvalOptions(DatasetOptions):
         _option("--part", "Measure this enrolled part and its verdicts (its name or its file).", metavar="NAME"),
     ] = None
     banks: Banks = Path("banks")
+    labels: Annotated[
+        Path | None,
+        _option("--labels", "Take the labels from this file, such as labels.csv of a report.", metavar="FILE"),
+    ] = None
     shots: Annotated[
         tuple[int, ...] | None,
         _option(

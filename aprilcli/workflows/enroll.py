@@ -89,7 +89,9 @@ def _enroll(options: EnrollOptions, found: GoodImages, path: Path, console: Cons
         raise OptionError(f"--projector {printable(options.projector)}: a bank keeps this path in UTF-8; rename it")
     kept = _kept_calibration_images(options, path, old)
     enrolled = () if old is None else old.sources
-    new, known = _new_images(found.references, enrolled)
+    # A calibration image would lower the threshold if it were also a reference.
+    in_bank = [*enrolled, *(() if kept is None else kept.sources)]
+    new, known = _new_images(found.references, in_bank)
     if paths and not new:
         raise InputError(f"{listed(paths, LISTED)}: no new images; all are in {path} already")
     further = _further_images(options, found, console, kept, [*enrolled, *(source for _, source in new)])
@@ -290,7 +292,8 @@ def summarize(summary: EnrollSummary) -> str:
     lines = [f"{summary.path}: {len(bank.sources)} reference images of {bank.object_name!r}, {summary.added} new"]
     if summary.known:
         lines.append(
-            f"{len(summary.known)} images were already enrolled (same content): {listed(summary.known, LISTED)}"
+            f"{len(summary.known)} images were already enrolled, as references or for the calibration (same content): "
+            f"{listed(summary.known, LISTED)}"
         )
     if scored is not None:
         lines.append(f"calibrated on {len(scored)} scores of good images ({scored.method})")

@@ -9,6 +9,8 @@ from pathlib import Path
 from aprilcli.core.bank_path import new_bank_path
 from aprilcli.errors import InputError, OptionError, OutputError
 from aprilcli.io.atomic import check_writable, output_errors
+from aprilcli.io.datasets import GOOD
+from aprilcli.io.labels_csv import find_labeled, read_labels
 from aprilcli.io.walk import FoundImage, find_images, require_paths
 from aprilcli.options import EnrollOptions
 from aprilcli.text import listed
@@ -41,7 +43,10 @@ def check(options: EnrollOptions, console: Console) -> GoodImages:
     refuse_enrolled(options, path)
     if options.append or not paths:
         find_bank(options.part, options.banks)
-    return GoodImages(_find(paths, options, console), _find(calibration, options, console))
+    references = _find(paths, options, console)
+    if options.labels is not None:
+        references = _labeled_good(references, options.labels)
+    return GoodImages(references, _find(calibration, options, console))
 
 
 def _check_options(options: EnrollOptions) -> None:
@@ -51,6 +56,8 @@ def _check_options(options: EnrollOptions) -> None:
         raise OptionError("give a folder of good images, or --calibrate with a folder to calibrate an enrolled part")
     if not options.paths and options.coreset is not None:
         raise OptionError("--coreset: it keeps a share of references; give the folder of all of them")
+    if not options.paths and options.labels is not None:
+        raise OptionError("--labels: give the folder of the labeled images, too")
 
 
 def refuse_enrolled(options: EnrollOptions, path: Path) -> None:
@@ -73,6 +80,13 @@ def _find(paths: Sequence[Path], options: EnrollOptions, console: Console) -> li
     if not images:
         raise InputError(f"{listed(paths, LISTED)}: {NO_IMAGES}")
     return images
+
+
+def _labeled_good(images: Sequence[FoundImage], table: Path) -> list[FoundImage]:
+    good = [image for image, label in find_labeled(images, read_labels(table), table).items() if label == GOOD]
+    if not good:
+        raise InputError(f"{table}: no image is labeled {GOOD}; only good images are enrolled")
+    return good
 
 
 def refuse_unreadable(errors: Iterable[str | None]) -> None:

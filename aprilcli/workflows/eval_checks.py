@@ -10,6 +10,7 @@ from aprilcli.errors import InputError, OptionError
 from aprilcli.io.atomic import check_writable
 from aprilcli.io.datasets import LabeledDataset, read_dataset
 from aprilcli.io.label_names import same_form
+from aprilcli.io.labels_csv import labeled_dataset
 from aprilcli.options import EvalFusion, EvalOptions
 from aprilcli.workflows.eval_output import planned_outputs, refuse_outputs
 from aprilcli.workflows.parts import find_bank
@@ -25,7 +26,7 @@ def check(options: EvalOptions) -> LabeledDataset:
     check_writable(options.out)
     if options.part is not None:
         find_bank(options.part, options.banks)
-    dataset = _choose_objects(read_dataset(options.dataset, options.layout, follow=options.follow), options.objects)
+    dataset = _choose_objects(_read_dataset(options), options.objects)
     refuse_outputs(options.out, options.overwrite, planned_outputs(options, dataset))  # and again once locked
     return dataset
 
@@ -35,6 +36,8 @@ def _check_options(options: EvalOptions) -> None:
         raise OptionError("--shots: give numbers of references from 0, such as 0,1,2,4")
     if options.calibrate and options.fusion == EvalFusion.authors:
         raise OptionError("--calibrate: scores with --fusion authors depend on all test images; use --fusion sum")
+    if options.labels is not None and options.layout != EvalOptions.layout:
+        raise OptionError("--labels: the labels come from this file, not from a layout; omit --layout")
     if options.part is not None:
         _refuse_beside_part(options)
     check_rate(options.false_alarm_rate)
@@ -54,6 +57,12 @@ def _refuse_beside_part(options: EvalOptions) -> None:
     if any(given.values()):
         omitted = " and ".join(name for name, is_given in given.items() if is_given)
         raise OptionError(f"--part: the bank's own references, fusion and threshold are measured; omit {omitted}")
+
+
+def _read_dataset(options: EvalOptions) -> LabeledDataset:
+    if options.labels is not None:
+        return labeled_dataset(options.labels, options.dataset, follow=options.follow)
+    return read_dataset(options.dataset, options.layout, follow=options.follow)
 
 
 def _choose_objects(dataset: LabeledDataset, names: tuple[str, ...] | None) -> LabeledDataset:
