@@ -15,7 +15,7 @@ import typer
 
 from aprilcli import __version__
 from aprilcli.errors import AprilError
-from aprilcli.options import ConsoleOptions, EnrollOptions, EvalOptions, InspectOptions, ScanOptions, TrainOptions
+from aprilcli.options import ConsoleOptions, EnrollOptions, EvalOptions, InspectOptions, ReportOptions, ScanOptions, TrainOptions
 from aprilcli.streams import make_tolerant
 from aprilcli.text import printable
 
@@ -144,6 +144,16 @@ def enroll(options: EnrollOptions, printing: ConsoleOptions) -> None:
 
     console = Console(printing.quiet, printing.verbose)
     console.result(summarize(run_enroll(options, console)))
+
+
+@_command
+def report(options: ReportOptions, printing: ConsoleOptions) -> None:
+    """Write a page (report.html) to look through the results of a scan or an evaluation."""
+    from aprilcli.workflows.console import Console
+    from aprilcli.workflows.report import run_report
+
+    console = Console(printing.quiet, printing.verbose)
+    console.result(run_report(options, console))
 
 
 @_command

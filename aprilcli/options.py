@@ -153,6 +153,9 @@ Projector = Annotated[
     _option("--projector", f"{VISA}, {MVTEC}, a safetensors file, or an authors' .pth. Default: the model's own."),
 ]
 BatchSize = Annotated[int, _option("--batch-size", "Images per encoder pass.", min=1)]
+Overlays = Annotated[bool, _option("--overlays", "Write each image with its map drawn over it (overlays/).")]
+Report = Annotated[bool, _option("--report", "Write a page to look through the results (report.html).")]
+Workers = Annotated[int, _option("--workers", "Threads that read images and write maps.", min=1)]
 Overwrite = Annotated[bool, _option("--overwrite", "Replace existing results.")]
 Rate = Annotated[
     float | None,
@@ -215,7 +218,7 @@ class ReadOptions:
     """How images are read."""
 
     batch_size: BatchSize = 1
-    workers: Annotated[int, _option("--workers", "Threads that read images and write maps.", min=1)] = 2
+    workers: Workers = 2
     value_range: Annotated[
         tuple[float, float] | None,
         _option(
@@ -271,6 +274,8 @@ class ScanOptions(PartOptions):
         partial(parse_number, "--pixel-threshold", 0.5),
     ] = None
     min_area: Annotated[int, _option("--min-area", "Smallest region, in pixels of the image.", min=1)] = 1
+    overlays: Overlays = False
+    report: Report = False
     csv_safe: Annotated[
         bool, _option("--csv-safe", "Put ' before texts in CSV files that a spreadsheet would take for formulas.")
     ] = False
@@ -411,6 +416,7 @@ class EvalOptions(DatasetOptions):
     maps: Annotated[
         bool, _option("--maps", "Write maps for MVTec's evaluators, of the most shots and the first seed.")
     ] = False
+    report: Report = False
     plots: Annotated[bool, _option("--plots", "Draw ROC and PRO curves and score histograms.")] = False
     objects: Annotated[
         tuple[str, ...] | None, _option("--objects", "Only these objects, separated by commas."), parse_names
@@ -426,6 +432,21 @@ class InspectOptions:
     """Options of `inspect`."""
 
     file: Annotated[Path, _argument("FILE", "A bank, a projector or a map of this tool.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """Options of `report`."""
+
+    out: Annotated[Path, _argument("OUT", "Output folder of a scan or an evaluation.")]
+    images: Annotated[
+        Path | None,
+        _option(
+            "--images", "Folder of the images, if they have been moved.", show_default="where they were when scanned"
+        ),
+    ] = None
+    overlays: Overlays = False
+    workers: Workers = 2
 
 
 def describe(options: ModelOptions) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from aprilcli.io.walk import FoundImage, base_of, find_images
 from aprilcli.options import MapSize, ScanOptions, describe
 from aprilcli.text import listed, printable
 from aprilcli.types import Detection, Region
+from aprilcli.workflows import report
 from aprilcli.workflows import scan_output as output
 from aprilcli.workflows import scan_resume as resume
 from aprilcli.workflows.console import Console
@@ -37,11 +38,12 @@ from aprilcli.workflows.interrupt import interruptible
 from aprilcli.workflows.loading import load_detector, load_part, range_of
 from aprilcli.workflows.pipeline import PreparedImage, Reader, images_ahead, map_ahead, worker_threads
 from aprilcli.workflows.scan_output import MAPS, RUN, SCORES
+from aprilcli.workflows.scan_results import ScanResults
 from aprilcli.workflows.scan_resume import JournaledRow
 from aprilcli.workflows.scan_tally import LISTED, Tally
 
 # Options that change how a scan runs, not what it finds.
-EXECUTION_OPTIONS = ("engine", "out", "workers", "resume", "overwrite", "fail_on_anomaly", "allow_empty")
+EXECUTION_OPTIONS = ("engine", "out", "workers", "resume", "overwrite", "fail_on_anomaly", "allow_empty", "overlays", "report")
 
 NO_VERDICTS = "no verdicts, as there is no threshold: enroll good images (aprilcli enroll), or choose a --threshold"
 
@@ -75,6 +77,11 @@ def run_scan(options: ScanOptions, total: int, console: Console) -> ScanSummary:
         raise OptionError(
             f"--pixel-threshold: {detector.encoder.spec.label} gives no maps without a projector; train or give a "
             "--projector, or use --part"
+        )
+    if options.overlays and not detector.has_maps:
+        raise OptionError(
+            f"--overlays: {detector.encoder.spec.label} gives no maps without a projector; train or give a --projector, "
+            "or use --part"
         )
     if bank is None and options.false_alarm_rate is not None:
         console.note("--false-alarm-rate has no effect without --part: there are no good images for a threshold")
@@ -120,6 +127,9 @@ def run_scan(options: ScanOptions, total: int, console: Console) -> ScanSummary:
             raise KeyboardInterrupt
         output.remove_kept(options.out)
         records.write_json(options.out / RUN, {**record, "counts": tally.counts(), "finished": records.timestamp()})
+    if options.overlays or options.report:
+        results = ScanResults.open(options.out)
+        report.write_for_scan(results, console, options.workers, overlays=options.overlays, report=options.report)
     return ScanSummary(
         tally=tally,
         kept=None if resumed is None else kept,

@@ -38,6 +38,8 @@ def _check_options(options: ScanOptions) -> None:
         raise OptionError("--fail-on-anomaly: no image can be anomalous without a threshold; use --threshold or --part")
     if options.resume and options.overwrite:
         raise OptionError("--resume continues a scan, --overwrite replaces it; choose one")
+    if options.overlays and not options.maps:
+        raise OptionError("--overlays draws the maps, which --no-maps leaves out; choose one")
     check_rate(options.false_alarm_rate)
 
 
