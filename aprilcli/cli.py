@@ -15,7 +15,15 @@ import typer
 
 from aprilcli import __version__
 from aprilcli.errors import AprilError
-from aprilcli.options import ConsoleOptions, EnrollOptions, EvalOptions, InspectOptions, ReportOptions, ScanOptions, TrainOptions
+from aprilcli.options import (
+    ConsoleOptions,
+    EnrollOptions,
+    EvalOptions,
+    InspectOptions,
+    ReportOptions,
+    ScanOptions,
+    TrainOptions,
+)
 from aprilcli.streams import make_tolerant
 from aprilcli.text import printable
 

@@ -15,6 +15,7 @@ from aprilcli.options import (
     EnrollOptions,
     EvalOptions,
     InspectOptions,
+    ReportOptions,
     ScanOptions,
     TrainOptions,
     describe,
@@ -28,6 +29,7 @@ CLASSES = {
     "enroll": EnrollOptions,
     "train": TrainOptions,
     "eval": EvalOptions,
+    "report": ReportOptions,
     "inspect": InspectOptions,
 }
 PRINTING = {"--quiet", "--verbose"}
@@ -54,7 +56,14 @@ def test_every_field_is_an_option_with_its_default_help_and_environment_variable
 
 @pytest.mark.parametrize(
     ("command", "argument"),
-    [("scan", "FOLDER"), ("enroll", "FOLDER"), ("train", "DATASET"), ("eval", "DATASET"), ("inspect", "FILE")],
+    [
+        ("scan", "FOLDER"),
+        ("enroll", "FOLDER"),
+        ("train", "DATASET"),
+        ("eval", "DATASET"),
+        ("inspect", "FILE"),
+        ("report", "OUT"),
+    ],
 )
 def test_usage_names_the_argument_in_capitals(command: str, argument: str) -> None:
     usage = run(command, "--help").stdout.strip().splitlines()[0]

@@ -31,7 +31,7 @@ ALARM = LEVELS // 2  # the level of the pixel threshold, and the lowest that reg
 OPAQUE = 0.7  # the share of the color in the most anomalous places: the image stays visible
 BAND = 512  # rows drawn at a time, which limits the memory
 LINE_SHARE = 400  # a contour is this part of the longer side wide
-LIGHTNESS, CHROMA, HUES = (0.42, 0.90), 0.165, (300.0, 460.0)  # violet, red, orange, yellow
+LIGHTNESS, CHROMA, HUES = (0.42, 0.88), 0.155, (300.0, 450.0)  # violet, red, orange, yellow: within sRGB
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ class Scale:
         levels = np.clip(steps, 0, LEVELS - 1).astype(np.uint8)
         if self.alarm is not None:  # rounding must not move the edge of a region
             in_region = values >= np.float32(self.alarm)
-            levels = np.where(in_region, np.maximum(levels, ALARM), np.minimum(levels, ALARM - 1)).astype(np.uint8)
-        return levels
+            levels = np.where(in_region, np.maximum(levels, ALARM), np.minimum(levels, ALARM - 1))
+        return np.asarray(levels, np.uint8)
 
 
 @functools.cache
@@ -89,7 +89,7 @@ def color_table() -> NDArray[np.uint8]:
     )
     linear = np.clip(to_rgb @ cone**3, 0, 1)
     srgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-    return np.rint(255 * srgb.T).astype(np.uint8)
+    return np.asarray(np.rint(255 * srgb.T), np.uint8)
 
 
 @functools.cache
@@ -179,7 +179,7 @@ def write_overlay(path: Path, image: Image.Image, map_path: Path, scale: Scale) 
 
 def remove_others(folder: Path, is_wanted: Callable[[str], bool]) -> None:
     """Delete the overlays in ``folder`` of images that are not wanted, by their relative path; no other files."""
-    for path in folder.rglob(f"*{SUFFIX}"):
+    for path in list(folder.rglob(f"*{SUFFIX}")):
         relative = path.relative_to(folder).as_posix().removesuffix(SUFFIX)
         if not is_wanted(relative) and _is_overlay(path):
             path.unlink()

@@ -5,9 +5,6 @@ Imports no torch. `scan` and `eval` call the same functions when they are done.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-
 from aprilcli.errors import InputError
 from aprilcli.io.atomic import check_writable, output_errors, remove_leftovers
 from aprilcli.io.overlays import overlay_path, remove_others, write_overlay

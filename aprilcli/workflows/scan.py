@@ -43,7 +43,17 @@ from aprilcli.workflows.scan_resume import JournaledRow
 from aprilcli.workflows.scan_tally import LISTED, Tally
 
 # Options that change how a scan runs, not what it finds.
-EXECUTION_OPTIONS = ("engine", "out", "workers", "resume", "overwrite", "fail_on_anomaly", "allow_empty", "overlays", "report")
+EXECUTION_OPTIONS = (
+    "engine",
+    "out",
+    "workers",
+    "resume",
+    "overwrite",
+    "fail_on_anomaly",
+    "allow_empty",
+    "overlays",
+    "report",
+)
 
 NO_VERDICTS = "no verdicts, as there is no threshold: enroll good images (aprilcli enroll), or choose a --threshold"
 
@@ -80,8 +90,8 @@ def run_scan(options: ScanOptions, total: int, console: Console) -> ScanSummary:
         )
     if options.overlays and not detector.has_maps:
         raise OptionError(
-            f"--overlays: {detector.encoder.spec.label} gives no maps without a projector; train or give a --projector, "
-            "or use --part"
+            f"--overlays: {detector.encoder.spec.label} gives no maps without a projector; train or give a "
+            "--projector, or use --part"
         )
     if bank is None and options.false_alarm_rate is not None:
         console.note("--false-alarm-rate has no effect without --part: there are no good images for a threshold")

@@ -216,15 +216,16 @@ def _promises(record: dict[str, Any]) -> Iterator[str]:
     else:
         yield (
             f"An image is anomalous if its score is at least {threshold['value']:.4f}. The threshold comes from the "
-            f"scores of good images of the part alone, for a false-alarm rate of {threshold['rate']:g}."
+            f"scores of good images of the part alone, for a false-alarm rate of {threshold['rate']:g}: of 100 good "
+            f"images, about {100 * threshold['rate']:g} may be called anomalous."
         )
         yield _rate_promise(threshold)
     if pixel is not None and pixel["rate"] is not None:
         approximately = "" if pixel["guaranteed"] else ", approximately"
         yield (
             f"Regions are places where the map reaches {pixel['value']:.4f}. This level comes from the same good "
-            f"images: a good image has any region with a probability of at most {pixel['rate']:g}{approximately}. Score "
-            "and map are judged separately, so a normal image may have a region, and an anomalous image none."
+            f"images: a good image has any region with a probability of at most {pixel['rate']:g}{approximately}. "
+            "Score and map are judged separately, so a normal image may have a region, and an anomalous image none."
         )
     elif pixel is not None:
         yield f"Regions are places where the map reaches {pixel['value']:.4f}, a level chosen by hand."
@@ -238,13 +239,14 @@ def _promises(record: dict[str, Any]) -> Iterator[str]:
 def _rate_promise(threshold: dict[str, Any]) -> str:
     if threshold["guaranteed"]:
         return (
-            "This rate is guaranteed on average: if the good parts in this scan resemble the calibration images, at "
-            f"most {threshold['rate']:g} of them are called anomalous, averaged over calibrations. Nothing is promised "
-            "about the share of defects that is found."
+            "The rate is guaranteed on average: a good image is called anomalous with a probability of at most "
+            f"{threshold['rate']:g}, if the good images of this scan resemble those of the calibration; averaged over "
+            "calibrations, as that of a single one scatters around it. Nothing is promised about the share of defects "
+            "that is found."
         )
     return (
-        f"This rate is not guaranteed ({threshold['note']}). Nothing is promised about the share of defects that is "
-        "found."
+        "The rate is not guaranteed, for the reason given in the warning above. Nothing is promised about the share of "
+        "defects that is found."
     )
 
 

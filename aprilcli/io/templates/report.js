@@ -103,7 +103,7 @@ function showLabels(index) {
     "This browser keeps no labels of this page: save them before you close it.";
   const row = document.querySelector(`#table tr[data-index="${index}"]`);
   if (row) fillLabel(row.querySelector(".label"), index);
-  if (index === current) {
+  if (index >= 0 && index === current) {
     for (const button of document.querySelectorAll("[data-label]")) {
       button.setAttribute("aria-pressed", String(labels.get(rows[index].path) === button.dataset.label));
     }
@@ -158,7 +158,8 @@ const COLUMNS = [
   { name: "p_value", title: "p-value", number: true, ifAny: true, first: "ascending",
     hint: "How often good images score at least this high: small means unlike them",
     cell: (row) => [probability(row.p_value)] },
-  { name: "kind", title: "Verdict", first: "ascending", cell: (row) => [badge(row)] },
+  { name: "kind", title: "Verdict", first: "ascending", hidden: rows.every((row) => row.kind === "scored"),
+    cell: (row) => [badge(row)] },
   { name: "cause", title: "Cause", ifAny: true, hint: "What raised the score above good images: the text score, or the map",
     cell: (row) => [row.cause || ""] },
   { name: "map_max", title: "Map peak", number: true, ifAny: true,
@@ -168,7 +169,7 @@ const COLUMNS = [
     cell: (row) => [row.regions === null ? "" : String(row.regions)] },
   { name: "label", title: "Label", hint: "Your own labels",
     key: (row) => labels.get(row.path) || null, cell: () => [] },
-].filter((column) => !column.ifAny || rows.some((row) => row[column.name] !== null));
+].filter((column) => !column.hidden && (!column.ifAny || rows.some((row) => row[column.name] !== null)));
 const RANKS = { unrecognised: 0, anomalous: 1, normal: 2, scored: 3, unreadable: 4 };
 const table = byId("table");
 const body = table && table.tBodies[0];
@@ -422,7 +423,9 @@ function svg(tag, attributes, text) {
 function drawMarks(row, hasImage) {
   marks.replaceChildren();
   marks.setAttribute("viewBox", `0 0 ${place.width} ${place.height}`);
-  for (const [i, [x, y, width, height]] of (hasImage ? row.boxes : []).entries()) {
+  const room = Math.max(place.width, place.height) / 150; // between a region and its box
+  for (const [i, box] of (hasImage ? row.boxes : []).entries()) {
+    const [x, y, width, height] = [box[0] - room, box[1] - room, box[2] + 2 * room, box[3] + 2 * room];
     for (const className of ["edge", ""]) marks.append(svg("rect", { x, y, width, height, class: className }));
     marks.append(svg("text", { x, y }, String(i + 1)));
   }
