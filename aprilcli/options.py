@@ -438,7 +438,7 @@ class InspectOptions:
 class ReportOptions:
     """Options of `report`."""
 
-    out: Annotated[Path, _argument("OUT", "Output folder of a scan or an evaluation.")]
+    results: Annotated[Path, _argument("OUT", "Output folder of a scan or an evaluation.")]
     images: Annotated[
         Path | None,
         _option(

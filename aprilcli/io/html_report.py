@@ -20,7 +20,6 @@ from typing import Any
 import jinja2
 import numpy as np
 from markupsafe import Markup
-from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from aprilcli import __version__
@@ -62,16 +61,20 @@ def image_uri(image: Image.Image) -> str:
 
 @dataclass(frozen=True)
 class Preview:
-    """The small image of row ``number``: data URIs of the image and of the layer over it, or why there is none."""
+    """The small image of row ``number``: data URIs of the image and of the layer over it, or why there is none.
+
+    ``size_wh``: of the image itself.
+    """
 
     number: int
+    size_wh: tuple[int, int] = (1, 1)
     image: str | None = None
     layer: str | None = None
     note: str | None = None
 
     def block(self) -> str:
         """Return it as JSON that may stand in a script element."""
-        return json_block({"image": self.image, "layer": self.layer, "note": self.note})
+        return json_block({"size": self.size_wh, "image": self.image, "layer": self.layer, "note": self.note})
 
 
 # The page
@@ -221,27 +224,3 @@ def ramp(scale: Scale) -> dict[str, Any]:
     ]
     axis = Axis.over(scale.low, scale.high)
     return {"steps": steps, "axis": axis, "alarm": None if scale.alarm is None else axis(scale.alarm)}
-
-
-def roc_curve(labels: ArrayLike, scores: ArrayLike) -> NDArray[np.float64]:
-    """Return the points [n, 2] of the ROC curve: false and true positive rate at each threshold, highest first.
-
-    ``labels``: 0 or 1, both must occur; ``scores``: the same number.
-    """
-    tp, fp = _counts(labels, scores)
-    return np.stack([np.append(0, fp / fp[-1]), np.append(0, tp / tp[-1])], axis=1)
-
-
-def precision_recall_curve(labels: ArrayLike, scores: ArrayLike) -> NDArray[np.float64]:
-    """Return the points [n, 2] of recall and precision at each threshold, highest first; arguments as `roc_curve`."""
-    tp, fp = _counts(labels, scores)
-    return np.stack([tp / tp[-1], tp / (tp + fp)], axis=1)
-
-
-def _counts(labels: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return how many anomalous and good images have at least each distinct score, highest first."""
-    order = np.argsort(-np.asarray(scores, np.float64), kind="stable")
-    sorted_scores, anomalous = np.asarray(scores, np.float64)[order], np.asarray(labels)[order] == 1
-    ends = np.append(np.flatnonzero(np.diff(sorted_scores)), len(order) - 1)  # tied scores are one step
-    tp = np.cumsum(anomalous)[ends]
-    return tp, ends + 1 - tp

@@ -29,6 +29,7 @@ COMMENT = b"aprilcli overlay"  # in each file, so that no other is taken for one
 LEVELS = 256
 ALARM = LEVELS // 2  # the level of the pixel threshold, and the lowest that regions have
 OPAQUE = 0.7  # the share of the color in the most anomalous places: the image stays visible
+MASK_COLOR = (30, 160, 255, 110)
 BAND = 512  # rows drawn at a time, which limits the memory
 LINE_SHARE = 400  # a contour is this part of the longer side wide
 LIGHTNESS, CHROMA, HUES = (0.42, 0.88), 0.155, (300.0, 450.0)  # violet, red, orange, yellow: within sRGB
@@ -129,13 +130,26 @@ def draw_layer(levels: Image.Image, scale: Scale, line: int) -> Image.Image:
     layer[..., :3] = color_table()[values]
     layer[..., 3] = alpha_table()[values]
     if scale.alarm is not None:
-        inside = (values >= ALARM).astype(np.uint8)
-        if inside.any():
-            # A white line with a dark edge can be seen on any image.
-            edge = max(1, line // 2)
-            for width, color in ((line + edge, (0, 0, 0, 140)), (line, (255, 255, 255, 255))):
-                layer[(_dilated(inside, width) > inside)] = color
+        _draw_contours(layer, values >= ALARM, line)
     return Image.fromarray(layer)
+
+
+def draw_mask(mask: NDArray[np.bool_], line: int) -> Image.Image:
+    """Return a mask [H, W] as a layer to lay over the image, RGBA, with contours ``line`` pixels wide."""
+    layer = np.zeros((*mask.shape, 4), np.uint8)
+    layer[mask] = MASK_COLOR
+    _draw_contours(layer, mask, line)
+    return Image.fromarray(layer)
+
+
+def _draw_contours(layer: NDArray[np.uint8], inside: NDArray[np.bool_], line: int) -> None:
+    """Draw around the pixels inside: a white line with a dark edge, which can be seen on any image."""
+    if not inside.any():
+        return
+    shape = inside.astype(np.uint8)
+    edge = max(1, line // 2)
+    for width, color in ((line + edge, (0, 0, 0, 140)), (line, (255, 255, 255, 255))):
+        layer[_dilated(shape, width) > shape] = color
 
 
 def _dilated(inside: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:

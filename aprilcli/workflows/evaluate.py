@@ -33,11 +33,13 @@ from aprilcli.workflows.console import Console
 from aprilcli.workflows.dataset_notes import print_dataset_notes
 from aprilcli.workflows.eval_encoding import ObjectEncoder
 from aprilcli.workflows.eval_measures import measure_object
+from aprilcli.workflows.eval_page import EvalResults
 from aprilcli.workflows.eval_plots import require_matplotlib
 from aprilcli.workflows.eval_references import Setting, fusion_of
 from aprilcli.workflows.eval_results import Report, Result, count_defects
 from aprilcli.workflows.loading import load_model
 from aprilcli.workflows.pipeline import worker_threads
+from aprilcli.workflows.report import write_for_eval
 
 LISTED_PROBLEMS = 20
 LISTED_ALIKE = 5  # problems with the same message, so that they do not hide others
@@ -140,6 +142,8 @@ def _evaluate(
         "finished": records.timestamp(),
     }
     records.write_json(options.out / eval_output.RECORD, record)
+    if options.report:
+        write_for_eval(EvalResults.open(options.out), console, options.workers)
     return EvalSummary(eval_table.draw_table(report), tuple(results), len(unreadable))
 
 

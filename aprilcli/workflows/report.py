@@ -5,16 +5,18 @@ Imports no torch. `scan` and `eval` call the same functions when they are done.
 
 from __future__ import annotations
 
-from aprilcli.errors import InputError
+from aprilcli.errors import InputError, OptionError, OutputError
 from aprilcli.io.atomic import check_writable, output_errors, remove_leftovers
+from aprilcli.io.atomic import claimed as claimed_lock
 from aprilcli.io.overlays import overlay_path, remove_others, write_overlay
+from aprilcli.io.records import write_json
 from aprilcli.io.scores_csv import ScoreRow
 from aprilcli.options import ReportOptions
 from aprilcli.text import listed
-from aprilcli.workflows import scan_page
+from aprilcli.workflows import eval_page, scan_page
 from aprilcli.workflows.console import Console
 from aprilcli.workflows.pipeline import map_ahead, worker_threads
-from aprilcli.workflows.scan_output import OVERLAYS, REPORT, RUN, claimed
+from aprilcli.workflows.scan_output import LOCK, OVERLAYS, REPORT, RUN, claimed
 from aprilcli.workflows.scan_results import ScanResults
 
 LISTED = 5  # images without an overlay in a note; the others are counted
@@ -22,13 +24,37 @@ LISTED = 5  # images without an overlay in a note; the others are counted
 
 def run_report(options: ReportOptions, console: Console) -> str:
     """Write the report of the results in ``options.out``; return a line on it. Raises InputError, OutputError."""
-    out = options.out
+    out = options.results
     if options.images is not None and not options.images.is_dir():
-        raise InputError(f"{options.images}: no such folder; give the folder of the scanned images")
+        raise InputError(f"{options.images}: no such folder; give the folder of the images")
+    if (out / eval_page.RECORD).exists() and not (out / RUN).exists():
+        return _report_on_eval(options, console)
     results = ScanResults.open(out, options.images)
     check_writable(out)
     write_for_scan(results, console, options.workers, overlays=options.overlays, report=True)
     return f"report: {out / REPORT}"
+
+
+def _report_on_eval(options: ReportOptions, console: Console) -> str:
+    out = options.results
+    if options.overlays:
+        raise OptionError("--overlays: an evaluation has none; use the output folder of a scan")
+    results = eval_page.EvalResults.open(out, options.images)
+    check_writable(out)
+    with claimed_lock(out / LOCK, f"{out}: an eval is writing here; wait for it"):
+        outputs = results.record.get("outputs", [])
+        if (out / REPORT).exists() and REPORT not in outputs:
+            raise OutputError(f"{out / REPORT}: no evaluation wrote it; move it")
+        if REPORT not in outputs:  # so that --overwrite may replace it
+            write_json(out / eval_page.RECORD, {**results.record, "outputs": [*outputs, REPORT]})
+        write_for_eval(results, console, options.workers)
+    return f"report: {out / REPORT}"
+
+
+def write_for_eval(results: eval_page.EvalResults, console: Console, workers: int) -> None:
+    """Write the report of an evaluation, which must be locked. Raises InputError, OutputError."""
+    with worker_threads(workers) as pool, console.progress(0, "writing the report"):
+        eval_page.write(results, results.out / REPORT, pool, 2 * workers)
 
 
 def write_for_scan(results: ScanResults, console: Console, workers: int, *, overlays: bool, report: bool) -> None:

@@ -99,12 +99,12 @@ def _preview(results: ScanResults, number: int, row: ScoreRow, scale: Scale | No
     size = html.preview_size(image.size, side)
     small = html.image_uri(image.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0))
     if scale is None or row.map_max is None:
-        return html.Preview(number, small)
+        return html.Preview(number, image.size, small)
     try:
         levels = read_levels(results.map_path(row), size, scale)
     except InputError as error:
-        return html.Preview(number, small, note=str(error))
-    return html.Preview(number, small, html.image_uri(draw_layer(levels, scale, line_width(size))))
+        return html.Preview(number, image.size, small, note=str(error))
+    return html.Preview(number, image.size, small, html.image_uri(draw_layer(levels, scale, line_width(size))))
 
 
 def _content(results: ScanResults, rows: Rows, in_table: Rows, scale: Scale | None) -> dict[str, Any]:

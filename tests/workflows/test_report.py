@@ -7,13 +7,12 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
 from helpers import GoldenCase, draw_image, draw_images, error_line, run, run_scan
 from PIL import Image
+from report_page import ReportPage, report
 from scan_folders import THRESHOLD, scored_row, write_results
 
 from aprilcli.io import html_report
@@ -28,47 +27,6 @@ UNREADABLE = ScoreRow("broken.png", "error", error="broken.png: cannot be read")
 def out(tmp_path: Path) -> Path:
     rows = [scored_row(path, score) for path, score in SCORES.items()]
     return write_results(tmp_path / "out", tmp_path / "images", rows)
-
-
-class Page(HTMLParser):
-    """Collects what a test looks for: text, tags with attributes, and the content of JSON blocks by id."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.content = path.read_text(encoding="ascii")
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.blocks: dict[str, Any] = {}
-        self.text = ""
-        self._block: str | None = None
-        self._is_hidden = False
-        self.feed(self.content)
-        self.text = " ".join(self.text.split())
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        attributes = dict(attrs)
-        self.tags.append((tag, attributes))
-        self._is_hidden = tag in ("script", "style")
-        self._block = attributes.get("id") if attributes.get("type") == "application/json" else None
-
-    def handle_endtag(self, tag: str) -> None:
-        self._is_hidden, self._block = False, None
-
-    def handle_data(self, data: str) -> None:
-        if self._block is not None:
-            self.blocks[self._block] = json.loads(data)
-        elif not self._is_hidden:
-            self.text += data
-
-    @property
-    def rows(self) -> list[dict[str, Any]]:
-        data = self.blocks["data"]
-        return [dict(zip(data["columns"], row, strict=True)) for row in data["rows"]]
-
-
-def report(out: Path, *arguments: object) -> Page:
-    result = run("report", out, *arguments)
-    assert result.exit_code == 0, result.output
-    return Page(out / "report.html")
 
 
 def test_the_page_has_the_rows_with_the_most_anomalous_first_and_a_preview_of_each(out: Path) -> None:
@@ -170,7 +128,7 @@ def test_previews_stop_at_the_limit_of_the_page(out: Path, monkeypatch: pytest.M
     monkeypatch.setattr(html_report, "PAGE_BYTES", len(json.dumps(whole.blocks["p0"])) + 100)
     result = run("report", out)
     assert "2 images have no preview" in result.stderr
-    page = Page(out / "report.html")
+    page = ReportPage(out / "report.html")
     assert set(page.blocks) == {"data", "p0"}
     assert len(page.rows) == 3
 
@@ -215,7 +173,7 @@ def test_a_scan_writes_both_and_overwrite_replaces_them(golden_vit: GoldenCase, 
     arguments = [images, *golden_vit.options, "--out", tmp_path / "out", "--overlays", "--report"]
     result = run_scan(*arguments, "--threshold", "0.5")
     assert result.exit_code == 0, result.output
-    assert len(Page(tmp_path / "out" / "report.html").rows) == 2
+    assert len(ReportPage(tmp_path / "out" / "report.html").rows) == 2
     assert len(list((tmp_path / "out" / "overlays").iterdir())) == 2
     (images / "000.png").unlink()
     assert run_scan(*arguments, "--overwrite").exit_code == 0

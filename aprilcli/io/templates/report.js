@@ -32,7 +32,7 @@ function preview(index) {
   const block = byId("p" + index);
   if (block) return JSON.parse(block.textContent);
   const isLoading = document.readyState === "loading";
-  return { image: null, layer: null, note: isLoading ? "The page is still loading." : data.no_preview };
+  return { size: [1, 1], image: null, layer: null, note: isLoading ? "The page is still loading." : data.no_preview };
 }
 
 function fillTile(tile) {
@@ -365,7 +365,7 @@ function openViewer(index, closed) {
 function show(index) {
   current = index;
   const row = rows[index];
-  const { image, layer, note } = preview(index);
+  const { size, image, layer, note } = preview(index);
   byId("viewer-title").textContent = shown(row.path);
   byId("viewer-title").title = shown(row.path);
   const position = view.indexOf(index);
@@ -380,7 +380,7 @@ function show(index) {
   byId("image").alt = image ? shown(row.path) : "";
   byId("opacity").disabled = !layer;
   byId("viewer-note").textContent = note || "";
-  [place.width, place.height] = [row.width || 1, row.height || 1];
+  [place.width, place.height] = size;
   const facts = byId("facts");
   facts.replaceChildren();
   for (const [name, value] of factsOf(row)) {
@@ -424,7 +424,7 @@ function drawMarks(row, hasImage) {
   marks.replaceChildren();
   marks.setAttribute("viewBox", `0 0 ${place.width} ${place.height}`);
   const room = Math.max(place.width, place.height) / 150; // between a region and its box
-  for (const [i, box] of (hasImage ? row.boxes : []).entries()) {
+  for (const [i, box] of (hasImage && row.boxes ? row.boxes : []).entries()) {
     const [x, y, width, height] = [box[0] - room, box[1] - room, box[2] + 2 * room, box[3] + 2 * room];
     for (const className of ["edge", ""]) marks.append(svg("rect", { x, y, width, height, class: className }));
     marks.append(svg("text", { x, y }, String(i + 1)));
