@@ -126,6 +126,8 @@ def _by_object(results: EvalResults) -> Iterator[tuple[dict[str, Any], list[Scor
 def _read_labeled(results: EvalResults) -> tuple[dict[str, LabeledImage], list[str]]:
     """Return the test images by their path in scores.csv, and warnings."""
     options = results.record["options"]
+    if options.get("labels") is not None:  # they come without masks
+        return {}, []
     if not results.images.is_dir():
         advice = "name its folder with --images"
         return {}, [f"The data set is not in {printable(results.images)} any more, so no image is shown: {advice}."]
