@@ -12,6 +12,7 @@ from dataclasses import MISSING, fields
 from typing import Annotated, Any, get_type_hints
 
 import typer
+from typer.core import TyperCommand
 
 from aprilcli import __version__
 from aprilcli.errors import AprilError
@@ -46,6 +47,25 @@ app = typer.Typer(
 )
 
 
+class _GroupedCommand(TyperCommand):
+    """A command whose help lists its everyday options first, then each ``rich_help_panel`` below its title."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write a section of plain text for each group."""
+        groups: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
+        for parameter in self.get_params(ctx):
+            kind = "Arguments" if parameter.param_type_name == "argument" else "Options"
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                if kind == "Arguments":
+                    record = (str(parameter.metavar), record[1])  # without the type, which is Python's
+                groups.setdefault(getattr(parameter, "rich_help_panel", None) or kind, []).append(record)
+        for title, records in groups.items():
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
+
+
 def _command(function: Callable[..., None]) -> Callable[..., None]:
     """Register a command; each of the function's parameters is a dataclass of options.
 
@@ -74,7 +94,7 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
 
     parameters = [parameter for options_class in classes.values() for parameter in _parameters(options_class)]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what typer reads
-    return app.command(function.__name__.rstrip("_"), help=function.__doc__)(run)
+    return app.command(function.__name__.rstrip("_"), cls=_GroupedCommand, help=function.__doc__)(run)
 
 
 def _print_error(text: str) -> None:
@@ -123,15 +143,31 @@ def _main(
 
 @_command
 def scan(options: ScanOptions, printing: ConsoleOptions) -> None:
-    """Score every image in FOLDER: how anomalous it is, and where."""
+    """Score every image in FOLDER: how anomalous it is, and where.
+
+    The higher the score, the more likely the image shows a defect. A map of each image shows where. No preparation is
+    needed; to compare with good images of your product, and to get verdicts, enroll them first.
+    """
     from aprilcli.workflows.console import Console
     from aprilcli.workflows.scan_checks import check
 
     console = Console(printing.quiet, printing.verbose)
     total = check(options, console)
-    from aprilcli.workflows.scan import run_scan, summarize  # imports torch
+    from aprilcli.workflows.scan import run_scan  # imports torch
+    from aprilcli.workflows.scan_summary import summarize
 
     summary = run_scan(options, total, console)
+    if options.coco:
+        from aprilcli.workflows.coco import write_coco
+        from aprilcli.workflows.scan_results import ScanResults
+
+        write_coco(ScanResults.open(options.out))
+    if options.overlays or options.report:
+        from aprilcli.workflows.report import write_for_scan
+        from aprilcli.workflows.scan_results import ScanResults
+
+        results = ScanResults.open(options.out)
+        write_for_scan(results, console, options.workers, overlays=options.overlays, report=options.report)
     console.result(summarize(summary))
     tally = summary.tally
     is_anomalous = options.fail_on_anomaly and tally.anomalous + tally.unrecognised > 0
@@ -146,7 +182,11 @@ def _exit_code(unreadable: bool, anomalous: bool) -> int:
 
 @_command
 def enroll(options: EnrollOptions, printing: ConsoleOptions) -> None:
-    """Make a bank of a part from good images, and a threshold from their scores."""
+    """Remember good images of a part (a product), and derive a threshold from them.
+
+    What is remembered of them is written to one file, the part's bank. `scan --part` then compares images with it, and
+    calls those above the threshold anomalous.
+    """
     from aprilcli.workflows.console import Console
     from aprilcli.workflows.enroll import run_enroll, summarize
 
@@ -166,16 +206,27 @@ def report(options: ReportOptions, printing: ConsoleOptions) -> None:
 
 @_command
 def inspect_(options: InspectOptions) -> None:
-    """Show what a bank, projector or map file contains, and how it was made."""
-    from aprilcli.workflows.console import Console
-    from aprilcli.workflows.inspect import describe
+    """Show what a bank, projector or map file contains, and how it was made.
 
-    Console().result(describe(options.file))
+    A bank holds what `enroll` remembers of a part, a projector what `train` has learned, and a map where `scan` found
+    an image anomalous.
+    """
+    from aprilcli.workflows.console import Console
+    from aprilcli.workflows.inspect import run_inspect
+
+    console = Console()
+    console.result(run_inspect(options))
+    if options.sheet is not None:
+        console.note(f"contact sheet: {options.sheet}")
 
 
 @_command
 def train(options: TrainOptions, printing: ConsoleOptions) -> None:
-    """Train a projector on images with known anomalies; the model itself stays frozen."""
+    """Train a projector on images with known defects; the model itself stays as it is.
+
+    The projector is what tells a model how defects look; the models tiny and paper have one. Train one for another
+    model, or for your own kind of defects.
+    """
     from aprilcli.workflows.console import Console
     from aprilcli.workflows.train import run_train, summarize
 
@@ -185,7 +236,10 @@ def train(options: TrainOptions, printing: ConsoleOptions) -> None:
 
 @_command
 def eval_(options: EvalOptions, printing: ConsoleOptions) -> None:
-    """Measure a model on a labeled folder with the paper's metrics."""
+    """Measure how well defects are found, on images known to be good or defective.
+
+    DATASET holds good and defective images of one or more products, and optionally masks, which mark the defects.
+    """
     from aprilcli.workflows.console import Console
     from aprilcli.workflows.evaluate import run_eval
 

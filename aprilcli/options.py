@@ -27,6 +27,8 @@ from aprilcli.defaults import (
 )
 from aprilcli.errors import OptionError
 
+EXPERT = "Expert options"  # their title in the help
+
 
 class Device(StrEnum):
     """Where the model runs; auto prefers a GPU."""
@@ -76,9 +78,10 @@ class MapSize(StrEnum):
     model = "model"
 
 
-def _option(name: str, text: str, **settings: Any) -> Any:
-    """Declare an option that the environment can also set, as APRILCLI_<OPTION>."""
+def _option(name: str, text: str, *, expert: bool = False, **settings: Any) -> Any:
+    """Declare an option that the environment can also set, as APRILCLI_<OPTION>; ``expert``: below ``EXPERT``."""
     variable = "APRILCLI_" + name.lstrip("-").split("/")[0].replace("-", "_").upper()
+    settings["rich_help_panel"] = EXPERT if expert else None
     # Unreadable folders are reported by the workflows, in one line.
     return typer.Option(name, help=text, envvar=variable, show_envvar=False, readable=False, **settings)
 
@@ -145,23 +148,33 @@ def _meant(text: str, example: float) -> float:
 
 
 # Fields that several commands declare, with other defaults or beside other fields.
-_MODELS = f"{TINY}, {PAPER}, an open_clip NAME[:TAG], or a model folder."
-BankModel = Annotated[str | None, _option("--model", _MODELS, show_default=f"{TINY}, or the bank's")]
-FixedModel = Annotated[str, _option("--model", _MODELS)]
+_MODELS = f"The neural network: {TINY} (included), {PAPER} (more accurate), an open_clip NAME[:TAG], or a folder."
+BankModel = Annotated[str | None, _option("--model", _MODELS, metavar="NAME", show_default=f"{TINY}, or the part's")]
+FixedModel = Annotated[str, _option("--model", _MODELS, metavar="NAME")]
 Projector = Annotated[
     str | None,
-    _option("--projector", f"{VISA}, {MVTEC}, a safetensors file, or an authors' .pth. Default: the model's own."),
+    _option(
+        "--projector",
+        f"Trained layers that find defects: {VISA}, {MVTEC}, a .safetensors file, or an authors' .pth.",
+        expert=True,
+        metavar="NAME",
+        show_default="the model's own",
+    ),
 ]
-BatchSize = Annotated[int, _option("--batch-size", "Images per encoder pass.", min=1)]
+BatchSize = Annotated[
+    int, _option("--batch-size", "Images that the model looks at together.", expert=True, metavar="COUNT", min=1)
+]
 Overlays = Annotated[bool, _option("--overlays", "Write each image with its map drawn over it (overlays/).")]
 Report = Annotated[bool, _option("--report", "Write a page to look through the results (report.html).")]
-Workers = Annotated[int, _option("--workers", "Threads that read images and write maps.", min=1)]
+Workers = Annotated[
+    int, _option("--workers", "Threads that read images and write maps.", expert=True, metavar="COUNT", min=1)
+]
 Overwrite = Annotated[bool, _option("--overwrite", "Replace existing results.")]
 Rate = Annotated[
     float | None,
     _option(
         "--false-alarm-rate",
-        "Accepted share of good images called anomalous.",
+        "Accepted share of good images that are called anomalous, such as 0.01.",
         metavar="NUMBER",
         show_default=f"what the number of good images allows, at least {FALSE_ALARM_RATE}",
     ),
@@ -170,13 +183,28 @@ Rate = Annotated[
 Tile = Annotated[
     int | None,
     _option(
-        "--tile", "Also encode overlapping tiles of this side, in pixels of the image, to find small defects.", min=1
+        "--tile",
+        "To find small defects: also look at each image in overlapping squares of this many pixels.",
+        metavar="PIXELS",
+        min=1,
     ),
 ]
-_ENGINE = "Library that runs the encoder; openvino is often faster on a CPU (pip install 'aprilcli[openvino]')."
-_FUSION = "Distances of the stages: added up as in the paper (sum), or first scaled to equal means (balanced)."
+_ENGINE = "Software that runs the model; openvino is often faster without GPU (pip install 'aprilcli[openvino]')."
+_FUSION = "How distances to references are added up: as in the paper (sum), or with equal weights (balanced)."
 _FUSION_DEFAULT = f"sum; balanced for {TINY}"
-Seed = Annotated[int, _option("--seed", "Random seed.", min=0, max=2**63 - 1)]
+_ENGINE_DEFAULT = "torch, or the part's"
+Banks = Annotated[Path, _option("--banks", "Folder where enrolled parts are kept.", metavar="FOLDER")]
+Seed = Annotated[
+    int,
+    _option(
+        "--seed",
+        "Random seed: the same number gives the same result.",
+        expert=True,
+        metavar="NUMBER",
+        min=0,
+        max=2**63 - 1,
+    ),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +212,7 @@ class ConsoleOptions:
     """What a command prints."""
 
     quiet: Annotated[bool, _option("--quiet", "Print results and errors only.")] = False
-    verbose: Annotated[bool, _option("--verbose", "Print more details.")] = False
+    verbose: Annotated[bool, _option("--verbose", "Print more, each line with its time.")] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,20 +224,31 @@ class ModelOptions:
         tuple[int, ...] | None,
         _option(
             "--image-size",
-            f"Side of the model's input in pixels; {TINY}: a multiple of 32. Several, such as 256,384: results are "
-            "averaged; `train` takes turns.",
+            f"Side in pixels that images are resized to; {TINY}: a multiple of 32. Several, such as 256,384: results "
+            "are averaged.",
+            expert=True,
+            metavar="PIXELS",
             show_default="the model's own",
         ),
         parse_sizes,
     ] = None
     stages: Annotated[
         tuple[int, ...] | None,
-        _option("--stages", f"Encoder stages to use, counted from 1, such as 6,12,18,24; {TINY}: 1 to 4."),
+        _option(
+            "--stages",
+            f"Layers of the model that are used, counted from 1, such as 6,12,18,24; {TINY}: 1 to 4.",
+            expert=True,
+            metavar="LIST",
+            show_default="the model's own",
+        ),
         parse_stages,
     ] = None
-    device: Annotated[Device, _option("--device", "Device of the model.")] = Device.auto
+    device: Annotated[
+        Device, _option("--device", "Where the model runs; auto uses a GPU if there is one.", expert=True)
+    ] = Device.auto
     precision: Annotated[
-        Precision, _option("--precision", "Number format of the encoder; int8 needs --engine openvino.")
+        Precision,
+        _option("--precision", "Number format that the model computes in; int8 needs --engine openvino.", expert=True),
     ] = Precision.auto
 
 
@@ -223,13 +262,17 @@ class ReadOptions:
         tuple[float, float] | None,
         _option(
             "--range",
-            "Values that mean black and white, for images of more than 8 bits, such as 0,4095.",
+            "Pixel values that mean black and white, for images of more than 8 bits, such as 0,4095.",
+            expert=True,
             metavar="LO,HI",
         ),
         parse_range,
     ] = None
-    max_pixels: Annotated[int, _option("--max-pixels", "Largest accepted image, width x height.", min=1)] = MAX_PIXELS
-    follow: Annotated[bool, _option("--follow", "Enter linked folders.")] = False
+    max_pixels: Annotated[
+        int,
+        _option("--max-pixels", "Largest accepted image, width x height.", expert=True, metavar="PIXELS", min=1),
+    ] = MAX_PIXELS
+    follow: Annotated[bool, _option("--follow", "Enter linked folders.", expert=True)] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,11 +282,16 @@ class PartOptions(ModelOptions, ReadOptions):
     projector: Projector = None
     object_name: Annotated[
         str | None,
-        _option("--object", "Name of the object in the prompts.", show_default="object, or the bank's"),
+        _option(
+            "--object",
+            "Name of the product in English, such as metal nut.",
+            metavar="NAME",
+            show_default="object, or the part's",
+        ),
     ] = None
-    banks: Annotated[Path, _option("--banks", "Folder of the parts' bank files.")] = Path("banks")
+    banks: Banks = Path("banks")
     tile: Tile = None
-    engine: Annotated[Engine | None, _option("--engine", _ENGINE, show_default="torch, or the bank's")] = None
+    engine: Annotated[Engine | None, _option("--engine", _ENGINE, expert=True, show_default=_ENGINE_DEFAULT)] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,15 +299,22 @@ class ScanOptions(PartOptions):
     """Options of `scan`."""
 
     paths: Annotated[list[Path], _argument("FOLDER", "Folders of images, with subfolders, or images.")]
-    out: Annotated[Path, _option("--out", "Output folder for scores.csv, maps/ and run.json.")] = Path("april-scan")
-    part: Annotated[str | None, _option("--part", "Compare with this enrolled part (a name or a bank file).")] = None
-    maps: Annotated[bool, _option("--maps/--no-maps", "Write a map of each image.")] = True
+    out: Annotated[
+        Path, _option("--out", "Folder for the results: scores.csv, maps/ and run.json.", metavar="FOLDER")
+    ] = Path("april-scan")
+    part: Annotated[
+        str | None,
+        _option("--part", "Compare with the good images of this enrolled part (its name or its file).", metavar="NAME"),
+    ] = None
+    maps: Annotated[
+        bool, _option("--maps/--no-maps", "Write a map of each image, which shows where it is anomalous.")
+    ] = True
     map_size: Annotated[
-        MapSize, _option("--map-size", "Size of the maps: that of the image or of the model's input.")
+        MapSize, _option("--map-size", "Size of the maps: that of the image, or of the model's input.", expert=True)
     ] = MapSize.source
     threshold: Annotated[
         float | None,
-        _option("--threshold", "Call this score and higher scores anomalous.", metavar="NUMBER"),
+        _option("--threshold", "Call images with this score or more anomalous.", metavar="NUMBER"),
         partial(parse_number, "--threshold", 0.5),
     ] = None
     false_alarm_rate: Rate = None
@@ -267,22 +322,29 @@ class ScanOptions(PartOptions):
         float | None,
         _option(
             "--pixel-threshold",
-            "Mark places where the map reaches this value as regions.",
+            "List places where the map has this value or more as regions.",
             metavar="NUMBER",
             show_default="from the part's good images",
         ),
         partial(parse_number, "--pixel-threshold", 0.5),
     ] = None
-    min_area: Annotated[int, _option("--min-area", "Smallest region, in pixels of the image.", min=1)] = 1
+    min_area: Annotated[
+        int, _option("--min-area", "Smallest region, in pixels of the image.", expert=True, metavar="PIXELS", min=1)
+    ] = 1
     overlays: Overlays = False
     report: Report = False
+    coco: Annotated[
+        bool, _option("--coco", "Also write the regions as coco.json, which annotation tools open.", expert=True)
+    ] = False
     csv_safe: Annotated[
-        bool, _option("--csv-safe", "Put ' before texts in CSV files that a spreadsheet would take for formulas.")
+        bool,
+        _option("--csv-safe", "Put ' before texts in CSV files that a spreadsheet takes for formulas.", expert=True),
     ] = False
     resume: Annotated[bool, _option("--resume", "Continue an interrupted scan.")] = False
     overwrite: Overwrite = False
     allow_empty: Annotated[
-        bool, _option("--allow-empty", "Write empty results for folders without images, instead of failing.")
+        bool,
+        _option("--allow-empty", "Write empty results for folders without images, instead of failing.", expert=True),
     ] = False
     fail_on_anomaly: Annotated[
         bool,
@@ -301,30 +363,39 @@ class EnrollOptions(PartOptions):
         list[Path] | None,
         _argument("FOLDER", "Folders of good images of one part, or images: five to fifty, without defects."),
     ] = None
-    part: Annotated[str, _option("--part", "Name of the part.")]
-    append: Annotated[bool, _option("--append", "Add references to an enrolled part.")] = False
+    part: Annotated[str, _option("--part", "Name to give the part (the product), such as nut.", metavar="NAME")]
+    append: Annotated[bool, _option("--append", "Add the images to an enrolled part.")] = False
     calibrate: Annotated[
         Path | None,
         _option(
             "--calibrate",
-            "Folder of further good images, for a guaranteed false-alarm rate. Without FOLDER: for an enrolled part.",
+            "Further good images, which guarantee a false-alarm rate; without FOLDER: for an enrolled part.",
+            metavar="FOLDER",
         ),
     ] = None
-    strict: Annotated[bool, _option("--strict", "Refuse good images that differ from the others.")] = False
+    strict: Annotated[
+        bool, _option("--strict", "Refuse images that differ from the others, as one with a defect would.")
+    ] = False
     coreset: Annotated[
         float | None,
-        _option("--coreset", "Keep this share of the bank's rows, chosen to cover the rest.", metavar="NUMBER"),
+        _option(
+            "--coreset",
+            "Keep only this share of what is remembered, such as 0.1, for speed; it is chosen to cover the rest.",
+            expert=True,
+            metavar="NUMBER",
+        ),
         partial(parse_number, "--coreset", 0.1),
     ] = None
-    fusion: Annotated[Fusion | None, _option("--fusion", _FUSION, show_default=f"{_FUSION_DEFAULT}, or the bank's")] = (
-        None
-    )
+    fusion: Annotated[
+        Fusion | None,
+        _option("--fusion", _FUSION, expert=True, show_default=f"{_FUSION_DEFAULT}, or the part's"),
+    ] = None
     rotations: Annotated[
         bool | None,
         _option(
             "--rotations/--no-rotations",
-            "Also keep each reference turned by 90 degree steps and mirrored, for parts that lie in any direction.",
-            show_default="off, or the bank's",
+            "For parts that lie in any direction: also remember each image turned by 90 degree steps and mirrored.",
+            show_default="off, or the part's",
         ),
     ] = None
     seed: Seed = 0
@@ -336,37 +407,58 @@ class DatasetOptions(ModelOptions, ReadOptions):
     """What `train` and `eval` share."""
 
     dataset: Annotated[
-        Path, _argument("DATASET", "Labeled folder: MVTec AD, LOCO, AD 2, MPDD, BTAD, VisA, or your own.")
+        Path,
+        _argument(
+            "DATASET", "Folder of good and defective images: MVTec AD, LOCO, AD 2, MPDD, BTAD, VisA, or your own."
+        ),
     ]
     layout: Annotated[
-        str, _option("--layout", f"auto, {', '.join(LAYOUTS)}. Use mvtec for MPDD, folder for your own data.")
+        str,
+        _option(
+            "--layout",
+            f"How DATASET is organized: auto, {', '.join(LAYOUTS)}. Use mvtec for MPDD, folder for your own data.",
+            metavar="NAME",
+        ),
     ] = "auto"
-    model: FixedModel = TINY
     seed: Seed = 0
+
+    @property
+    def model_name(self) -> str:
+        """The model, where it does not come from a bank."""
+        return self.model or TINY
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions(DatasetOptions):
     """Options of `train`."""
 
-    out: Annotated[Path, _option("--out", "Projector file to write (.safetensors).")]
-    epochs: Annotated[int, _option("--epochs", "Passes over the images; the paper: 15 on VisA.", min=1)] = 3
+    out: Annotated[
+        Path, _option("--out", "File for the result, which --projector takes (.safetensors).", metavar="FILE")
+    ]
+    model: FixedModel = TINY
+    epochs: Annotated[
+        int, _option("--epochs", "Passes over the images; the paper: 15 on VisA.", metavar="COUNT", min=1)
+    ] = 3
     batch_size: BatchSize = 16
     learning_rate: Annotated[
-        float, _option("--lr", "Learning rate of Adam.", metavar="NUMBER"), partial(parse_number, "--lr", LEARNING_RATE)
+        float,
+        _option("--lr", "Learning rate (of the optimizer Adam).", expert=True, metavar="NUMBER"),
+        partial(parse_number, "--lr", LEARNING_RATE),
     ] = LEARNING_RATE
     mosaic: Annotated[
         float | None,
         _option(
             "--mosaic",
-            f"Share of images composed of four in a 2x2 grid. Default, as in the paper: {MOSAIC_SHARE}; 0 on VisA.",
+            "Share of images that are put together from four, in a 2x2 grid.",
+            expert=True,
+            show_default=f"as in the paper: {MOSAIC_SHARE}; 0 on VisA",
             metavar="NUMBER",
         ),
         partial(parse_number, "--mosaic", MOSAIC_SHARE),
     ] = None
     validation: Annotated[
         float,
-        _option("--val", "Share of images for validation, to keep the best epoch.", metavar="NUMBER"),
+        _option("--val", "Share of images to hold out, which tell the best epoch; it is kept.", metavar="NUMBER"),
         partial(parse_number, "--val", 0.1),
     ] = 0.0
     resume: Annotated[bool, _option("--resume", "Continue after the last complete epoch.")] = False
@@ -391,47 +483,74 @@ class TrainOptions(DatasetOptions):
 class EvalOptions(DatasetOptions):
     """Options of `eval`. Without ``shots``: the paper's numbers of shots for which every object has enough images."""
 
-    out: Annotated[Path, _option("--out", "Output folder for metrics, scores, maps and plots.")] = Path("april-eval")
+    out: Annotated[
+        Path, _option("--out", "Folder for the results: metrics, scores, maps and plots.", metavar="FOLDER")
+    ] = Path("april-eval")
+    part: Annotated[
+        str | None,
+        _option("--part", "Measure this enrolled part and its verdicts (its name or its file).", metavar="NAME"),
+    ] = None
+    banks: Banks = Path("banks")
     shots: Annotated[
         tuple[int, ...] | None,
         _option(
             "--shots",
-            f"Numbers of references. Default: {','.join(map(str, SHOTS))}, as far as there are enough images.",
+            "Numbers of good images to compare with, such as 0,4.",
+            metavar="LIST",
+            show_default=f"{','.join(map(str, SHOTS))}, as far as there are enough images",
         ),
         parse_shots,
     ] = None
-    seeds: Annotated[int, _option("--seeds", "Number of random draws of references.", min=1)] = 5
+    seeds: Annotated[
+        int,
+        _option("--seeds", "How often these are drawn at random; the mean is shown.", metavar="COUNT", min=1),
+    ] = 5
     fusion: Annotated[
         EvalFusion | None,
         _option(
             "--fusion",
-            f"{_FUSION} authors: as sum, with image scores scaled over all test images as in the paper's tables.",
+            f"{_FUSION} authors: for the paper's tables; scores depend on all test images.",
+            expert=True,
             show_default=_FUSION_DEFAULT,
         ),
     ] = None
     calibrate: Annotated[
-        bool, _option("--calibrate", "Also measure verdicts, at a threshold from good images that are not tested.")
+        bool, _option("--calibrate", "Also measure verdicts: false alarms, and the share of defects found.")
     ] = False
     false_alarm_rate: Rate = None
-    maps: Annotated[
-        bool, _option("--maps", "Write maps for MVTec's evaluators, of the most shots and the first seed.")
-    ] = False
+    maps: Annotated[bool, _option("--maps", "Write maps for MVTec's evaluators, of the most --shots.")] = False
     report: Report = False
-    plots: Annotated[bool, _option("--plots", "Draw ROC and PRO curves and score histograms.")] = False
+    plots: Annotated[bool, _option("--plots", "Draw curves (ROC, PRO) and histograms of the scores.")] = False
     objects: Annotated[
-        tuple[str, ...] | None, _option("--objects", "Only these objects, separated by commas."), parse_names
+        tuple[str, ...] | None,
+        _option("--objects", "Only these products of DATASET, separated by commas.", metavar="LIST"),
+        parse_names,
     ] = None
     projector: Projector = None
     tile: Tile = None
-    engine: Annotated[Engine, _option("--engine", _ENGINE)] = Engine.torch
+    engine: Annotated[Engine | None, _option("--engine", _ENGINE, expert=True, show_default=_ENGINE_DEFAULT)] = None
     overwrite: Overwrite = False
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether verdicts are measured."""
+        return self.calibrate or self.part is not None
 
 
 @dataclass(frozen=True, kw_only=True)
 class InspectOptions:
     """Options of `inspect`."""
 
-    file: Annotated[Path, _argument("FILE", "A bank, a projector or a map of this tool.")]
+    file: Annotated[Path, _argument("FILE", "A bank (from enroll), a projector (from train) or a map (from scan).")]
+    sheet: Annotated[
+        Path | None,
+        _option(
+            "--sheet",
+            "Draw the bank's images on one sheet, with their scores: a JPEG or PNG file to write.",
+            metavar="FILE",
+        ),
+    ] = None
+    overwrite: Overwrite = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -442,7 +561,10 @@ class ReportOptions:
     images: Annotated[
         Path | None,
         _option(
-            "--images", "Folder of the images, if they have been moved.", show_default="where they were when scanned"
+            "--images",
+            "Folder of the images, if they have been moved.",
+            metavar="FOLDER",
+            show_default="where they were when scanned",
         ),
     ] = None
     overlays: Overlays = False

@@ -93,6 +93,14 @@ def model(golden_vit: GoldenCase) -> list[str]:
 
 
 @pytest.fixture
+def bare_model(golden_vit: GoldenCase, tmp_path: Path) -> Path:
+    """A model folder without a projector."""
+    folder = Path(shutil.copytree(golden_vit.folder, tmp_path / "bare"))
+    (folder / "projector.safetensors").unlink()
+    return folder
+
+
+@pytest.fixture
 def banks(tmp_path: Path) -> Path:
     """The folder for banks; it does not exist yet."""
     return tmp_path / "banks"

@@ -339,9 +339,10 @@ def start_scan(arguments: list[str], out: Path, *more: str) -> subprocess.Popen[
 
 
 def contents_of_scan(out: Path) -> dict[str, bytes]:
-    """Return the bytes that a resumed scan must reproduce: scores.csv and every map."""
+    """Return the bytes that a resumed scan must reproduce: scores.csv, regions.csv and every map."""
     maps = {path.relative_to(out).as_posix(): path.read_bytes() for path in (out / "maps").rglob("*") if path.is_file()}
-    return maps | {"scores.csv": (out / "scores.csv").read_bytes()}
+    tables = [out / name for name in ("scores.csv", "regions.csv")]
+    return maps | {path.name: path.read_bytes() for path in tables if path.exists()}
 
 
 def contents_of_new_scan(arguments: list[str], tmp_path: Path) -> dict[str, bytes]:

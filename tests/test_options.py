@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import MISSING, fields
 from typing import get_type_hints
 
@@ -68,6 +69,36 @@ def test_every_field_is_an_option_with_its_default_help_and_environment_variable
 def test_usage_names_the_argument_in_capitals(command: str, argument: str) -> None:
     usage = run(command, "--help").stdout.strip().splitlines()[0]
     assert usage.split()[-1].strip("{[.]}") == argument  # typer puts optional arguments in brackets
+
+
+EVERYDAY = {
+    "scan": {"--out", "--part", "--object", "--threshold", "--maps", "--tile", "--model"},
+    "enroll": {"--part", "--append", "--calibrate", "--object", "--rotations"},
+    "train": {"--out", "--epochs", "--resume"},
+    "eval": {"--out", "--shots", "--calibrate", "--maps"},
+    "report": {"--images", "--overlays"},
+    "inspect": {"--sheet"},
+}
+
+
+@pytest.mark.parametrize("command", CLASSES)
+def test_help_lists_everyday_options_before_expert_options_each_once(command: str) -> None:
+    text = run(command, "--help").stdout
+    everyday, _, expert = text.partition("\nExpert options:\n")
+    shown = {part: re.findall(r"^  (--[a-z-]+)", part, re.MULTILINE) for part in (everyday, expert)}
+    assert set(shown[everyday]) >= EVERYDAY[command]
+    assert "-h, --help" in everyday
+    assert ("--batch-size" in shown[expert]) == (command not in ("inspect", "report"))
+    named = [name for names in shown.values() for name in names]
+    expected = [parameter for parameter in parameters_of(command).values() if parameter.param_type_name == "option"]
+    assert sorted(named) == sorted(parameter.opts[0] for parameter in expected)
+
+
+@pytest.mark.parametrize("command", CLASSES)
+def test_everyday_help_needs_no_knowledge_of_the_model(command: str) -> None:
+    everyday = run(command, "--help").stdout.partition("\nExpert options:\n")[0]
+    assert not re.findall("CLIP|encoder|prompt|token|fp32", everyday)
+    assert max(map(len, everyday.splitlines())) <= 100
 
 
 def test_one_name_per_option_in_all_commands() -> None:

@@ -99,4 +99,4 @@ def test_help_is_plain_and_complete_in_any_terminal() -> None:
     command = [sys.executable, "-m", "aprilcli", "--help"]
     shown = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | variables).stdout
     assert "\x1b" not in shown
-    assert "Train a projector on images with known anomalies; the model itself stays frozen." in shown
+    assert "Train a projector on images with known defects; the model itself stays as it is." in shown

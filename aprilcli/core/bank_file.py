@@ -31,10 +31,12 @@ from aprilcli.types import (
 )
 
 KIND = "bank"
+MAX_THUMBNAIL = 2**20  # bytes
 CHECKED_BYTES = 8 * 1024**2  # of rows checked at a time
 UNIT_TOLERANCE = 0.01  # of rows' lengths: float16 rounds them by a tenth of that
 MEASURED = ("appearances", "fits", "spacings")  # tensors with rows for each source
 QUANTIZATION = "quantization_images"  # the tensor of their pixels
+THUMBNAILS = "thumbnails"  # the tensor of their bytes, one after another
 LONGEST = 1 + UNIT_TOLERANCE  # elements of unit rows
 
 _Side = Annotated[Size, Field(le=2**24)]  # of an image with tiles, which are laid out before their rows are counted
@@ -56,6 +58,7 @@ class _Fields:
     tile: Size | None = None
     source_sizes: tuple[tuple[_Side, _Side], ...] = ()  # height and width of each source, with tiles
     stage_weights: tuple[Annotated[Number, Field(gt=0, lt=LARGEST)], ...] = ()
+    thumbnail_bytes: tuple[Annotated[int, Strict(), Field(ge=0, le=MAX_THUMBNAIL)], ...] = ()  # length of each
 
     def __post_init__(self) -> None:
         """Check sizes and tiles. Raises ValueError."""
@@ -81,7 +84,15 @@ class _Fields:
 
 
 # Optional fields, which are left out where they say nothing.
-_OPTIONAL = ("calibration_method", "calibration_sources", "further_sizes", "tile", "source_sizes", "stage_weights")
+_OPTIONAL = (
+    "calibration_method",
+    "calibration_sources",
+    "further_sizes",
+    "tile",
+    "source_sizes",
+    "stage_weights",
+    "thumbnail_bytes",
+)
 
 
 def _tensors(fields: _Fields) -> dict[str, TensorSpec]:
@@ -110,6 +121,8 @@ def _tensors(fields: _Fields) -> dict[str, TensorSpec]:
     if fields.recipe.precision == "int8":
         side = max(sizes)
         specs[QUANTIZATION] = TensorSpec((None, side, side, 3), ("U8",))
+    if fields.thumbnail_bytes:
+        specs[THUMBNAILS] = TensorSpec((sum(fields.thumbnail_bytes),), ("U8",))
     return specs
 
 
@@ -159,6 +172,7 @@ def to_artifact(bank: MemoryBank) -> tuple[dict[str, torch.Tensor], dict[str, An
         tile=bank.tile,
         source_sizes=tuple(layout.size_hw for layout in layouts),
         stage_weights=bank.stage_weights,
+        thumbnail_bytes=tuple(map(len, bank.thumbnails)) if any(bank.thumbnails) else (),
     )
     fields = {name: value for name, value in asdict(described).items() if value or name not in _OPTIONAL}
     for view, parts in enumerate(zip(*(image.views for image in bank.zero_shot), strict=True)):
@@ -173,6 +187,8 @@ def to_artifact(bank: MemoryBank) -> tuple[dict[str, torch.Tensor], dict[str, An
         tensors["calibration_images.appearances"] = bank.calibration_images.appearances
     if bank.quantization is not None:
         tensors[QUANTIZATION] = torch.from_numpy(bank.quantization.pixels)
+    if described.thumbnail_bytes:
+        tensors[THUMBNAILS] = torch.frombuffer(bytearray(b"".join(bank.thumbnails)), dtype=torch.uint8)
     if bank.calibration is not None:
         arrays = bank.calibration.to_arrays()
         tensors |= {f"calibration.{name}": torch.tensor(values) for name, values in arrays.items()}
@@ -215,7 +231,16 @@ def _bank(artifact: Artifact[_Fields]) -> MemoryBank:
         tile=fields.tile,
         stage_weights=fields.stage_weights,
         quantization=QuantizationImages(tensors[QUANTIZATION].numpy()) if QUANTIZATION in tensors else None,
+        thumbnails=_thumbnails(fields, tensors),
     )
+
+
+def _thumbnails(fields: _Fields, tensors: Mapping[str, torch.Tensor]) -> tuple[bytes, ...]:
+    if not fields.thumbnail_bytes:
+        return ()
+    content = tensors[THUMBNAILS].numpy().tobytes()
+    ends = list(itertools.accumulate(fields.thumbnail_bytes))
+    return tuple(content[end - length : end] for end, length in zip(ends, fields.thumbnail_bytes, strict=True))
 
 
 def _zero_shot(fields: _Fields, tensors: Mapping[str, torch.Tensor]) -> tuple[ImageEvidence, ...]:

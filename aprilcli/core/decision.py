@@ -63,7 +63,8 @@ class DecisionRule:
     @property
     def notes(self) -> tuple[str, ...]:
         """What the user should know about the verdicts."""
-        return (self.threshold.note,) if self.threshold is not None and self.threshold.note else ()
+        thresholds = (self.threshold, self.pixel_threshold)
+        return tuple(dict.fromkeys(t.note for t in thresholds if t is not None and t.note))
 
     def p_value(self, score: float) -> float | None:
         """Return the conformal p-value in (0, 1]; None without a calibration."""

@@ -45,13 +45,15 @@ class ModelInput:
     """An image prepared for the model.
 
     ``whole``: for each size [3, S, S] float32. ``source`` and ``layout``: what its tiles are cut from, when they are
-    encoded; None without tiles. ``notes``: what the user should know about its size.
+    encoded; None without tiles. ``notes``: what the user should know about its size. ``thumbnail``: a small JPEG of a
+    reference, for its bank; empty elsewhere.
     """
 
     whole: tuple[NDArray[np.float32], ...]
     source: SourceImage | None = None
     layout: TileLayout | None = None
     notes: tuple[str, ...] = ()
+    thumbnail: bytes = b""
 
 
 @dataclass(frozen=True, eq=False)
@@ -289,10 +291,14 @@ class Detector:
         """Score prepared images, each independently of the others."""
         evidence, appearances = self.evidence(images)
         detections = [fuse_views(image, self.views.sizes, self.stage_weights) for image in evidence]
-        if self._gallery is None:
-            return detections
-        distances = distance_to(appearances, self._gallery).tolist()
+        distances = self.part_distances(appearances)
         return [replace(found, part_distance=value) for found, value in zip(detections, distances, strict=True)]
+
+    def part_distances(self, appearances: torch.Tensor) -> list[float | None]:
+        """Return the distance of each of B appearances to the part (see ``Detection``)."""
+        if self._gallery is None:
+            return [None] * len(appearances)
+        return list(distance_to(appearances, self._gallery).tolist())
 
     def detect_file(self, path: str | os.PathLike[str]) -> Detection:
         """Read, prepare and score one file. Raises InputError where it cannot be read."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Annotated, ClassVar
 
@@ -104,6 +104,7 @@ class MemoryBank:
     These four are empty or None in banks of earlier versions. ``calibration_images``: those given for the calibration.
     ``further_sizes``, ``tile``: see ``views``. ``stage_weights``: V·N factors of the distances (see
     ``fusion.balanced_weights``); empty for 1. ``quantization``: the images that an int8 model is quantized with.
+    ``thumbnails``: a small JPEG of each source, empty for those that an earlier version enrolled; () without any.
     """
 
     features: tuple[torch.Tensor, ...]
@@ -125,6 +126,7 @@ class MemoryBank:
     tile: int | None = None
     stage_weights: tuple[float, ...] = ()
     quantization: QuantizationImages | None = None
+    thumbnails: tuple[bytes, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         """Check that rows, counts, sources and model fit each other; set ``created`` to now if empty."""
@@ -147,6 +149,10 @@ class MemoryBank:
             )
         if (self.recipe.precision == "int8") != (self.quantization is not None):
             raise ArtifactError("this bank needs quantization_images for int8, and only for it; enroll the part again")
+        if len(self.thumbnails) not in (0, len(self.sources)):
+            raise ArtifactError(
+                f"this bank has {len(self.thumbnails)} thumbnails of {len(self.sources)} sources; enroll the part again"
+            )
         if self.zero_shot:
             self._check_zero_shot(self.zero_shot)
         if not self.created:
@@ -326,6 +332,7 @@ def without(bank: MemoryBank, positions: Sequence[int]) -> MemoryBank:
         fits=None,
         spacings=None,
         stage_weights=(),
+        thumbnails=tuple(bank.thumbnails[k] for k in kept) if bank.thumbnails else (),
     )
 
 

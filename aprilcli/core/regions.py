@@ -16,26 +16,33 @@ def find_regions(anomaly_map: NDArray[np.float32], threshold: float, min_area: i
 
     ``min_area``: regions of fewer pixels are left out. Values are compared as float32, the precision of maps on disk.
     """
+    return tuple(region for region, _ in find_region_masks(anomaly_map, threshold, min_area))
+
+
+def find_region_masks(
+    anomaly_map: NDArray[np.float32], threshold: float, min_area: int = 1
+) -> list[tuple[Region, NDArray[np.bool_]]]:
+    """Return the same regions, each with its pixels in its bounding box [height, width]."""
     above = anomaly_map >= np.float32(threshold)
     if not above.any():
-        return ()
+        return []
     labels, count = ndimage.label(above, structure=_EIGHT_CONNECTED)
-    regions = []
+    found = []
     for number, (rows, columns) in enumerate(ndimage.find_objects(labels, count), 1):
-        values = anomaly_map[rows, columns][labels[rows, columns] == number]
+        mask = labels[rows, columns] == number
+        values = anomaly_map[rows, columns][mask]
         if len(values) >= min_area:
-            regions.append(
-                Region(
-                    x=columns.start,
-                    y=rows.start,
-                    width=columns.stop - columns.start,
-                    height=rows.stop - rows.start,
-                    area=len(values),
-                    peak=float(values.max()),
-                    mean=float(values.mean(dtype=np.float64)),
-                )
+            region = Region(
+                x=columns.start,
+                y=rows.start,
+                width=columns.stop - columns.start,
+                height=rows.stop - rows.start,
+                area=len(values),
+                peak=float(values.max()),
+                mean=float(np.float32(values.mean(dtype=np.float64))),  # as regions.csv has it
             )
-    return tuple(sorted(regions, key=lambda region: (-region.peak, region.y, region.x)))
+            found.append((region, mask))
+    return sorted(found, key=lambda named: (-named[0].peak, named[0].y, named[0].x))
 
 
 def peak_of(anomaly_map: NDArray[np.float32], size_hw: tuple[int, int]) -> tuple[int, int]:

@@ -20,6 +20,11 @@ def digest_line(path: Path, root: Path) -> str:
     return f"{relative_path(path, root)}\0{sha256_of_file(path)}"
 
 
+def sha256_of_line(line: str) -> str:
+    """Return the SHA-256 in a ``digest_line``."""
+    return line.rpartition("\0")[2]
+
+
 def data_fingerprint(lines: Iterable[str]) -> str:
     """Return the SHA-256, hexadecimal, over the sorted ``digest_line`` of all images and masks."""
     return hashlib.sha256("\n".join(sorted(lines)).encode("utf-8", "surrogateescape")).hexdigest()

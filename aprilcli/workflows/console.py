@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 
 import rich.console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -26,7 +28,7 @@ class Console:
     """
 
     def __init__(self, quiet: bool = False, verbose: bool = False) -> None:
-        """Use colors and bars only on a terminal; ``verbose`` adds details."""
+        """Use colors and bars only on a terminal; ``verbose`` adds details, and the time to each note."""
         self.quiet = quiet
         self.verbose = verbose
         # Explicit, so that FORCE_COLOR does not put colors and bars into a file.
@@ -45,9 +47,10 @@ class Console:
         return self._err.is_terminal and self._err.is_interactive and not self.quiet
 
     def note(self, text: str) -> None:
-        """Print one line on stderr."""
+        """Print one line on stderr; it begins with the time if ``verbose``."""
         if not self.quiet:
-            self._err.print(Text(printable(text), style="dim"))
+            time = f"{datetime.now():%H:%M:%S} " if self.verbose else ""
+            self._err.print(Text(time + printable(text), style="dim"))
 
     def note_once(self, text: str) -> None:
         """Print a note the first time only."""
@@ -86,6 +89,14 @@ class Console:
         ) as progress:
             bar = progress.add_task(task, total=total)
             yield lambda count=1, task=None: progress.update(bar, advance=count, description=task)
+
+
+def table_text(table: Table) -> str:
+    """Return a table as text, never cut or wrapped."""
+    stream = io.StringIO()
+    rich.console.Console(file=stream, width=WIDEST, color_system=None).print(table)
+    lines = (line.rstrip() for line in stream.getvalue().splitlines())
+    return "\n".join(line for line in lines if line)
 
 
 class _Notes(logging.Handler):

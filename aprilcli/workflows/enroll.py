@@ -22,7 +22,9 @@ from aprilcli.core.outliers import find_outliers
 from aprilcli.defaults import FALSE_ALARM_RATE, PAPER, TINY
 from aprilcli.errors import InputError, OptionError, OutputError
 from aprilcli.io.atomic import claimed_file
+from aprilcli.io.contact_sheet import make_thumbnail
 from aprilcli.io.files import sha256_of_file
+from aprilcli.io.images import SourceImage
 from aprilcli.io.published import PUBLISHED
 from aprilcli.io.walk import FoundImage, find_images, require_paths
 from aprilcli.options import EnrollOptions
@@ -224,11 +226,13 @@ def _make_bank(
     """Encode the images into a bank, after the rows of ``old``; keep their zero-shot evidence and appearance in it."""
     evidence: list[ImageEvidence] = [] if old is None else list(old.zero_shot)
     appearances: list[torch.Tensor | None] = [] if old is None else [old.appearances]
+    thumbnails = [] if old is None else [*(old.thumbnails or (b"",) * len(old.sources))]
 
     turned = options.rotations if old is None else old.recipe.rotations
 
     def batches_of_one() -> Iterator[tuple[torch.Tensor, ...]]:
         for images in _read_batches(options, detector, console, [image for image, _ in new], "enrolling"):
+            thumbnails.extend(image.thumbnail for image in images)
             for encoded in map(detector.encode_turned, images) if turned else detector.encode_references(images):
                 evidence.append(encoded.zero_shot.cpu())
                 appearances.append(encoded.appearances.cpu())
@@ -263,6 +267,7 @@ def _make_bank(
         appearances=torch.cat(known) if len(known) == len(appearances) else None,
         recipe=recipe,
         quantization=detector.encoder.quantization,
+        thumbnails=tuple(thumbnails),
     )
 
 
@@ -270,7 +275,11 @@ def _read_batches(
     options: EnrollOptions, detector: Detector, console: Console, found: list[FoundImage], task: str
 ) -> Iterator[list[ModelInput]]:
     """Read images ahead and yield batches. After a failure the rest is still read, to report all."""
-    reader = Reader(detector.prepare, options.value_range, options.max_pixels)
+
+    def prepare(source: SourceImage) -> ModelInput:
+        return replace(detector.prepare(source), thumbnail=make_thumbnail(source))
+
+    reader = Reader(prepare, options.value_range, options.max_pixels)
     with (
         worker_threads(options.workers) as pool,
         console.progress(len(found), task) as advance,

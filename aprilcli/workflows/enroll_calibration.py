@@ -150,8 +150,7 @@ class _Scored:
     def __init__(self, bank: MemoryBank, detector: Detector) -> None:
         """Start without any."""
         self._detector = detector.with_bank(bank)
-        spacing = 0.0 if bank.spacings is None else float(bank.spacings.min())
-        self._same = max(SAME_IMAGE, SAME_SHARE * spacing)
+        self._same = same_image_distance(bank)
         self._seen: set[bytes] = set()
         self.detections: list[Detection] = []
         self.appearances: list[torch.Tensor] = []
@@ -166,7 +165,7 @@ class _Scored:
         """Score images as `scan` does."""
         detector, spec = self._detector, self._detector.encoder.spec
         evidence, appearances = detector.evidence(images)
-        distances = [_mean_distance(image) for image in evidence]
+        distances = [mean_distance(image) for image in evidence]
         stored = [[stored_pixels(whole, spec.mean, spec.std) for whole in image.whole] for image in images]
         rows = []
         for row, (first, *_) in enumerate(stored):
@@ -183,7 +182,13 @@ class _Scored:
         self.pixels += [tuple(map(torch.from_numpy, stored[row])) for row in rows]
 
 
-def _mean_distance(image: ImageEvidence) -> float:
+def same_image_distance(bank: MemoryBank) -> float:
+    """Return the mean distance of its patches below which an image shows the same as a reference of the bank."""
+    spacing = 0.0 if bank.spacings is None else float(bank.spacings.min())
+    return max(SAME_IMAGE, SAME_SHARE * spacing)
+
+
+def mean_distance(image: ImageEvidence) -> float:
     """Return the mean distance of the patches, each stage of each view counting the same."""
     return torch.stack([stage.mean() for view in image.views for stage in view.distances]).mean().item()
 

@@ -19,10 +19,13 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from aprilcli.core.memory_bank import MemoryBank
 from aprilcli.errors import InputError
 from aprilcli.io.files import sha256_of_file
 from aprilcli.io.image_formats import HEAD, format_of
-from aprilcli.types import ModelSpec
+from aprilcli.io.images import normalize
+from aprilcli.types import ImageEvidence, ModelSpec
+from aprilcli.workflows.enroll_calibration import mean_distance, same_image_distance
 
 SIDE = 64  # T; at most the model's input
 ROUNDING = 0.1  # gray levels (of 255), root mean square
@@ -42,16 +45,20 @@ class Thumbnail:
 
 def make_thumbnail(path: Path, name: str, pixels: NDArray[np.float32], spec: ModelSpec) -> Thumbnail:
     """Make the thumbnail of an image that was prepared for the model, ``pixels`` [3, S, S]."""
-    mean, std = (np.asarray(values, np.float32)[:, None, None] for values in (spec.mean, spec.std))
-    gray = torch.from_numpy((pixels * std + mean).mean(axis=0) * np.float32(255))
-    side = min(SIDE, spec.image_size)
-    shrunk: NDArray[np.float32] = F.adaptive_avg_pool2d(gray[None, None], (side, side)).flatten().numpy()
     try:
         with path.open("rb") as file:
             is_lossy = format_of(file.read(HEAD)) in _LOSSY
     except OSError:
         is_lossy = False
-    return Thumbnail(name, is_lossy, shrunk)
+    return Thumbnail(name, is_lossy, _shrink(pixels, spec))
+
+
+def _shrink(pixels: NDArray[np.float32], spec: ModelSpec) -> NDArray[np.float32]:
+    mean, std = (np.asarray(values, np.float32)[:, None, None] for values in (spec.mean, spec.std))
+    gray = torch.from_numpy((pixels * std + mean).mean(axis=0) * np.float32(255))
+    side = min(SIDE, spec.image_size)
+    shrunk: NDArray[np.float32] = F.adaptive_avg_pool2d(gray[None, None], (side, side)).flatten().numpy()
+    return shrunk
 
 
 def find_copies(first: Sequence[Thumbnail], second: Sequence[Thumbnail]) -> list[tuple[Thumbnail, Thumbnail]]:
@@ -70,6 +77,37 @@ def find_copies(first: Sequence[Thumbnail], second: Sequence[Thumbnail]) -> list
         if error <= ROUNDING or (is_lossy and error <= COMPRESSION and difference.max() <= PEAK * error):
             found.append((first[i], second[j]))
     return found
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A test image that may be a copy: its thumbnail, the SHA-256 of its file, and its evidence with distances."""
+
+    thumbnail: Thumbnail
+    sha256: str
+    evidence: ImageEvidence
+
+
+def copies_of_part(images: Sequence[Candidate], bank: MemoryBank, spec: ModelSpec) -> list[str]:
+    """Return the names of the images that are references or calibration images of a part, or copies of them.
+
+    As in `enroll`, a copy of a reference is recognized by its distances; where the bank keeps no pixels of calibration
+    images, equal files only.
+    """
+    kept = bank.calibration_images
+    known = {source.sha256 for source in (*bank.sources, *(() if kept is None else kept.sources))}
+    calibrated = []
+    if kept is not None and kept.pixels:
+        for source, pixels in zip(kept.sources, kept.pixels[0], strict=True):
+            values = _shrink(normalize(pixels.numpy(), spec.mean, spec.std), spec)
+            calibrated.append(Thumbnail(source.path, False, values))  # a lossless copy is equal, whatever this was
+    copies = {first.name for first, _ in find_copies([image.thumbnail for image in images], calibrated)}
+    closest = same_image_distance(bank)
+    return [
+        image.thumbnail.name
+        for image in images
+        if image.sha256 in known or image.thumbnail.name in copies or mean_distance(image.evidence) < closest
+    ]
 
 
 def equal_files(first: Sequence[Path], second: Sequence[Path]) -> list[tuple[Path, Path]]:

@@ -9,6 +9,7 @@ Symbols: S model input side, N stages, h·w patches, K references of all setting
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -20,18 +21,25 @@ from numpy.typing import NDArray
 
 from aprilcli.core.detector import Detector, EvidenceOfViews, ModelInput
 from aprilcli.core.fusion import balanced_weights, fuse_views, map_size
-from aprilcli.core.memory_bank import unit_rows
+from aprilcli.core.memory_bank import MemoryBank, unit_rows
 from aprilcli.core.nearest import nearest_distance, nearest_in_banks
 from aprilcli.core.resizing import resize_mask
 from aprilcli.errors import InputError
-from aprilcli.io.data_fingerprint import digest_line, relative_path
+from aprilcli.io.data_fingerprint import digest_line, relative_path, sha256_of_line
 from aprilcli.io.datasets import GOOD, LabeledImage, LabeledObject
 from aprilcli.io.masks import read_mask
 from aprilcli.io.walk import FoundImage
 from aprilcli.options import EvalFusion, EvalOptions
 from aprilcli.types import Detection, ImageEvidence, ImageFeatures, Views
 from aprilcli.workflows.dataset_notes import MaskNotes
-from aprilcli.workflows.eval_copies import Thumbnail, equal_files, find_copies, make_thumbnail
+from aprilcli.workflows.eval_copies import (
+    Candidate,
+    Thumbnail,
+    copies_of_part,
+    equal_files,
+    find_copies,
+    make_thumbnail,
+)
 from aprilcli.workflows.eval_references import References, Setting, draw_order, fusion_of
 from aprilcli.workflows.pipeline import PreparedImage, Reader, batches, images_ahead, map_ahead
 
@@ -42,8 +50,9 @@ MOST_TO_CALIBRATE = 200  # unused training images: twice as many as a false-alar
 class EncodedImage:
     """A test or calibration image and its evidence; ``path`` is relative to the data set, with ``/``.
 
-    ``zero_shot``: its evidence without references; ``distances`` V × N × [F, 1 or T, h, w] (eq. 4) to each bank. Both
-    stay on the device: for the paper's model 22 kB per map. ``mask`` bool, of the size of its map, None if no pixel is
+    ``evidence``: without references, or that of an enrolled part, with ``part_distance`` (see ``Detection``);
+    ``distances`` V × N × [F, 1 or T, h, w] (eq. 4) to the bank of each setting that draws references. Both stay on the
+    device: for the paper's model 22 kB per map. ``mask`` bool, of the size of its map, None if no pixel is
     anomalous; ``has_pixels``: whether the mask is known. ``error`` gives the reason if an image has none of this.
     """
 
@@ -51,22 +60,23 @@ class EncodedImage:
     path: str
     size_hw: tuple[int, int] = (0, 0)
     error: str | None = None
-    zero_shot: ImageEvidence | None = field(default=None, repr=False)
+    evidence: ImageEvidence | None = field(default=None, repr=False)
+    part_distance: float | None = None
     distances: tuple[tuple[torch.Tensor, ...], ...] = field(default=(), repr=False)
     mask: NDArray[np.bool_] | None = field(default=None, repr=False)
     has_pixels: bool = False
 
     def detect(self, bank: int | None, sizes: Sequence[int], weights: Sequence[float] = ()) -> Detection | None:
-        """Fuse the evidence with that of the bank at position ``bank``; None if the image could not be read.
+        """Fuse the evidence, with the distances to the bank at position ``bank``; None if the image could not be read.
 
         ``weights``: of the distances, as ``fuse_views`` takes them.
         """
-        if self.zero_shot is None:
+        if self.evidence is None:
             return None
-        if bank is None:
-            return fuse_views(self.zero_shot, sizes)
-        distances = (tuple(stage[bank] for stage in view) for view in self.distances)
-        return fuse_views(self.zero_shot.with_distances(distances), sizes, weights)
+        evidence = self.evidence
+        if bank is not None:
+            evidence = evidence.with_distances(tuple(stage[bank] for stage in view) for view in self.distances)
+        return replace(fuse_views(evidence, sizes, weights), part_distance=self.part_distance)
 
 
 @dataclass(frozen=True)
@@ -74,10 +84,11 @@ class EncodedObject:
     """An object ready to be measured under each of ``settings``.
 
     ``weights``: per setting, those of the stages' distances, V·N, as ``fuse_views`` takes them.
-    ``references``: per setting, the images drawn, relative to the data set. ``calibration``: good images that are
-    neither tested nor references; ``calibration_source``: where they come from. ``problems`` and ``notes``: for the
-    user. ``digests``: a line ``<relative path> NUL <SHA-256>`` for each test image and mask. ``leaked``: test images of
-    which a reference or calibration image is a copy.
+    ``references``: per setting, the images drawn, relative to the data set. ``part``: the bank of an enrolled part,
+    whose references are the only setting. ``calibration``: good images that are neither tested nor references;
+    ``calibration_source``: where they, or the part's, come from. ``problems`` and ``notes``: for the user. ``digests``:
+    a line ``<relative path> NUL <SHA-256>`` for each test image and mask. ``leaked``: test images of which a reference
+    or calibration image is a copy.
     """
 
     settings: tuple[Setting, ...]
@@ -90,11 +101,12 @@ class EncodedObject:
     notes: tuple[str, ...]
     digests: tuple[str, ...]
     leaked: tuple[str, ...] = ()
+    part: MemoryBank | None = field(default=None, repr=False)
 
     def bank_of(self, setting: Setting) -> int | None:
-        """Return the position of a setting's bank in ``EncodedImage.distances``; None for zero shots."""
-        with_bank = [other for other in self.settings if other.shots]
-        return with_bank.index(setting) if setting.shots else None
+        """Return the position of a setting's bank in ``EncodedImage.distances``; None if it draws no references."""
+        drawing = [other for other in self.settings if other.seed is not None]
+        return drawing.index(setting) if setting.seed is not None else None
 
 
 class ObjectEncoder:
@@ -122,6 +134,7 @@ class ObjectEncoder:
     def encode(self, item: LabeledObject, detector: Detector, advance: Callable[..., None]) -> EncodedObject:
         """Encode references, test and calibration images; ``advance(count=1)`` is called after each.
 
+        With the detector of an enrolled part, its bank takes the place of references and calibration images.
         Raises InputError if there are too few references. Memory: the references' tokens (22 MB each for the paper's
         model) and the evidence of each image.
         """
@@ -130,12 +143,15 @@ class ObjectEncoder:
         chosen = self._calibration_images(item, drawn) if self._options.calibrate else []
         # Other references replace unreadable ones, so the number of images may differ from the expected one.
         advance(self.count_images(item) - len(drawn.inputs) - len(item.test) - len(chosen))
-        banks = [rows for setting, rows in zip(self._settings, drawn.chosen, strict=True) if setting.shots]
+        banks = [rows for setting, rows in zip(self._settings, drawn.chosen, strict=True) if setting.seed is not None]
         with torch.inference_mode():
             references = self._encode_references(drawn, detector, advance)
             is_balanced = fusion_of(self._options) == EvalFusion.balanced
             stages = len(detector.encoder.spec.stages)
-            weights = tuple(_weights(references, rows, stages) if is_balanced else () for rows in drawn.chosen)
+            weights = tuple(
+                _weights(references, rows, stages) if is_balanced and rows else detector.stage_weights
+                for rows in drawn.chosen
+            )
             trained = [
                 make_thumbnail(self._root / name, name, image.whole[0], detector.encoder.spec)
                 for name, image in zip(drawn.names, drawn.inputs, strict=True)
@@ -148,6 +164,10 @@ class ObjectEncoder:
             tested, calibration = encode(item.test), encode(chosen)
         trained += [read.thumbnail for _, read in calibration if read.thumbnail is not None]
         copies = find_copies([read.thumbnail for _, read in tested if read.thumbnail is not None], trained)
+        leaked = [test.name for test, _ in copies]
+        if detector.bank is not None:
+            candidates = [read.candidate(image) for image, read in tested if image.error is None]
+            leaked = copies_of_part(candidates, detector.bank, detector.encoder.spec)
         mask_notes = MaskNotes()
         for _, read in tested:
             for note in read.mask_notes:
@@ -155,9 +175,8 @@ class ObjectEncoder:
         problems = [*drawn.problems, *mask_notes.problems(self._root)]
         problems += [problem for _, read in tested for problem in read.problems]
         names = {relative_path(path, self._root): path for path in item.train_good}
-        problems += _copies_of_unused(
-            {name: path for name, path in names.items() if name not in drawn.names}, item, self._root
-        )
+        unused = {name: path for name, path in names.items() if name not in drawn.names}
+        problems += _copies_of_unused({} if detector.bank is not None else unused, item, self._root)
         problems += _same_under_two_labels(item, [read for _, read in tested])
         problems += [f"{image.error}; not used for calibration" for image, _ in calibration if image.error is not None]
         readable = tuple(image for image, _ in calibration if image.error is None)
@@ -168,14 +187,15 @@ class ObjectEncoder:
         return EncodedObject(
             settings=self._settings,
             weights=weights,
-            references=tuple(tuple(drawn.names[row] for row in rows) for rows in drawn.chosen),
+            references=_references(drawn, detector.bank),
             images=tuple(image for image, _ in tested),
             calibration=readable,
-            calibration_source=_source_of(item, drawn, len(readable)),
+            calibration_source=_source_of(item, drawn, len(readable), detector.bank),
             problems=tuple(problems),
             notes=tuple(dict.fromkeys(note for _, read in (*tested, *calibration) for note in read.image.notes)),
             digests=tuple(line for _, read in tested for line in read.digests),
-            leaked=tuple(dict.fromkeys(test.name for test, _ in copies)),
+            leaked=tuple(dict.fromkeys(leaked)),
+            part=detector.bank,
         )
 
     def _calibration_images(self, item: LabeledObject, drawn: References) -> list[LabeledImage]:
@@ -221,12 +241,13 @@ class ObjectEncoder:
                 if error is not None:
                     yield EncodedImage(found.labeled, path, error=error), found
                 else:
-                    zero_shot, distances = next(rows)
+                    evidence, distances, part_distance = next(rows)
                     encoded = EncodedImage(
                         image=found.labeled,
                         path=path,
                         size_hw=found.image.size_hw,
-                        zero_shot=zero_shot,
+                        evidence=evidence,
+                        part_distance=part_distance,
                         distances=distances,
                         mask=found.mask,
                         has_pixels=found.has_pixels,
@@ -246,8 +267,18 @@ def _weights(references: list[tuple[torch.Tensor, ...]], chosen: Sequence[int], 
     return balanced_weights(means, stages)
 
 
-def _source_of(item: LabeledObject, drawn: References, count: int) -> str:
-    """Describe where ``count`` calibration images come from; empty for none."""
+def _references(drawn: References, part: MemoryBank | None) -> tuple[tuple[str, ...], ...]:
+    """Return the references of each setting; those of an enrolled part are relative to the enrolled folder."""
+    if part is not None:
+        return (tuple(source.path for source in part.sources),)
+    return tuple(tuple(drawn.names[row] for row in rows) for rows in drawn.chosen)
+
+
+def _source_of(item: LabeledObject, drawn: References, count: int, part: MemoryBank | None) -> str:
+    """Describe where ``count`` calibration images, or the scores of an enrolled part, come from; empty for none."""
+    if part is not None:
+        scored = part.calibration
+        return "" if scored is None else f"{len(scored)} scores of good images ({scored.method})"
     if not count:
         return ""
     if item.validation_good:
@@ -267,6 +298,12 @@ class _Read:
     digests: tuple[str, ...] = ()
     mask_notes: tuple[str, ...] = ()
     thumbnail: Thumbnail | None = field(default=None, repr=False)
+
+    def candidate(self, image: EncodedImage) -> Candidate:
+        """Return what identifies a readable image, once it is encoded."""
+        if self.thumbnail is None or image.evidence is None:
+            raise ValueError("an image that could not be read is no copy")
+        return Candidate(self.thumbnail, sha256_of_line(self.digests[0]), image.evidence)
 
     def without_pixels(self) -> _Read:
         """Return what is needed once the image is encoded."""
@@ -336,8 +373,15 @@ def _evidence(
     images: list[ModelInput],
     references: list[tuple[torch.Tensor, ...]],
     banks: list[tuple[int, ...]],
-) -> Iterator[tuple[ImageEvidence, tuple[tuple[torch.Tensor, ...], ...]]]:
-    """Encode a batch; yield the zero-shot evidence of each image and its distances to the banks."""
+) -> Iterator[tuple[ImageEvidence, tuple[tuple[torch.Tensor, ...], ...], float | None]]:
+    """Encode a batch; yield the zero-shot evidence of each image, its distances to the banks, and None.
+
+    With the detector of an enrolled part: its evidence, no distances and its distance to the part.
+    """
+    if detector.bank is not None:
+        found, appearances = detector.evidence(images)
+        yield from zip(found, itertools.repeat(()), detector.part_distances(appearances))
+        return
     collected = EvidenceOfViews(images)
     distances: list[list[list[tuple[torch.Tensor, ...]]]] = [[[] for _ in range(len(detector.views))] for _ in images]
     stages = len(detector.encoder.spec.stages)
@@ -348,7 +392,8 @@ def _evidence(
             for row, position in enumerate(positions):
                 distances[position][view].append(_distances(features, row, of_view, banks))
     for evidence, by_view in zip(collected.by_image(), distances, strict=True):
-        yield evidence, tuple(tuple(torch.stack(s, dim=1) for s in zip(*inputs, strict=True)) for inputs in by_view)
+        stacked = tuple(tuple(torch.stack(s, dim=1) for s in zip(*inputs, strict=True)) for inputs in by_view)
+        yield evidence, stacked, None
 
 
 def _distances(

@@ -5,25 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from aprilcli.core import resizing
-from aprilcli.core.backbone import Backbone
 from aprilcli.core.calibration import default_rate, threshold_at
+from aprilcli.core.decision import DecisionRule
+from aprilcli.core.detector import Detector
 from aprilcli.core.fusion import authors_scores
 from aprilcli.core.metrics import PixelScores, image_metrics, roc_curve, vand
-from aprilcli.core.threshold import Threshold
 from aprilcli.io.datasets import LabeledObject
 from aprilcli.options import EvalFusion, EvalOptions
 from aprilcli.types import Detection
-from aprilcli.workflows.eval_encoding import EncodedImage, EncodedObject
+from aprilcli.workflows.eval_encoding import EncodedObject
 from aprilcli.workflows.eval_maps import MapFiles, inside
 from aprilcli.workflows.eval_plots import Curves, plot_object
 from aprilcli.workflows.eval_references import Setting
 from aprilcli.workflows.eval_results import VERDICT_METRICS, Result, score_rows
+from aprilcli.workflows.eval_verdicts import RuleAt, Verdicts, count_verdicts
 
 WriteMap = Callable[[int, NDArray[np.float32]], None]
 
@@ -33,21 +35,21 @@ def measure_object(
     layout: str,
     item: LabeledObject,
     encoded: EncodedObject,
-    backbone: Backbone,
+    detector: Detector,
     pool: ThreadPoolExecutor,
 ) -> list[Result]:
     """Measure every setting, several at a time; write the maps of one setting, and a plot, if asked to."""
     most_shots = encoded.settings[-1].shots
-    mapped = Setting(most_shots, options.seed if most_shots else None)
+    mapped = next(setting for setting in encoded.settings if setting.shots == most_shots)  # of the first seed
     files = None
     if options.maps:
-        description = {"model": backbone.spec.label, "shots": mapped.shots, "seed": mapped.seed}
+        description = {"model": detector.encoder.spec.label, "shots": mapped.shots, "seed": mapped.seed}
         images = [image.image for image in encoded.images]
         files = MapFiles(options.out, item.name, layout, images, description)
 
     def measure(setting: Setting) -> Result:
         write = files.write if files is not None and setting == mapped else None
-        return _measure(options, item, encoded, setting, backbone.views.sizes, write)
+        return _measure(options, item, encoded, setting, detector.views.sizes, write)
 
     results = list(pool.map(measure, encoded.settings))
     if options.plots:
@@ -87,10 +89,11 @@ def _measure(
         scores = authors_scores(detections)
     measured = {**pixels.metrics(), **image_metrics(labels, scores)}
     measured["vand"] = vand(measured["f1max_cls"], measured["f1max_segm"])
-    threshold = None
-    if options.calibrate:
-        threshold = _threshold(encoded.calibration, bank, sizes, weights, options.false_alarm_rate)
-        measured |= _verdict_metrics(labels, scores, threshold)
+    verdicts = None
+    if options.is_calibrated:
+        rule_at = _rule(encoded, bank, sizes, weights)
+        verdicts = None if rule_at is None else count_verdicts(labels, detections, rule_at, options.false_alarm_rate)
+        measured |= _verdict_metrics(verdicts)
     curves = None
     if options.plots and setting.seed in (None, options.seed):
         name = f"{setting.shots}-shot" + ("" if setting.seed is None else f", seed {setting.seed}")
@@ -103,31 +106,31 @@ def _measure(
         references=encoded.references[encoded.settings.index(setting)],
         metrics=measured,
         rows=score_rows(item.name, setting, encoded.images, detections, scores),
-        threshold=threshold,
+        verdicts=verdicts,
         curves=curves,
     )
 
 
-def _threshold(
-    calibration: Sequence[EncodedImage],
-    bank: int | None,
-    sizes: Sequence[int],
-    weights: Sequence[float],
-    rate: float | None,
-) -> Threshold | None:
-    """Return the conformal threshold from the scores of the calibration images; None without images."""
-    detections = [image.detect(bank, sizes, weights) for image in calibration]
+def _rule(encoded: EncodedObject, bank: int | None, sizes: Sequence[int], weights: Sequence[float]) -> RuleAt | None:
+    """Return the rule of an enrolled part, or one from the scores of the calibration images; None without images."""
+    if encoded.part is not None:
+        return partial(DecisionRule.at_rate, encoded.part.calibration)
+    detections = [image.detect(bank, sizes, weights) for image in encoded.calibration]
     scores = np.array([detection.score for detection in detections if detection is not None], np.float32)
     if not len(scores):
         return None
-    return threshold_at(scores, default_rate(len(scores)) if rate is None else rate, "held-out")
+
+    def rule_at(rate: float | None) -> DecisionRule:
+        threshold = threshold_at(scores, default_rate(len(scores)) if rate is None else rate, "held-out")
+        return DecisionRule(None, threshold, None)
+
+    return rule_at
 
 
-def _verdict_metrics(labels: Sequence[int], scores: Sequence[float], threshold: Threshold | None) -> dict[str, float]:
-    """Return the shares of good (far) and of anomalous images (tpr) that are called anomalous; nan if undefined."""
-    if threshold is None:
+def _verdict_metrics(verdicts: Verdicts | None) -> dict[str, float]:
+    """Return the shares of good (far) and of anomalous images (tpr) that are called so; nan if undefined."""
+    if verdicts is None:
         return dict.fromkeys(VERDICT_METRICS, np.nan)
-    alarms = np.array([threshold.verdict(score) == "anomalous" for score in scores])
-    by_label = (alarms[np.array(labels) == label] for label in (0, 1))
-    shares = (float(part.mean()) if len(part) else np.nan for part in by_label)
+    called = ((verdicts.used.false_alarms, verdicts.good), (verdicts.used.caught, verdicts.defects))
+    shares = (count / images if images else np.nan for count, images in called)
     return dict(zip(VERDICT_METRICS, shares, strict=True))

@@ -16,6 +16,7 @@ import numpy as np
 
 from aprilcli.core.catalogue import find_source
 from aprilcli.core.detector import ModelInput
+from aprilcli.core.memory_bank import MemoryBank
 from aprilcli.errors import InputError
 from aprilcli.io.data_fingerprint import relative_path
 from aprilcli.io.datasets import LabeledObject
@@ -26,15 +27,17 @@ from aprilcli.workflows.pipeline import Reader
 
 @dataclass(frozen=True)
 class Setting:
-    """``shots`` references drawn by ``seed``; without a seed for zero shots, as nothing is drawn."""
+    """``shots`` references drawn by ``seed``; without a seed nothing is drawn: zero shots, or a bank's references."""
 
     shots: int
     seed: int | None = None
 
 
-def fusion_of(options: EvalOptions) -> EvalFusion:
-    """Return the chosen fusion, or the model's own."""
-    return options.fusion or EvalFusion(find_source(options.model).fusion)
+def fusion_of(options: EvalOptions, bank: MemoryBank | None = None) -> EvalFusion:
+    """Return the fusion of an enrolled part's ``bank``; without it the chosen one, or the model's own."""
+    if bank is not None:
+        return EvalFusion(bank.recipe.fusion)
+    return options.fusion or EvalFusion(find_source(options.model_name).fusion)
 
 
 def draw_order(category: str, count: int, seed: int) -> list[int]:

@@ -19,11 +19,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from aprilcli.core.backbone import Backbone
+from aprilcli.core.memory_bank import MemoryBank
 from aprilcli.core.metrics import METRICS
 from aprilcli.io.atomic import written_aside
 from aprilcli.io.datasets import LabeledDataset
 from aprilcli.options import EvalFusion, EvalOptions
+from aprilcli.types import ModelSpec, Views
 from aprilcli.workflows.eval_references import fusion_of
 from aprilcli.workflows.eval_results import MEAN, SCORE_COLUMNS, Report, Result, count_defects
 
@@ -70,10 +71,17 @@ def _write_csv(path: Path, columns: Sequence[str], lines: Iterable[list[str]]) -
 
 
 def captions(
-    options: EvalOptions, dataset: LabeledDataset, backbone: Backbone, sources: Mapping[str, str]
+    options: EvalOptions,
+    dataset: LabeledDataset,
+    spec: ModelSpec,
+    views: Views,
+    sources: Mapping[str, str],
+    bank: MemoryBank | None,
 ) -> tuple[str, ...]:
-    """Return the lines under the table; ``sources``: where the calibration images of each object come from."""
-    spec, views = backbone.spec, backbone.views
+    """Return the lines under the table; ``sources``: where the calibration images of each object come from.
+
+    ``bank``: of the enrolled part that is measured.
+    """
     size = max(views.sizes)
     pixels = f"at {size} x {size}" if views.tile is None else "at the size of the maps"
     several = f" at image size {views.label} (means over these)" if len(views) > 1 else ""
@@ -82,23 +90,29 @@ def captions(
         EvalFusion.balanced: "text score + map maximum, distances of the stages scaled to equal means",
         EvalFusion.authors: "mean of text score and min-max scaled map maximum",
     }
+    part = ""
+    if bank is not None:
+        part = f", part {options.part} with its {len(bank.sources)} references, {bank.object_name!r} in the prompts"
     lines = [
-        f"{dataset.root.resolve().name} ({dataset.layout}), model {spec.label}{several}; in percent"
-        + (", mean ± standard deviation over seeds" if options.seeds > 1 else ""),
+        f"{dataset.root.resolve().name} ({dataset.layout}), model {spec.label}{several}{part}; in percent"
+        + (", mean ± standard deviation over seeds" if options.seeds > 1 and bank is None else ""),
         f"pixels (segm) {pixels}, masks resized to it; "
-        f"images (cls): text score, with shots {fusion[fusion_of(options)]}",
+        f"images (cls): text score, with shots {fusion[fusion_of(options, bank)]}",
     ]
     without = [item.name for item in dataset.objects if not any(i.label and i.mask_paths for i in item.test)]
     if without:
         lines.append(f"no masks, so no pixel measures: {', '.join(without)}")
     lines += _thin_sets(dataset)
-    if options.calibrate:
+    if options.is_calibrated:
         listed = "; ".join(f"{name} {source or 'no images, so no threshold'}" for name, source in sources.items())
         chosen = options.false_alarm_rate
         rate = "the lowest that their number allows" if chosen is None else f"{chosen:g}"
+        called, calibrated = "anomalous", "calibrated on good images that are neither tested nor references"
+        if bank is not None:
+            called, calibrated = "anomalous or unrecognised", "calibrated when the part was enrolled"
         lines.append(
-            f"far and tpr: good and anomalous test images called anomalous, at the threshold for a false-alarm rate of "
-            f"{rate}; calibrated on good images that are neither tested nor references: {listed}"
+            f"far and tpr: good and anomalous test images called {called}, at the threshold for a false-alarm rate of "
+            f"{rate}; {calibrated}: {listed}"
         )
     return tuple(lines)
 
@@ -164,11 +178,23 @@ def describe_report(report: Report) -> dict[str, Any]:
                 "seed": result.setting.seed,
                 "references": list(result.references),
                 "metrics": _defined(result.metrics),
-                **({"threshold": result.threshold and asdict(result.threshold)} if report.is_calibrated else {}),
+                **({"threshold": _threshold(result)} if report.is_calibrated else {}),
             }
             for result in report.results
         ],
+        **({"verdicts": list(_verdicts(report))} if report.is_calibrated else {}),
     }
+
+
+def _threshold(result: Result) -> dict[str, Any] | None:
+    return None if result.verdicts is None else asdict(result.verdicts.used.threshold)
+
+
+def _verdicts(report: Report) -> Iterator[dict[str, Any]]:
+    for result in report.results:
+        if result.verdicts is not None:
+            setting = {"shots": result.setting.shots, "seed": result.setting.seed}
+            yield {"object": result.object_name, **setting, **result.verdicts.describe()}
 
 
 def _defined(metrics: Mapping[str, float]) -> dict[str, float | None]:

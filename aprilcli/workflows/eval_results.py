@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from aprilcli.core.metrics import METRICS, mean_metrics
-from aprilcli.core.threshold import Threshold
 from aprilcli.io import paper_tables
 from aprilcli.io.datasets import LabeledObject
 from aprilcli.types import Detection
 from aprilcli.workflows.eval_encoding import EncodedImage
 from aprilcli.workflows.eval_plots import Curves
 from aprilcli.workflows.eval_references import Setting
+from aprilcli.workflows.eval_verdicts import Verdicts
 
 MEAN = "mean"
 VERDICT_METRICS = ("far", "tpr")  # false-alarm rate on good, detection rate on anomalous test images
@@ -55,7 +55,7 @@ class EvalScoreRow:
 class Result:
     """The measures of an object under a setting, in [0, 1] or nan; ``references``: the images drawn.
 
-    ``threshold``: from the calibration, if there is one.
+    ``verdicts``: those at a calibrated threshold, if there is one.
     """
 
     object_name: str
@@ -64,7 +64,7 @@ class Result:
     references: tuple[str, ...]
     metrics: dict[str, float]
     rows: tuple[EvalScoreRow, ...] = field(repr=False)
-    threshold: Threshold | None = None
+    verdicts: Verdicts | None = None
     curves: Curves | None = field(default=None, repr=False)
 
 
@@ -112,12 +112,13 @@ class Report:
     def summaries(self, shots: int) -> list[Summary]:
         """Return the summary of each object, and last that of the mean over objects."""
         found = [
-            _summarize(name, category, shots, [r.metrics for r in self._of(name, shots)])
+            _summarize(name, category, shots, [r.metrics for r in self.results_of(name, shots)])
             for name, category in self.objects.items()
         ]
         return [*found, _summarize(MEAN, MEAN, shots, list(self.seed_means(shots).values()))]
 
-    def _of(self, name: str, shots: int) -> list[Result]:
+    def results_of(self, name: str, shots: int) -> list[Result]:
+        """Return the results of an object under each seed."""
         return [r for r in self.results if r.object_name == name and r.setting.shots == shots]
 
     def paper_value(self, summary: Summary, metric: str) -> tuple[float, float | None] | None:

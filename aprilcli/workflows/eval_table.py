@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Iterable
 
 import rich.box
-import rich.console
 from rich.table import Table
 from rich.text import Text
 
 from aprilcli.text import printable
+from aprilcli.workflows.console import table_text
 from aprilcli.workflows.eval_results import Report, Summary
+from aprilcli.workflows.eval_verdicts import in_words
 
 UNDEFINED = "-"
 
 
-WIDEST = 1000  # characters: the table is never cut
-
-
 def draw_table(report: Report) -> str:
-    """Return the table in the paper's order, in percent, with its captions; never cut, whatever the terminal."""
+    """Return the table in the paper's order, in percent, with its captions; never cut, whatever the terminal.
+
+    Below are the verdicts in words, if there are any.
+    """
     table = Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("shots")
     table.add_column("object")
@@ -33,11 +33,16 @@ def draw_table(report: Report) -> str:
             for name, values in _table_rows(report, summary):
                 table.add_row(str(shots), Text(printable(name)), *values)  # Text: a name may look like markup
         table.add_section()
-    stream = io.StringIO()
-    rich.console.Console(file=stream, width=WIDEST, color_system=None).print(table)
-    lines = [line.rstrip() for line in stream.getvalue().splitlines()]
     captions = map(printable, (*([report.leakage] if report.leakage else []), *report.captions))
-    return "\n".join([*(line for line in lines if line), *captions])
+    return "\n".join([table_text(table), *captions, *_verdicts(report)])
+
+
+def _verdicts(report: Report) -> Iterable[str]:
+    for shots in report.shots:
+        for name in report.objects:
+            verdicts = [r.verdicts for r in report.results_of(name, shots) if r.verdicts is not None]
+            if verdicts:
+                yield from in_words(name, shots, verdicts)
 
 
 def _table_rows(report: Report, summary: Summary) -> Iterable[tuple[str, list[str]]]:

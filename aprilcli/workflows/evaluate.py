@@ -8,16 +8,14 @@ from __future__ import annotations
 import itertools
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import torch
-
-from aprilcli.core.backbone import Backbone
 from aprilcli.core.calibration import check_rate
 from aprilcli.core.detector import Detector
-from aprilcli.core.encoder import describe_encoder
+from aprilcli.core.encoder import ImageEncoder, describe_encoder
+from aprilcli.core.memory_bank import MemoryBank
 from aprilcli.core.projector import Projector, load_projector
 from aprilcli.core.prompts import encode_prompts
 from aprilcli.defaults import PAPER, SHOTS
@@ -25,9 +23,10 @@ from aprilcli.errors import InputError, OptionError
 from aprilcli.io import paper_tables, records
 from aprilcli.io.atomic import claimed
 from aprilcli.io.data_fingerprint import data_fingerprint
-from aprilcli.io.datasets import LabeledDataset, read_dataset
+from aprilcli.io.datasets import LabeledDataset, LabeledObject, read_dataset
 from aprilcli.io.label_names import same_form
 from aprilcli.options import EvalFusion, EvalOptions, describe
+from aprilcli.types import Views
 from aprilcli.workflows import eval_leakage, eval_output, eval_report, eval_table
 from aprilcli.workflows.console import Console
 from aprilcli.workflows.dataset_notes import print_dataset_notes
@@ -37,7 +36,7 @@ from aprilcli.workflows.eval_page import EvalResults
 from aprilcli.workflows.eval_plots import require_matplotlib
 from aprilcli.workflows.eval_references import Setting, fusion_of
 from aprilcli.workflows.eval_results import Report, Result, count_defects
-from aprilcli.workflows.loading import load_model
+from aprilcli.workflows.loading import describe_bank, load_detector, load_model, load_part, note_old_bank, range_of
 from aprilcli.workflows.pipeline import worker_threads
 from aprilcli.workflows.report import write_for_eval
 
@@ -63,28 +62,32 @@ def run_eval(options: EvalOptions, console: Console) -> EvalSummary:
     """
     started, began = records.timestamp(), time.monotonic()
     _check_options(options)
+    bank = load_part(options.part, options.banks) if options.part is not None else None
+    options = replace(options, value_range=range_of(bank, options.value_range))
     dataset = _choose_objects(read_dataset(options.dataset, options.layout, follow=options.follow), options.objects)
-    settings = _settings(options, dataset, console)
+    settings = _settings(options, dataset, console) if bank is None else _setting_of_part(bank, dataset)
     _print_dataset(dataset, console)
     busy = f"{options.out}: another eval is writing here; wait for it, or choose another --out"
     with claimed(options.out / ".lock", busy):
-        summary = _evaluate(options, dataset, settings, started, console)
+        summary = _evaluate(options, bank, dataset, settings, started, console)
     return replace(summary, seconds=time.monotonic() - began)
 
 
 def _evaluate(
-    options: EvalOptions, dataset: LabeledDataset, settings: tuple[Setting, ...], started: str, console: Console
+    options: EvalOptions,
+    bank: MemoryBank | None,
+    dataset: LabeledDataset,
+    settings: tuple[Setting, ...],
+    started: str,
+    console: Console,
 ) -> EvalSummary:
     """Measure and write, while the output folder is locked."""
     planned = eval_output.planned_outputs(options, dataset)
     owned = eval_output.check_output(options.out, options.overwrite, planned)
-    backbone = load_model(options, console, _quantization_images(dataset))
-    projector = load_projector(options.projector, options.model, backbone.spec, progress=console.is_interactive)
-    # All at the start: a name that is refused ends the run at once, and the text tower's file is not needed later.
-    text_features = {item.category: encode_prompts(backbone.text, item.category) for item in dataset.objects}
+    model = _load(options, dataset, console) if bank is None else _load_part(options, bank, console)
     eval_output.remove_outputs(options.out, owned)
     begun = {
-        "versions": records.versions(backbone.encoder.engine, backbone.encoder.precision),
+        "versions": records.versions(model.encoder.engine, model.encoder.precision),
         "outputs": planned,
         "started": started,
     }
@@ -100,17 +103,18 @@ def _evaluate(
         total = sum(encoder.count_images(item) for item in dataset.objects)
         with console.progress(total, "evaluating") as advance:
             for item in dataset.objects:
-                detector = _detector_of(item.category, text_features[item.category], backbone, projector)
+                detector = model.detector_of(item)
                 encoded = encoder.encode(item, detector, advance)
                 problems += encoded.problems
                 digests += encoded.digests
                 sources[item.name] = encoded.calibration_source
                 leaked[item.name] = encoded.leaked
-                measured = measure_object(options, dataset.layout, item, encoded, backbone, pool)
+                measured = measure_object(options, dataset.layout, item, encoded, detector, pool)
                 results += measured
                 notes += [*detector.notes, *encoded.notes]
                 # All settings of an object have as many calibration images, so the same note.
-                notes += [f"{item.name}: {r.threshold.note}" for r in measured if r.threshold and r.threshold.note]
+                thresholds = [r.verdicts.used.threshold for r in measured if r.verdicts is not None]
+                notes += [f"{item.name}: {threshold.note}" for threshold in thresholds if threshold.note]
     for note in notes:
         console.note_once(note)
     fingerprint = data_fingerprint(digests)
@@ -119,25 +123,26 @@ def _evaluate(
     _print_problems([*problems, *dataset.other_files], console)
     report = Report(
         results=tuple(results),
-        captions=eval_report.captions(options, dataset, backbone, sources),
-        leakage=eval_leakage.leakage(dataset, projector, fingerprint, leaked),
+        captions=eval_report.captions(options, dataset, model.encoder.spec, model.views, sources, bank),
+        leakage=eval_leakage.leakage(dataset, model.projector, fingerprint, leaked),
         paper=paper_tables.recognize(item.category for item in dataset.objects) if options.model == PAPER else None,
-        is_calibrated=options.calibrate,
+        is_calibrated=options.is_calibrated,
     )
     eval_report.write_metrics_csv(options.out / "metrics.csv", report)
     eval_report.write_scores_csv(options.out / "scores.csv", results)
     record = {
         **begun,
-        "options": {**describe(options), "fusion": fusion_of(options)},
-        "model": backbone.spec.to_json(),
-        "views": asdict(backbone.views),
-        **describe_encoder(backbone.encoder),
-        "projector": projector.identity if projector is not None else None,
+        "options": {**describe(options), "model": _model_name(options, bank), "fusion": fusion_of(options, bank)},
+        "model": model.encoder.spec.to_json(),
+        "views": asdict(model.views),
+        **describe_encoder(model.encoder),
+        "projector": model.projector.identity if model.projector is not None else None,
+        **({} if options.part is None else {"bank": describe_bank(options.part, options.banks)}),
         "settings": [asdict(setting) for setting in settings],
         "dataset": eval_report.describe_dataset(dataset, fingerprint),
         "problems": [*dataset.problems, *problems, *dataset.other_files],
         "unreadable": len(unreadable),
-        **({"calibration": sources} if options.calibrate else {}),
+        **({"calibration": sources} if options.is_calibrated else {}),
         **eval_report.describe_report(report),
         "finished": records.timestamp(),
     }
@@ -152,9 +157,25 @@ def _check_options(options: EvalOptions) -> None:
         raise OptionError("--shots: give numbers of references from 0, such as 0,1,2,4")
     if options.calibrate and options.fusion == EvalFusion.authors:
         raise OptionError("--calibrate: scores with --fusion authors depend on all test images; use --fusion sum")
+    if options.part is not None:
+        _refuse_beside_part(options)
     check_rate(options.false_alarm_rate)
     if options.plots:
         require_matplotlib()
+
+
+def _refuse_beside_part(options: EvalOptions) -> None:
+    """Raise OptionError for options that a part's bank has decided; other settings are compared with the bank's."""
+    given = {
+        "--shots": options.shots is not None,
+        "--seeds": options.seeds != EvalOptions.seeds,
+        "--seed": options.seed != EvalOptions.seed,
+        "--fusion": options.fusion is not None,
+        "--calibrate": options.calibrate,
+    }
+    if any(given.values()):
+        omitted = " and ".join(name for name, is_given in given.items() if is_given)
+        raise OptionError(f"--part: the bank's own references, fusion and threshold are measured; omit {omitted}")
 
 
 def _choose_objects(dataset: LabeledDataset, names: tuple[str, ...] | None) -> LabeledDataset:
@@ -190,6 +211,13 @@ def _settings(options: EvalOptions, dataset: LabeledDataset, console: Console) -
     return tuple(Setting(k, seed) for k in shots for seed in (seeds if k else (None,)))
 
 
+def _setting_of_part(bank: MemoryBank, dataset: LabeledDataset) -> tuple[Setting, ...]:
+    if len(dataset.objects) > 1:
+        names = ", ".join(item.name for item in dataset.objects)
+        raise InputError(f"{dataset.root}: several objects ({names}), but a bank is of one part; choose with --objects")
+    return (Setting(len(bank.sources)),)
+
+
 def _quantization_images(dataset: LabeledDataset) -> Iterator[Path]:
     """Return the good training images, of all objects in turn; good test images if there are none."""
     by_object = [item.train_good for item in dataset.objects]
@@ -198,11 +226,38 @@ def _quantization_images(dataset: LabeledDataset) -> Iterator[Path]:
     return (path for turn in itertools.zip_longest(*by_object) for path in turn if path is not None)
 
 
-def _detector_of(
-    category: str, text_features: torch.Tensor, backbone: Backbone, projector: Projector | None
-) -> Detector:
-    notes, views = backbone.notes, backbone.views
-    return Detector(backbone.encoder, text_features, projector, object_name=category, notes=notes, views=views)
+@dataclass(frozen=True)
+class _Model:
+    """What all objects share, and the detector of each."""
+
+    encoder: ImageEncoder
+    views: Views
+    projector: Projector | None
+    detector_of: Callable[[LabeledObject], Detector]
+
+
+def _load(options: EvalOptions, dataset: LabeledDataset, console: Console) -> _Model:
+    backbone = load_model(options, console, _quantization_images(dataset))
+    projector = load_projector(options.projector, options.model_name, backbone.spec, progress=console.is_interactive)
+    # All at the start: a name that is refused ends the run at once, and the text tower's file is not needed later.
+    text_features = {item.category: encode_prompts(backbone.text, item.category) for item in dataset.objects}
+
+    def detector_of(item: LabeledObject) -> Detector:
+        notes, views = backbone.notes, backbone.views
+        text = text_features[item.category]
+        return Detector(backbone.encoder, text, projector, object_name=item.category, notes=notes, views=views)
+
+    return _Model(backbone.encoder, backbone.views, projector, detector_of)
+
+
+def _load_part(options: EvalOptions, bank: MemoryBank, console: Console) -> _Model:
+    detector = load_detector(options, bank, console)
+    note_old_bank(bank, console)
+    return _Model(detector.encoder, detector.views, detector.projector, lambda _: detector)
+
+
+def _model_name(options: EvalOptions, bank: MemoryBank | None) -> str:
+    return options.model_name if bank is None else bank.recipe.model
 
 
 def _print_dataset(dataset: LabeledDataset, console: Console) -> None:

@@ -1,4 +1,4 @@
-"""`inspect`: shows what a bank, projector or map file contains, and how it was made."""
+"""`inspect`: shows what a bank, projector or map file contains, and how it was made; draws a bank's references."""
 
 from __future__ import annotations
 
@@ -15,32 +15,79 @@ from aprilcli.core.bank_file import KIND as BANK
 from aprilcli.core.bank_file import load_bank
 from aprilcli.core.memory_bank import MemoryBank, Source
 from aprilcli.core.outliers import find_outliers
-from aprilcli.errors import ArtifactError
-from aprilcli.io.artifacts import PICKLE_STARTS, UNDATED, as_read_errors, read_header
+from aprilcli.errors import ArtifactError, InputError, OptionError, OutputError
+from aprilcli.io.artifacts import PICKLE_STARTS, UNDATED, ArtifactHeader, as_read_errors, read_header
+from aprilcli.io.atomic import check_writable, output_errors
+from aprilcli.io.contact_sheet import FORMATS, Entry, write_sheet
 from aprilcli.io.files import size_of_file
 from aprilcli.io.image_formats import HEAD, format_of
 from aprilcli.io.images import DECODER_ERRORS
+from aprilcli.options import InspectOptions
 from aprilcli.text import first_line, printable
 from aprilcli.types import Views
 
 TIFF_SUFFIXES = (".tif", ".tiff")
 LONGEST = 1000  # characters of a value
 LONGEST_NAME = 24  # characters that values are aligned to
+LEVEL = "pixel_threshold"  # in the description of a map: the value from which pixels alarm
 KNOWN_TEXTS = {".csv": "a CSV table", ".json": "a JSON record"}
 ADVICE = "give a bank, a projector (.safetensors) or a map of a scan (.tiff)"
 
 Rows = Iterator[tuple[str, Any]]
 
 
-def describe(path: Path) -> str:
-    """Return a line for each fact about ``path``. Raises ArtifactError or InputError for other files."""
+def run_inspect(options: InspectOptions) -> str:
+    """Return a line for each fact about the file; write the contact sheet if wanted. Raises the package's errors."""
+    path, sheet = options.file, options.sheet
+    if sheet is not None:
+        _check_sheet(sheet, options.overwrite)
     head = _read_head(path)
     is_map = path.suffix.lower() in TIFF_SUFFIXES or format_of(head) == "TIFF"
     if not is_map and (kind := _foreign_kind(path, head)) is not None:
         raise ArtifactError(f"{path}: is {kind}; {ADVICE}")
-    rows = [(_shown(name), _shown(value)) for name, value in (_map_rows if is_map else _artifact_rows)(path)]
+    header = None if is_map else read_header(path)
+    bank = load_bank(path) if header is not None and header.kind == BANK else None
+    if sheet is not None:
+        if bank is None:
+            raise OptionError(
+                f"--sheet: {path} is a {'map' if header is None else header.kind}; only a bank has images"
+            )
+        _write_sheet(sheet, path, bank)
+    facts = _map_rows(path) if header is None else _artifact_rows(header, bank)
+    rows = [(_shown(name), _shown(value)) for name, value in facts]
     width = min(LONGEST_NAME, max(len(name) for name, _ in rows))
     return "\n".join([printable(path), *(f"  {name:<{width}}  {value}".rstrip() for name, value in rows)])
+
+
+def _check_sheet(sheet: Path, overwrite: bool) -> None:
+    if sheet.suffix.lower() not in FORMATS:
+        raise OptionError(f"--sheet {sheet}: writes a JPEG or PNG; give a name that ends in .jpg or .png")
+    check_writable(sheet.parent)
+    with output_errors(sheet):
+        if sheet.exists() and not (overwrite and sheet.is_file()):
+            raise OutputError(f"{sheet}: already exists; choose another --sheet, or replace a file with --overwrite")
+
+
+def _write_sheet(sheet: Path, path: Path, bank: MemoryBank) -> None:
+    if not bank.thumbnails:
+        raise InputError(f"{path}: an earlier version made it, without thumbnails of its images; enroll the part again")
+    scores = None if bank.fits is None else bank.fits.numpy()
+    outliers = [] if scores is None else find_outliers(scores)
+    entries = [
+        Entry(
+            number=position + 1,
+            name=source.path,
+            thumbnail=thumbnail,
+            score=None if scores is None else float(scores[position]),
+            is_outlier=position in outliers,
+        )
+        for position, (source, thumbnail) in enumerate(zip(bank.sources, bank.thumbnails, strict=True))
+    ]
+    order = "" if scores is None else ", those that differ most first"
+    try:
+        write_sheet(sheet, f"{path.stem}: {len(entries)} references of {bank.object_name}{order}", entries)
+    except ArtifactError as error:
+        raise ArtifactError(f"{path}: {error}") from error
 
 
 def _read_head(path: Path) -> bytes:
@@ -71,13 +118,25 @@ def _map_rows(path: Path) -> Rows:
         with tifffile.TiffFile(path) as tiff:
             values = tiff.pages[0].asarray()
             description = _read_description(tiff.pages[0].description)
-            if values.ndim != 2:
-                raise ValueError(f"{values.ndim} dimensions")
+            if values.ndim != 2 or values.dtype.kind != "f":
+                raise ValueError(f"{values.ndim} dimensions, {values.dtype}")
+            # Of the part's calibration: a number, None where the scan had none, and no key before there was one.
+            levels = [description.pop(LEVEL)] if LEVEL in description else []
+            level = None if levels in ([], [None]) else float(levels[0])
     except DECODER_ERRORS as error:
         raise ArtifactError(f"{path}: not a map of this program ({first_line(error)}); {ADVICE}") from error
-    yield from {"holds": "map", "size": f"{values.shape[1]} x {values.shape[0]}", "type": values.dtype}.items()
-    yield "peak", "x {1}, y {0}".format(*np.unravel_index(values.argmax(), values.shape))
-    yield from description.items()
+    height, width = values.shape
+    y, x = np.unravel_index(values.argmax(), values.shape)
+    yield from {"holds": "map", "size": f"{width} x {height}", "type": values.dtype}.items()
+    yield "range", f"{values.min():.4f} to {values.max():.4f}"
+    yield "mean", f"{values.mean(dtype=np.float64):.4f}"
+    yield "peak", f"{values.max():.4f} at x {x}, y {y}" + ("" if level is None else f"; pixels alarm from {level:.4f}")
+    if level is not None:
+        alarming = int((values >= level).sum())
+        yield "alarming pixels", f"{alarming} of {values.size} ({alarming / values.size:.2%})"
+    elif levels:
+        yield "alarming pixels", "unknown: the scan had no level for pixels"
+    yield from ((name, value) for name, value in description.items() if name != "range")
 
 
 def _read_description(text: str) -> dict[str, Any]:
@@ -87,12 +146,11 @@ def _read_description(text: str) -> dict[str, Any]:
         raise ValueError("a TIFF image without the description of a map") from error
 
 
-def _artifact_rows(path: Path) -> Rows:
-    header = read_header(path)
+def _artifact_rows(header: ArtifactHeader, bank: MemoryBank | None) -> Rows:
     created = header.created if header.created != UNDATED else "not recorded"
     yield from {"holds": header.kind, "created": created, "by": f"aprilcli {header.version}"}.items()
-    if header.kind == BANK:
-        yield from _bank_rows(load_bank(path))
+    if bank is not None:
+        yield from _bank_rows(bank)
         return
     for name, value in header.fields.items():
         yield from _flat(name, value)

@@ -10,6 +10,7 @@ from typing import Any
 
 from aprilcli.core.backbone import Backbone
 from aprilcli.core.bank_file import load_bank
+from aprilcli.core.bank_path import bank_path
 from aprilcli.core.catalogue import find_source, path_exists
 from aprilcli.core.detector import Detector
 from aprilcli.core.device import TORCH, is_interchangeable
@@ -17,6 +18,7 @@ from aprilcli.core.memory_bank import MemoryBank, Recipe
 from aprilcli.core.model_loading import load_backbone
 from aprilcli.defaults import TINY
 from aprilcli.errors import ArtifactError, BackboneError, InputError, OptionError
+from aprilcli.io.files import sha256_of_file
 from aprilcli.io.images import SourceImage, read_image
 from aprilcli.io.published import PUBLISHED
 from aprilcli.io.walk import FoundImage
@@ -25,17 +27,19 @@ from aprilcli.text import printable
 from aprilcli.workflows.console import Console
 from aprilcli.workflows.parts import find_bank
 
+BankUser = ScanOptions | EnrollOptions | EvalOptions  # options of the commands that use a bank
+
 
 def load_model(options: DatasetOptions, console: Console, images: Iterable[Path] = ()) -> Backbone:
     """Load the model without a projector, and print its notes. ``images``: to quantize an int8 model with."""
     backbone = load_backbone(
-        options.model,
+        options.model_name,
         image_size=options.image_size,
         tile=options.tile if isinstance(options, EvalOptions) else None,
         stages=options.stages,
         device=options.device,
         precision=options.precision,
-        engine=options.engine if isinstance(options, EvalOptions) else TORCH,
+        engine=(options.engine if isinstance(options, EvalOptions) else None) or TORCH,
         quantize_on=_readable(images, options),
     )
     for note in backbone.notes:
@@ -55,8 +59,20 @@ def load_part(part: str, banks: Path) -> MemoryBank:
     return load_bank(find_bank(part, banks))
 
 
+def describe_bank(part: str, banks: Path) -> dict[str, str]:
+    """Return the file of a part's bank for a JSON record. Raises InputError if it cannot be read."""
+    path = bank_path(part, banks)
+    return {"path": str(path), "sha256": sha256_of_file(path)}
+
+
+def note_old_bank(bank: MemoryBank, console: Console) -> None:
+    """Tell if images of other parts cannot be recognized with this bank."""
+    if bank.appearances is None:
+        console.note("the part was enrolled by an earlier version, so images of other parts are not recognized")
+
+
 def load_detector(
-    options: ScanOptions | EnrollOptions, bank: MemoryBank | None, console: Console, images: Iterable[FoundImage] = ()
+    options: BankUser, bank: MemoryBank | None, console: Console, images: Iterable[FoundImage] = ()
 ) -> Detector:
     """Load the detector, with the bank's own settings where the options are silent, and print its notes.
 
@@ -70,7 +86,7 @@ def load_detector(
             options.model,
             projector=options.projector,
             bank=bank,
-            object_name=options.object_name,
+            object_name=_object_name(options),
             image_size=options.image_size,
             tile=options.tile,
             stages=options.stages,
@@ -93,7 +109,12 @@ def load_detector(
     return detector
 
 
-def _check_settings(options: ScanOptions | EnrollOptions, bank: MemoryBank) -> None:
+def _object_name(options: BankUser) -> str | None:
+    """Return the name that was given for the prompts; `eval` takes the bank's."""
+    return None if isinstance(options, EvalOptions) else options.object_name
+
+
+def _check_settings(options: BankUser, bank: MemoryBank) -> None:
     """Refuse options that differ from the bank's settings; a model or projector at a path may still be the same."""
     own, given = bank.recipe, options
     settings: list[tuple[str, str, Any, Any, Callable[[Any, Any], bool]]] = [
@@ -102,18 +123,16 @@ def _check_settings(options: ScanOptions | EnrollOptions, bank: MemoryBank) -> N
         ("--image-size", "image size", _listed(bank.views.sizes), _listed(given.image_size), operator.ne),
         ("--tile", "tile", bank.tile, given.tile, operator.ne),
         ("--stages", "stages", _listed(bank.spec.stages), _listed(given.stages), operator.ne),
-        ("--object", "object name", bank.object_name, given.object_name, operator.ne),
+        ("--object", "object name", bank.object_name, _object_name(given), operator.ne),
         *_engine_settings(own, given),
-        *([] if isinstance(given, ScanOptions) else _reference_settings(own, given)),
+        *(_reference_settings(own, given) if isinstance(given, EnrollOptions) else []),
     ]
     other = [setting[:4] for setting in settings if setting[3] is not None and setting[2] != setting[3]]
     if any(differs(mine, theirs) for *_, mine, theirs, differs in settings if theirs is not None):
         raise _other_settings(bank, other)
 
 
-def _engine_settings(
-    own: Recipe, given: ScanOptions | EnrollOptions
-) -> list[tuple[str, str, Any, Any, Callable[[Any, Any], bool]]]:
+def _engine_settings(own: Recipe, given: BankUser) -> list[tuple[str, str, Any, Any, Callable[[Any, Any], bool]]]:
     mine = (own.engine, own.precision)
     precision = None if given.precision == Precision.auto else given.precision
     return [

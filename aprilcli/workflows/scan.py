@@ -6,70 +6,42 @@ find (sorted) → decode ahead on threads → resize → one encoder pass → sc
 from __future__ import annotations
 
 import itertools
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from aprilcli.core import resizing
-from aprilcli.core.bank_path import bank_path
 from aprilcli.core.decision import DecisionRule
 from aprilcli.core.detector import Detector
 from aprilcli.core.encoder import describe_encoder
 from aprilcli.core.regions import find_regions
-from aprilcli.core.threshold import Threshold
 from aprilcli.errors import InputError, OptionError
 from aprilcli.io import records, regions_csv, scores_csv
-from aprilcli.io.files import sha256_of_file
 from aprilcli.io.walk import FoundImage, base_of, find_images
 from aprilcli.options import MapSize, ScanOptions, describe
-from aprilcli.text import listed, printable
 from aprilcli.types import Detection, Region
-from aprilcli.workflows import report
 from aprilcli.workflows import scan_output as output
 from aprilcli.workflows import scan_resume as resume
 from aprilcli.workflows.console import Console
 from aprilcli.workflows.interrupt import interruptible
-from aprilcli.workflows.loading import load_detector, load_part, range_of
+from aprilcli.workflows.loading import describe_bank, load_detector, load_part, note_old_bank, range_of
 from aprilcli.workflows.pipeline import PreparedImage, Reader, images_ahead, map_ahead, worker_threads
-from aprilcli.workflows.scan_output import MAPS, RUN, SCORES
-from aprilcli.workflows.scan_results import ScanResults
+from aprilcli.workflows.scan_output import RUN
 from aprilcli.workflows.scan_resume import JournaledRow
-from aprilcli.workflows.scan_tally import LISTED, Tally
+from aprilcli.workflows.scan_summary import ScanSummary
+from aprilcli.workflows.scan_tally import Tally
+
+ENROLL_OR_CHOOSE = "enroll it again, or use --pixel-threshold"
 
 # Options that change how a scan runs, not what it finds.
 EXECUTION_OPTIONS = (
-    "engine",
-    "out",
-    "workers",
-    "resume",
-    "overwrite",
-    "fail_on_anomaly",
-    "allow_empty",
-    "overlays",
-    "report",
+    *("engine", "out", "workers", "resume", "overwrite", "fail_on_anomaly", "allow_empty"),
+    *("coco", "overlays", "report"),
 )
-
-NO_VERDICTS = "no verdicts, as there is no threshold: enroll good images (aprilcli enroll), or choose a --threshold"
-
-
-@dataclass(frozen=True)
-class ScanSummary:
-    """How a scan ended.
-
-    ``kept``: rows of the run that this scan continued, None if it did not continue one.
-    """
-
-    tally: Tally
-    kept: int | None
-    threshold: Threshold | None
-    seconds: float
-    out: Path
 
 
 def run_scan(options: ScanOptions, total: int, console: Console) -> ScanSummary:
@@ -101,12 +73,12 @@ def run_scan(options: ScanOptions, total: int, console: Console) -> ScanSummary:
             f"--threshold {options.threshold:g} replaces the part's threshold of "
             f"{calibration.threshold(rate).value:.4f} for a false-alarm rate of {rate:g}"
         )
-    if bank is not None and bank.appearances is None:
-        console.note(
-            f"part {options.part}: enrolled by an earlier version, so images of other parts are not recognized"
-        )
+    if bank is not None:
+        note_old_bank(bank, console)
     for note in rule.notes:
         console.note(note)
+    if options.coco and rule.pixel_threshold is None:
+        raise OptionError(f"--coco: part {options.part} is not calibrated, so there are no regions; {ENROLL_OR_CHOOSE}")
     record = _describe_run(options, detector, rule, started)
     tally = Tally(rule.stricter)
     with (
@@ -137,13 +109,10 @@ def run_scan(options: ScanOptions, total: int, console: Console) -> ScanSummary:
             raise KeyboardInterrupt
         output.remove_kept(options.out)
         records.write_json(options.out / RUN, {**record, "counts": tally.counts(), "finished": records.timestamp()})
-    if options.overlays or options.report:
-        results = ScanResults.open(options.out)
-        report.write_for_scan(results, console, options.workers, overlays=options.overlays, report=options.report)
     return ScanSummary(
         tally=tally,
         kept=None if resumed is None else kept,
-        threshold=rule.threshold,
+        rule=rule,
         seconds=time.monotonic() - began,
         out=options.out,
     )
@@ -161,6 +130,7 @@ def _prepare_output(
     if options.resume and output.has_results(out):
         for note in resume.check_same_run(out, record):
             console.note(note)
+        output.remove_derived(out)
         records.write_json(out / RUN, record)  # without "finished"
         return resume.find_resume_point(options, _images_to_scan(options), tally.count)
     if not options.overwrite:
@@ -171,7 +141,6 @@ def _prepare_output(
 
 
 def _describe_run(options: ScanOptions, detector: Detector, rule: DecisionRule, started: str) -> dict[str, Any]:
-    bank = None if options.part is None else bank_path(options.part, options.banks)
     return {
         "versions": records.versions(detector.encoder.engine, detector.encoder.precision),
         "options": {name: value for name, value in describe(options).items() if name not in EXECUTION_OPTIONS},
@@ -183,7 +152,7 @@ def _describe_run(options: ScanOptions, detector: Detector, rule: DecisionRule, 
         "omp_num_threads": torch.get_num_threads(),
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "projector": detector.projector.identity if detector.projector is not None else None,
-        "bank": None if bank is None else {"path": str(bank), "sha256": sha256_of_file(bank)},
+        "bank": None if options.part is None else describe_bank(options.part, options.banks),
         **rule.describe(),
         "started": started,
     }
@@ -280,36 +249,3 @@ def _detect(
                 yield item
             else:
                 yield _Scored(item, next(detections) if item.input is not None else None, together)
-
-
-def summarize(summary: ScanSummary) -> str:
-    """Return a few lines on how a scan ended."""
-    tally, threshold = summary.tally, summary.threshold
-    new = tally.scored + tally.unreadable - (summary.kept or 0)
-    speed = f"in {summary.seconds:.1f} s" + (f" ({new / summary.seconds:.1f} images/s)" if new else "")
-    images = "1 image" if tally.scored == 1 else f"{tally.scored} images"
-    lines = [f"{images} scored" + (f" {speed}" if summary.kept is None else "")]
-    if summary.kept is not None:
-        lines.append(f"resumed: {summary.kept} kept, {new} new {speed}")
-    if threshold is not None:
-        rate = "" if threshold.rate is None else f" for a false-alarm rate of {threshold.rate:g}"
-        lines.append(f"{tally.anomalous} anomalous (score at least {threshold.value:.4f}{rate})")
-    elif tally.scored:
-        lines.append(NO_VERDICTS)
-    if tally.stricter is not None:
-        lines.append(
-            f"  at a rate of {tally.stricter.rate:g}, {tally.strictly_anomalous} of them "
-            f"(score at least {tally.stricter.value:.4f}, not guaranteed with so few good images)"
-        )
-    if tally.unrecognised:
-        named = listed(tally.not_the_part, LISTED, tally.unrecognised)
-        lines.append(f"{tally.unrecognised} unrecognised, which do not look like the part: {named}")
-    if tally.unreadable:
-        named = listed(tally.not_read, LISTED, tally.unreadable)
-        lines.append(f"{tally.unreadable} could not be read: {named}; see the error column of {SCORES}")
-    if tally.highest:
-        lines.append("highest scores:")
-        lines.extend(f"  {score:.4f}  {printable(path)}" for path, score in tally.highest)
-    maps = f", {summary.out / MAPS}{os.sep}" if (summary.out / MAPS).exists() else ""
-    lines.append(f"results: {summary.out / SCORES}{maps}")
-    return "\n".join(lines)

@@ -36,6 +36,8 @@ def check(options: ScanOptions, console: Console) -> int:
 def _check_options(options: ScanOptions) -> None:
     if options.fail_on_anomaly and options.part is None and options.threshold is None:
         raise OptionError("--fail-on-anomaly: no image can be anomalous without a threshold; use --threshold or --part")
+    if options.coco and options.part is None and options.pixel_threshold is None:
+        raise OptionError("--coco: there are no regions without a pixel threshold; use --part or --pixel-threshold")
     if options.resume and options.overwrite:
         raise OptionError("--resume continues a scan, --overwrite replaces it; choose one")
     if options.overlays and not options.maps:

@@ -81,6 +81,13 @@ def remove_results(out: Path) -> None:
             (out / name).unlink(missing_ok=True)
 
 
+def remove_derived(out: Path) -> None:
+    """Delete what was made of the tables and maps, which a resumed scan changes."""
+    with output_errors(out):
+        for name in (REPORT, COCO):
+            (out / name).unlink(missing_ok=True)
+
+
 def map_path(out: Path, relative: str) -> Path:
     """Return the path of an image's map: its whole name plus ``.tiff``, so no two images share one."""
     return out / MAPS / f"{relative}{TIFF}"

@@ -11,6 +11,7 @@ from typing import Any
 
 from PIL import Image
 
+from aprilcli.core.threshold import Threshold
 from aprilcli.errors import InputError
 from aprilcli.io import html_report as html
 from aprilcli.io.images import read_image
@@ -48,7 +49,7 @@ def scale_of(results: ScanResults) -> Scale:
     threshold = results.pixel_threshold
     stages = len(results.record["model"]["stages"])
     has_bank = results.record["bank"] is not None
-    return Scale.for_run(None if threshold is None else threshold["value"], stages, has_bank=has_bank)
+    return Scale.for_run(None if threshold is None else threshold.value, stages, has_bank=has_bank)
 
 
 def has_maps(results: ScanResults) -> bool:
@@ -109,7 +110,7 @@ def _preview(results: ScanResults, number: int, row: ScoreRow, scale: Scale | No
 
 def _content(results: ScanResults, rows: Rows, in_table: Rows, scale: Scale | None) -> dict[str, Any]:
     record = results.record
-    threshold, pixel = record["threshold"], results.pixel_threshold
+    threshold, pixel = results.threshold, results.pixel_threshold
     kinds = ("normal", "anomalous", "unrecognised") if threshold is not None else ("scored", "unrecognised")
     scores: dict[str, list[float]] = {kind: [] for kind in kinds}
     for row, _ in rows:
@@ -122,8 +123,8 @@ def _content(results: ScanResults, rows: Rows, in_table: Rows, scale: Scale | No
     folder = printable(results.images.name or str(results.images))
     number = f"{len(rows)} image" + ("" if len(rows) == 1 else "s")
     part = record["options"]["part"]
-    threshold_text = "" if threshold is None else f"{threshold['value']:.4f}"
-    pixel_text = "" if pixel is None else f"{pixel['value']:.2f}"
+    threshold_text = "" if threshold is None else f"{threshold.value:.4f}"
+    pixel_text = "" if pixel is None else f"{pixel.value:.2f}"
     return {
         "title": f"Scan of {folder}",
         "subtitle": f"{number}, scanned {record['started'][:16].replace('T', ' ')} UTC"
@@ -131,11 +132,11 @@ def _content(results: ScanResults, rows: Rows, in_table: Rows, scale: Scale | No
         "written": timestamp()[:16].replace("T", " ") + " UTC",
         "warnings": list(_warnings(results, rows)),
         "counts": [*counts, *([("unreadable", unreadable)] if unreadable else [])],
-        "chart": html.histogram(scores, None if threshold is None else threshold["value"]),
+        "chart": html.histogram(scores, None if threshold is None else threshold.value),
         "chart_kinds": [kind for kind in kinds if scores[kind]],
         "threshold_text": threshold_text,
         "pixel_text": pixel_text,
-        "promises": list(_promises(record)),
+        "promises": list(_promises(results)),
         "about": list(_about(results)),
         "label_commands": list(_label_commands(results)),
         "legend": None if scale is None else html.ramp(scale),
@@ -169,8 +170,8 @@ def _warnings(results: ScanResults, rows: Rows) -> Iterator[str]:
             "The scan has not finished: this report shows what it has so far. Continue it with --resume, then write "
             "the report again."
         )
-    if record["threshold"] is not None and record["threshold"]["note"]:
-        yield f"The threshold of the verdicts: {record['threshold']['note']}."
+    if results.threshold is not None and results.threshold.note:
+        yield f"The threshold of the verdicts: {results.threshold.note}."
     for verdict, text in (
         ("unreadable", "could not be read"),
         ("unrecognised", "do not look like the part: check the camera, the light and the part"),
@@ -197,38 +198,38 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def _promises(record: dict[str, Any]) -> Iterator[str]:
+def _promises(results: ScanResults) -> Iterator[str]:
     """Yield what the thresholds mean, in plain words."""
-    threshold, pixel, recognition = record["threshold"], record["pixel_threshold"], record["recognition"]
+    threshold, pixel, recognition = results.threshold, results.pixel_threshold, results.record["recognition"]
     if threshold is None:
         yield (
             "There is no threshold: no good images were enrolled for comparison, and none was given. Scores without a "
             "threshold only rank the images: the higher, the more they look like damaged objects to the model."
-            if record["bank"] is None
+            if results.record["bank"] is None
             else "There is no threshold: the part has no calibration, and none was given. Scores only rank the images."
         )
         yield NEXT_STEP
-    elif threshold["rate"] is None:
+    elif threshold.rate is None:
         yield (
-            f"An image is anomalous if its score is at least {threshold['value']:.4f}. This threshold was chosen by "
+            f"An image is anomalous if its score is at least {threshold.value:.4f}. This threshold was chosen by "
             "hand, so nothing is promised about false alarms: check it on images that you know."
         )
     else:
         yield (
-            f"An image is anomalous if its score is at least {threshold['value']:.4f}. The threshold comes from the "
-            f"scores of good images of the part alone, for a false-alarm rate of {threshold['rate']:g}: of 100 good "
-            f"images, about {100 * threshold['rate']:g} may be called anomalous."
+            f"An image is anomalous if its score is at least {threshold.value:.4f}. The threshold comes from the "
+            f"scores of good images of the part alone, for a false-alarm rate of {threshold.rate:g}: of 100 good "
+            f"images, about {100 * threshold.rate:g} may be called anomalous."
         )
         yield _rate_promise(threshold)
-    if pixel is not None and pixel["rate"] is not None:
-        approximately = "" if pixel["guaranteed"] else ", approximately"
+    if pixel is not None and pixel.rate is not None:
+        approximately = "" if pixel.guaranteed else ", approximately"
         yield (
-            f"Regions are places where the map reaches {pixel['value']:.4f}. This level comes from the same good "
-            f"images: a good image has any region with a probability of at most {pixel['rate']:g}{approximately}. "
+            f"Regions are places where the map reaches {pixel.value:.4f}. This level comes from the same good "
+            f"images: a good image has any region with a probability of at most {pixel.rate:g}{approximately}. "
             "Score and map are judged separately, so a normal image may have a region, and an anomalous image none."
         )
     elif pixel is not None:
-        yield f"Regions are places where the map reaches {pixel['value']:.4f}, a level chosen by hand."
+        yield f"Regions are places where the map reaches {pixel.value:.4f}, a level chosen by hand."
     if recognition is not None:
         yield (
             "An unrecognised image looks unlike all good images of the part as a whole, whatever its score: another "
@@ -236,11 +237,11 @@ def _promises(record: dict[str, Any]) -> Iterator[str]:
         )
 
 
-def _rate_promise(threshold: dict[str, Any]) -> str:
-    if threshold["guaranteed"]:
+def _rate_promise(threshold: Threshold) -> str:
+    if threshold.guaranteed:
         return (
             "The rate is guaranteed on average: a good image is called anomalous with a probability of at most "
-            f"{threshold['rate']:g}, if the good images of this scan resemble those of the calibration; averaged over "
+            f"{threshold.rate:g}, if the good images of this scan resemble those of the calibration; averaged over "
             "calibrations, as that of a single one scatters around it. Nothing is promised about the share of defects "
             "that is found."
         )

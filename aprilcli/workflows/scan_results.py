@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from aprilcli.core.threshold import Threshold
 from aprilcli.errors import InputError
 from aprilcli.io.records import read_own
 from aprilcli.io.regions_csv import COLUMNS as REGION_COLUMNS
@@ -46,9 +47,16 @@ class ScanResults:
         return cls(out, record, images if images is not None else Path(record["images"]))
 
     @property
-    def pixel_threshold(self) -> dict[str, Any] | None:
-        """The pixel threshold as run.json has it (see ``Threshold``); None if the scan had none."""
-        return self.record.get("pixel_threshold")
+    def threshold(self) -> Threshold | None:
+        """The lowest score that is called anomalous; None if the scan gave no verdicts."""
+        threshold = self.record.get("threshold")
+        return None if threshold is None else Threshold(**threshold)
+
+    @property
+    def pixel_threshold(self) -> Threshold | None:
+        """The value from which on a map belongs to a region; None if the scan had none."""
+        threshold = self.record.get("pixel_threshold")
+        return None if threshold is None else Threshold(**threshold)
 
     def rows(self) -> Iterator[tuple[ScoreRow, tuple[Region, ...]]]:
         """Yield the rows of scores.csv, in order, each with the regions of its image. Raises InputError."""

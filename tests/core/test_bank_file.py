@@ -12,7 +12,7 @@ from small_banks import draw_zero_shot, make_bank, refusal_of
 
 from aprilcli.core.bank_file import KIND, load_bank, save_bank, to_artifact
 from aprilcli.core.calibration import Calibration
-from aprilcli.core.memory_bank import Recipe, subsample
+from aprilcli.core.memory_bank import Recipe, subsample, without
 from aprilcli.core.quantization import QuantizationImages
 from aprilcli.errors import ArtifactError, OutputError
 from aprilcli.io.artifacts import write_artifact
@@ -88,6 +88,28 @@ def test_quantization_images_that_do_not_fit_are_refused(tmp_path, what):
 def test_an_int8_bank_without_its_images_cannot_be_made():
     with pytest.raises(ArtifactError, match="quantization_images"):
         replace(quantized_bank(), quantization=None)
+
+
+def test_a_bank_keeps_its_thumbnails(tmp_path):
+    bank = replace(make_bank(3), thumbnails=(b"first", b"", b"third!"))
+    save_bank(bank, tmp_path / "bolt.safetensors")
+    assert load_bank(tmp_path / "bolt.safetensors").thumbnails == (b"first", b"", b"third!")
+    assert without(bank, [0]).thumbnails == (b"", b"third!")
+
+
+def test_a_bank_of_an_earlier_version_has_no_thumbnails(tmp_path):
+    for thumbnails in ((), (b"", b"")):
+        save_bank(replace(make_bank(2), thumbnails=thumbnails), tmp_path / "bolt.safetensors")
+        assert load_bank(tmp_path / "bolt.safetensors").thumbnails == ()
+    assert "thumbnail_bytes" not in to_artifact(make_bank(2))[1]
+
+
+@pytest.mark.parametrize("lengths", [[5, 3], [5, 5, 1], [-1, 9], [2**40, 9], [0, 0]])
+def test_thumbnails_that_do_not_fit_are_refused(tmp_path, lengths):
+    tensors, fields = to_artifact(replace(make_bank(2), thumbnails=(b"first", b"second")))
+    fields["thumbnail_bytes"] = lengths
+    write_artifact(tmp_path / "bolt.safetensors", KIND, tensors, fields)
+    assert "thumbnail" in refusal_of(tmp_path / "bolt.safetensors")
 
 
 @pytest.mark.parametrize(

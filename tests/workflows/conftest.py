@@ -33,7 +33,7 @@ def images(tmp_path: Path) -> Path:
 def arguments(images: Path, golden_vit: GoldenCase) -> list[str]:
     """The command line of a scan of ``images``, without ``--out``."""
     model = ["--model", str(golden_vit.folder), "--image-size", "70", "--device", "cpu"]
-    return ["scan", str(images), *model, "--threshold", "0.5"]
+    return ["scan", str(images), *model, "--threshold", "0.5", "--pixel-threshold", "3"]
 
 
 @pytest.fixture

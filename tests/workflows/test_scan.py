@@ -13,7 +13,7 @@ import torch
 from helpers import GOLDEN, QUERIES, GoldenCase, draw_image, error_line, read_rows, run_scan
 from PIL import Image
 
-HEADER = "path,status,score,text_score,map_max,p_value,threshold,verdict,width,height,error"
+HEADER = "path,status,score,text_score,map_max,p_value,threshold,verdict,width,height,error,regions,peak_x,peak_y,cause"
 
 
 @pytest.fixture
@@ -22,14 +22,6 @@ def images(tmp_path: Path) -> Path:
     draw_image(folder / "b" / "two.png", 2)
     draw_image(folder / "a.jpg", 1, (33, 20))
     draw_image(folder / "b" / "one.PNG", 3)
-    return folder
-
-
-@pytest.fixture
-def bare_model(golden_vit: GoldenCase, tmp_path: Path) -> Path:
-    """A model folder without a projector."""
-    folder = Path(shutil.copytree(golden_vit.folder, tmp_path / "bare"))
-    (folder / "projector.safetensors").unlink()
     return folder
 
 
@@ -143,9 +135,12 @@ def test_the_summary_on_stdout_has_the_five_highest_scores_and_stderr_the_notes(
         draw_image(tmp_path / "images" / f"{seed}.png", seed)
     result = run_scan(tmp_path / "images", *model, "--out", tmp_path / "out")
     scores = sorted(((float(row["score"]), row["path"]) for row in read_rows(tmp_path / "out")), reverse=True)
-    named = [line.split()[1] for line in result.stdout.splitlines() if line.startswith("  ")]
+    named = [line.split()[-1] for line in result.stdout.splitlines() if line.endswith(".png")]
     assert named == [path for _, path in scores[:5]]
-    assert "no verdicts, as there is no threshold" in result.stdout
+    assert "no verdicts: without good images or a threshold" in result.stdout
+    histogram = [line.split() for line in result.stdout.splitlines() if " to " in line]
+    counts = np.histogram([score for score, _ in scores], 10, (0, 1))[0]
+    assert [int(line[-1]) if "#" in line[-2] else 0 for line in histogram] == counts.tolist()
     assert "aprilcli enroll" in result.stdout
     assert "--threshold" in result.stdout
     assert result.stderr == ""  # not a terminal: no bar; this model has nothing to say
@@ -159,6 +154,9 @@ def test_threshold_gives_verdicts_and_fail_on_anomaly_exit_4(images: Path, model
     assert second.exit_code == 4
     assert f"1 anomalous (score at least {float(highest['score']):.4f})" in second.stdout
     assert "no verdicts" not in second.stdout
+    assert [line.split()[-1] for line in second.stdout.splitlines() if line.endswith((".png", ".PNG", ".jpg"))] == [
+        highest["path"]
+    ]
     verdicts = {row["path"]: row["verdict"] for row in read_rows(tmp_path / "second")}
     assert verdicts == {path: "anomalous" if path == highest["path"] else "normal" for path in verdicts}
     assert run_scan(images, *model, "--threshold", 2, "--fail-on-anomaly", "--out", tmp_path / "third").exit_code == 0

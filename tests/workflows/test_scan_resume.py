@@ -323,8 +323,8 @@ def test_a_resumed_run_that_is_killed_anywhere_keeps_what_it_had(
         (scan_resume, "_remove_other_maps", 1, 3),
         (scan_resume, "insert_kept_rows", 1, 3),
         (append_file.LineFile, "write", 3, 3),  # the first journal line has no row
-        (append_file.LineFile, "write", 9, 2),
-        (append_file.LineFile, "write", 17, 1),
+        (append_file.LineFile, "write", 14, 2),
+        (append_file.LineFile, "write", 24, 1),
         (scan_output, "remove_kept", 1, 0),
     ):
         out = Path(shutil.copytree(tmp_path / "undisturbed", tmp_path / f"{name} {occurrence}"))
