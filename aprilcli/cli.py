@@ -16,7 +16,15 @@ from typer.core import TyperCommand
 
 from aprilcli import __version__
 from aprilcli.errors import AprilError
-from aprilcli.options import ConsoleOptions, EnrollOptions, EvalOptions, InspectOptions, ScanOptions, TrainOptions
+from aprilcli.options import (
+    ConsoleOptions,
+    EnrollOptions,
+    EvalOptions,
+    InspectOptions,
+    ReportOptions,
+    ScanOptions,
+    TrainOptions,
+)
 from aprilcli.streams import make_tolerant
 from aprilcli.text import printable
 
@@ -154,6 +162,12 @@ def scan(options: ScanOptions, printing: ConsoleOptions) -> None:
         from aprilcli.workflows.scan_results import ScanResults
 
         write_coco(ScanResults.open(options.out))
+    if options.overlays or options.report:
+        from aprilcli.workflows.report import write_for_scan
+        from aprilcli.workflows.scan_results import ScanResults
+
+        results = ScanResults.open(options.out)
+        write_for_scan(results, console, options.workers, overlays=options.overlays, report=options.report)
     console.result(summarize(summary))
     tally = summary.tally
     is_anomalous = options.fail_on_anomaly and tally.anomalous + tally.unrecognised > 0
@@ -181,6 +195,16 @@ def enroll(options: EnrollOptions, printing: ConsoleOptions) -> None:
     from aprilcli.workflows.enroll import run_enroll, summarize  # imports torch
 
     console.result(summarize(run_enroll(options, found, console)))
+
+
+@_command
+def report(options: ReportOptions, printing: ConsoleOptions) -> None:
+    """Write a page (report.html) to look through the results of a scan or an evaluation."""
+    from aprilcli.workflows.console import Console
+    from aprilcli.workflows.report import run_report
+
+    console = Console(printing.quiet, printing.verbose)
+    console.result(run_report(options, console))
 
 
 @_command

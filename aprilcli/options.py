@@ -164,6 +164,11 @@ Projector = Annotated[
 BatchSize = Annotated[
     int, _option("--batch-size", "Images that the model looks at together.", expert=True, metavar="COUNT", min=1)
 ]
+Overlays = Annotated[bool, _option("--overlays", "Write each image with its map drawn over it (overlays/).")]
+Report = Annotated[bool, _option("--report", "Write a page to look through the results (report.html).")]
+Workers = Annotated[
+    int, _option("--workers", "Threads that read images and write maps.", expert=True, metavar="COUNT", min=1)
+]
 Overwrite = Annotated[bool, _option("--overwrite", "Replace existing results.")]
 Rate = Annotated[
     float | None,
@@ -252,10 +257,7 @@ class ReadOptions:
     """How images are read."""
 
     batch_size: BatchSize = 1
-    workers: Annotated[
-        int,
-        _option("--workers", "Threads that read images and write maps.", expert=True, metavar="COUNT", min=1),
-    ] = 2
+    workers: Workers = 2
     value_range: Annotated[
         tuple[float, float] | None,
         _option(
@@ -329,6 +331,8 @@ class ScanOptions(PartOptions):
     min_area: Annotated[
         int, _option("--min-area", "Smallest region, in pixels of the image.", expert=True, metavar="PIXELS", min=1)
     ] = 1
+    overlays: Overlays = False
+    report: Report = False
     coco: Annotated[
         bool, _option("--coco", "Also write the regions as coco.json, which annotation tools open.", expert=True)
     ] = False
@@ -527,6 +531,7 @@ class EvalOptions(DatasetOptions):
     ] = False
     false_alarm_rate: Rate = None
     maps: Annotated[bool, _option("--maps", "Write maps for MVTec's evaluators, of the most --shots.")] = False
+    report: Report = False
     plots: Annotated[bool, _option("--plots", "Draw curves (ROC, PRO) and histograms of the scores.")] = False
     objects: Annotated[
         tuple[str, ...] | None,
@@ -558,6 +563,24 @@ class InspectOptions:
         ),
     ] = None
     overwrite: Overwrite = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """Options of `report`."""
+
+    results: Annotated[Path, _argument("OUT", "Output folder of a scan or an evaluation.")]
+    images: Annotated[
+        Path | None,
+        _option(
+            "--images",
+            "Folder of the images, if they have been moved.",
+            metavar="FOLDER",
+            show_default="where they were when scanned",
+        ),
+    ] = None
+    overlays: Overlays = False
+    workers: Workers = 2
 
 
 def describe(options: ModelOptions) -> dict[str, Any]:

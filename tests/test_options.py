@@ -16,6 +16,7 @@ from aprilcli.options import (
     EnrollOptions,
     EvalOptions,
     InspectOptions,
+    ReportOptions,
     ScanOptions,
     TrainOptions,
     describe,
@@ -29,6 +30,7 @@ CLASSES = {
     "enroll": EnrollOptions,
     "train": TrainOptions,
     "eval": EvalOptions,
+    "report": ReportOptions,
     "inspect": InspectOptions,
 }
 PRINTING = {"--quiet", "--verbose"}
@@ -55,7 +57,14 @@ def test_every_field_is_an_option_with_its_default_help_and_environment_variable
 
 @pytest.mark.parametrize(
     ("command", "argument"),
-    [("scan", "FOLDER"), ("enroll", "FOLDER"), ("train", "DATASET"), ("eval", "DATASET"), ("inspect", "FILE")],
+    [
+        ("scan", "FOLDER"),
+        ("enroll", "FOLDER"),
+        ("train", "DATASET"),
+        ("eval", "DATASET"),
+        ("inspect", "FILE"),
+        ("report", "OUT"),
+    ],
 )
 def test_usage_names_the_argument_in_capitals(command: str, argument: str) -> None:
     usage = run(command, "--help").stdout.strip().splitlines()[0]
@@ -67,6 +76,7 @@ EVERYDAY = {
     "enroll": {"--part", "--append", "--calibrate", "--object", "--rotations"},
     "train": {"--out", "--epochs", "--resume"},
     "eval": {"--out", "--shots", "--calibrate", "--maps"},
+    "report": {"--images", "--overlays"},
     "inspect": {"--sheet"},
 }
 
@@ -78,7 +88,7 @@ def test_help_lists_everyday_options_before_expert_options_each_once(command: st
     shown = {part: re.findall(r"^  (--[a-z-]+)", part, re.MULTILINE) for part in (everyday, expert)}
     assert set(shown[everyday]) >= EVERYDAY[command]
     assert "-h, --help" in everyday
-    assert ("--batch-size" in shown[expert]) == (command != "inspect")
+    assert ("--batch-size" in shown[expert]) == (command not in ("inspect", "report"))
     named = [name for names in shown.values() for name in names]
     expected = [parameter for parameter in parameters_of(command).values() if parameter.param_type_name == "option"]
     assert sorted(named) == sorted(parameter.opts[0] for parameter in expected)

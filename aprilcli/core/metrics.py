@@ -85,6 +85,15 @@ def roc_curve(labels: ArrayLike, scores: ArrayLike) -> Curve:
     return _fraction_at_least(normal, thresholds), _fraction_at_least(anomalous, thresholds)
 
 
+def precision_recall_curve(labels: ArrayLike, scores: ArrayLike) -> Curve:
+    """Return (recall, precision), float64, one point per distinct score, highest first; nan if a label is missing."""
+    anomalous, normal = _split(labels, scores)
+    thresholds = np.unique(np.concatenate([anomalous, normal]))
+    recall = _fraction_at_least(anomalous, thresholds)[1:]  # without the point of no image, which has no precision
+    tp, fp = recall * len(anomalous), _fraction_at_least(normal, thresholds)[1:] * len(normal)
+    return recall, tp / (tp + fp)
+
+
 class PixelScores:
     """All pixels of one object's anomaly maps, added image by image, and their exact metrics.
 

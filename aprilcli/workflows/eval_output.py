@@ -21,12 +21,13 @@ from aprilcli.workflows.eval_maps import inside, map_names
 RECORD = "metrics.json"
 TABLES = ("metrics.csv", "scores.csv")
 FOLDERS = ("anomaly_maps", "anomaly_images", "plots")
+REPORT = "report.html"
 SCAN_RECORD = "run.json"
 
 
 def planned_outputs(options: EvalOptions, dataset: LabeledDataset) -> list[str]:
     """Return the files to write, relative to the output folder. Raises InputError for names that lead outside."""
-    names = [*TABLES, RECORD]
+    names = [*TABLES, RECORD, *([REPORT] if options.report else [])]
     for item in dataset.objects if options.maps else ():
         names += map_names(item.name, dataset.layout, item.test)
     if options.plots:

@@ -134,7 +134,7 @@ def _thin_sets(dataset: LabeledDataset) -> Iterator[str]:
 def describe_dataset(dataset: LabeledDataset, fingerprint: str) -> dict[str, Any]:
     """Return what was recognized; ``fingerprint``: SHA-256 over test images and masks, as ``train`` records it."""
     return {
-        "root": str(dataset.root),
+        "root": str(dataset.root.resolve()),
         "layout": dataset.layout,
         "fingerprint": fingerprint,
         "objects": [

@@ -30,10 +30,12 @@ from aprilcli.workflows.console import Console
 from aprilcli.workflows.dataset_notes import print_dataset_notes
 from aprilcli.workflows.eval_encoding import ObjectEncoder
 from aprilcli.workflows.eval_measures import measure_object
+from aprilcli.workflows.eval_page import EvalResults
 from aprilcli.workflows.eval_references import Setting, fusion_of
 from aprilcli.workflows.eval_results import Report, Result, count_defects
 from aprilcli.workflows.loading import describe_bank, load_detector, load_model, load_part, note_old_bank, range_of
 from aprilcli.workflows.pipeline import worker_threads
+from aprilcli.workflows.report import write_for_eval
 
 LISTED_PROBLEMS = 20
 LISTED_ALIKE = 5  # problems with the same message, so that they do not hide others
@@ -142,6 +144,8 @@ def _evaluate(
         "finished": records.timestamp(),
     }
     records.write_json(options.out / eval_output.RECORD, record)
+    if options.report:
+        write_for_eval(EvalResults.open(options.out), console, options.workers)
     return EvalSummary(eval_table.draw_table(report), tuple(results), len(unreadable))
 
 

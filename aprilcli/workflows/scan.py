@@ -38,7 +38,10 @@ from aprilcli.workflows.scan_tally import Tally
 ENROLL_OR_CHOOSE = "enroll it again, or use --pixel-threshold"
 
 # Options that change how a scan runs, not what it finds.
-EXECUTION_OPTIONS = ("engine", "out", "workers", "resume", "overwrite", "fail_on_anomaly", "allow_empty", "coco")
+EXECUTION_OPTIONS = (
+    *("engine", "out", "workers", "resume", "overwrite", "fail_on_anomaly", "allow_empty"),
+    *("coco", "overlays", "report"),
+)
 
 
 def run_scan(options: ScanOptions, total: int, console: Console) -> ScanSummary:
@@ -55,6 +58,11 @@ def run_scan(options: ScanOptions, total: int, console: Console) -> ScanSummary:
     if options.pixel_threshold is not None and not detector.has_maps:
         raise OptionError(
             f"--pixel-threshold: {detector.encoder.spec.label} gives no maps without a projector; train or give a "
+            "--projector, or use --part"
+        )
+    if options.overlays and not detector.has_maps:
+        raise OptionError(
+            f"--overlays: {detector.encoder.spec.label} gives no maps without a projector; train or give a "
             "--projector, or use --part"
         )
     if bank is None and options.false_alarm_rate is not None:

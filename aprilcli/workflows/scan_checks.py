@@ -40,6 +40,8 @@ def _check_options(options: ScanOptions) -> None:
         raise OptionError("--coco: there are no regions without a pixel threshold; use --part or --pixel-threshold")
     if options.resume and options.overwrite:
         raise OptionError("--resume continues a scan, --overwrite replaces it; choose one")
+    if options.overlays and not options.maps:
+        raise OptionError("--overlays draws the maps, which --no-maps leaves out; choose one")
     check_rate(options.false_alarm_rate)
 
 

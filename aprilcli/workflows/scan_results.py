@@ -47,6 +47,12 @@ class ScanResults:
         return cls(out, record, images if images is not None else Path(record["images"]))
 
     @property
+    def threshold(self) -> Threshold | None:
+        """The lowest score that is called anomalous; None if the scan gave no verdicts."""
+        threshold = self.record.get("threshold")
+        return None if threshold is None else Threshold(**threshold)
+
+    @property
     def pixel_threshold(self) -> Threshold | None:
         """The value from which on a map belongs to a region; None if the scan had none."""
         threshold = self.record.get("pixel_threshold")

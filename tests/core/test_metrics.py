@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 from scipy.integrate import trapezoid
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
+from aprilcli.core import metrics
 from aprilcli.core.metrics import (
     IMAGE_METRICS,
     METRICS,
@@ -279,3 +280,14 @@ def test_memory_stays_within_the_documented_limits():
     tracemalloc.stop()
     assert kept < 4 * normal + 8 * anomalous + 1e5
     assert peak < 8 * normal + 32 * anomalous + 8e6
+
+
+@pytest.mark.parametrize("step", [1e-9, 0.25])  # without and with ties
+def test_the_precision_recall_curve_is_that_of_scikit_learn(step: float) -> None:
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], (30, 20))
+    scores = np.round((rng.random(50) + 0.3 * labels) / step) * step
+    expected_precision, expected_recall, _ = precision_recall_curve(labels, scores)
+    recall, precision = metrics.precision_recall_curve(labels, scores)
+    np.testing.assert_allclose(recall, expected_recall[-2::-1])
+    np.testing.assert_allclose(precision, expected_precision[-2::-1])
