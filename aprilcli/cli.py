@@ -157,17 +157,12 @@ def scan(options: ScanOptions, printing: ConsoleOptions) -> None:
     from aprilcli.workflows.scan_summary import summarize
 
     summary = run_scan(options, total, console)
-    if options.coco:
-        from aprilcli.workflows.coco import write_coco
-        from aprilcli.workflows.scan_results import ScanResults
-
-        write_coco(ScanResults.open(options.out))
-    if options.overlays or options.report:
+    if options.overlays or options.coco or options.report:
         from aprilcli.workflows.report import write_for_scan
         from aprilcli.workflows.scan_results import ScanResults
 
-        results = ScanResults.open(options.out)
-        write_for_scan(results, console, options.workers, overlays=options.overlays, report=options.report)
+        wanted = {"overlays": options.overlays, "coco": options.coco, "report": options.report}
+        write_for_scan(ScanResults.open(options.out), console, options.workers, **wanted)
     console.result(summarize(summary))
     tally = summary.tally
     is_anomalous = options.fail_on_anomaly and tally.anomalous + tally.unrecognised > 0

@@ -164,6 +164,9 @@ Projector = Annotated[
 BatchSize = Annotated[
     int, _option("--batch-size", "Images that the model looks at together.", expert=True, metavar="COUNT", min=1)
 ]
+Coco = Annotated[
+    bool, _option("--coco", "Also write the regions as coco.json, which annotation tools open.", expert=True)
+]
 Overlays = Annotated[bool, _option("--overlays", "Write each image with its map drawn over it (overlays/).")]
 Report = Annotated[bool, _option("--report", "Write a page to look through the results (report.html).")]
 Workers = Annotated[
@@ -333,9 +336,7 @@ class ScanOptions(PartOptions):
     ] = 1
     overlays: Overlays = False
     report: Report = False
-    coco: Annotated[
-        bool, _option("--coco", "Also write the regions as coco.json, which annotation tools open.", expert=True)
-    ] = False
+    coco: Coco = False
     csv_safe: Annotated[
         bool,
         _option("--csv-safe", "Put ' before texts in CSV files that a spreadsheet takes for formulas.", expert=True),
@@ -580,6 +581,7 @@ class ReportOptions:
         ),
     ] = None
     overlays: Overlays = False
+    coco: Coco = False
     workers: Workers = 2
 
 
