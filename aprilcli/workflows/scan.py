@@ -56,10 +56,10 @@ def run_scan(options: ScanOptions, total: int, console: Console) -> ScanSummary:
     calibration = bank.calibration if bank is not None else None
     rule = DecisionRule.at_rate(calibration, options.false_alarm_rate, options.threshold, options.pixel_threshold)
     needing_maps = {"--pixel-threshold": options.pixel_threshold is not None, "--overlays": options.overlays}
-    if not detector.has_maps and any(needing_maps.values()):
+    if given := [name for name, is_given in needing_maps.items() if is_given and not detector.has_maps]:
         raise OptionError(
-            f"{' and '.join(name for name, given in needing_maps.items() if given)}: {detector.encoder.spec.label} gives "
-            "no maps without a projector; train or give a --projector, or use --part"
+            f"{' and '.join(given)}: {detector.encoder.spec.label} gives no maps without a projector; train or give a "
+            "--projector, or use --part"
         )
     if bank is None and options.false_alarm_rate is not None:
         console.note("--false-alarm-rate has no effect without --part: there are no good images for a threshold")
