@@ -5,6 +5,8 @@ Imports no torch. `scan` and `eval` call the same functions when they are done.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 from aprilcli.errors import InputError, OptionError, OutputError
 from aprilcli.io.atomic import check_writable, output_errors, remove_leftovers
 from aprilcli.io.atomic import claimed as claimed_lock
@@ -15,7 +17,7 @@ from aprilcli.options import ReportOptions
 from aprilcli.text import listed
 from aprilcli.workflows import eval_page, scan_page
 from aprilcli.workflows.console import Console
-from aprilcli.workflows.pipeline import map_ahead, worker_threads
+from aprilcli.workflows.pipeline import map_ahead
 from aprilcli.workflows.scan_output import LOCK, OVERLAYS, REPORT, RUN, claimed
 from aprilcli.workflows.scan_results import ScanResults
 
@@ -53,7 +55,7 @@ def _report_on_eval(options: ReportOptions, console: Console) -> str:
 
 def write_for_eval(results: eval_page.EvalResults, console: Console, workers: int) -> None:
     """Write the report of an evaluation, which must be locked. Raises InputError, OutputError."""
-    with worker_threads(workers) as pool, console.progress(0, "writing the report"):
+    with ThreadPoolExecutor(workers) as pool, console.progress(0, "writing the report"):
         eval_page.write(results, results.out / REPORT, pool, 2 * workers)
 
 
@@ -84,7 +86,7 @@ def _write_overlays(results: ScanResults, console: Console, workers: int) -> Non
 
     drawn, skipped = set(), []
     with (
-        worker_threads(workers) as pool,
+        ThreadPoolExecutor(workers) as pool,
         console.progress(len(rows), "drawing overlays") as advance,
     ):
         for row, reason in map_ahead(pool, draw, rows, 2 * workers):
@@ -103,7 +105,7 @@ def _write_overlays(results: ScanResults, console: Console, workers: int) -> Non
 
 
 def _write_report(results: ScanResults, console: Console, workers: int) -> None:
-    with worker_threads(workers) as pool, console.progress(0, "writing the report"):
+    with ThreadPoolExecutor(workers) as pool, console.progress(0, "writing the report"):
         _, without = scan_page.write(results, results.out / REPORT, pool, 2 * workers)
     if "finished" not in results.record:
         console.note(f"{results.out / RUN}: the scan has not finished; the report shows what it has so far")

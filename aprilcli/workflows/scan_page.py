@@ -15,7 +15,7 @@ from aprilcli.core.threshold import Threshold
 from aprilcli.errors import InputError
 from aprilcli.io import html_report as html
 from aprilcli.io.images import read_image
-from aprilcli.io.overlays import Scale, draw_layer, line_width, read_levels
+from aprilcli.io.overlays import Scale, read_levels
 from aprilcli.io.records import timestamp
 from aprilcli.io.scores_csv import ScoreRow
 from aprilcli.text import listed, printable
@@ -105,7 +105,7 @@ def _preview(results: ScanResults, number: int, row: ScoreRow, scale: Scale | No
         levels = read_levels(results.map_path(row), size, scale)
     except InputError as error:
         return html.Preview(number, image.size, small, note=str(error))
-    return html.Preview(number, image.size, small, html.image_uri(draw_layer(levels, scale, line_width(size))))
+    return html.Preview(number, image.size, small, html.layer_uri(levels, scale))
 
 
 def _content(results: ScanResults, rows: Rows, in_table: Rows, scale: Scale | None) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def test_the_page_has_the_rows_with_the_most_anomalous_first_and_a_preview_of_ea
     assert page.rows[0]["boxes"] == [[30, 10, 15, 10, 3.5]]
     for number in range(3):
         assert page.blocks[f"p{number}"]["image"].startswith("data:image/jpeg;base64,")
-        assert page.blocks[f"p{number}"]["layer"].startswith("data:image/webp;base64,")
+        assert page.blocks[f"p{number}"]["layer"].startswith("data:image/png;base64,")
     assert "2 anomalous 1 normal" in page.text
     assert "alarm from 2.00" in page.text
 

@@ -66,7 +66,7 @@ def test_the_page_has_measures_verdicts_curves_and_the_worst_images(out: Path) -
         *(f"bolt/test/scratch/{number}.png" for number in ("002", "001", "000")),
         *(f"bolt/test/good/{number}.png" for number in ("002", "001", "000")),
     ]
-    assert page.blocks["p0"]["layer"].startswith("data:image/webp")
+    assert page.blocks["p0"]["layer"].startswith("data:image/png")
     assert page.blocks["p3"]["image"].startswith("data:image/jpeg")
     assert page.blocks["p3"]["layer"] is None
 
