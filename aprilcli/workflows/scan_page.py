@@ -216,39 +216,33 @@ def _promises(results: ScanResults) -> Iterator[str]:
         )
     else:
         yield (
-            f"An image is anomalous if its score is at least {threshold.value:.4f}. The threshold comes from the "
-            f"scores of good images of the part alone, for a false-alarm rate of {threshold.rate:g}: of 100 good "
-            f"images, about {100 * threshold.rate:g} may be called anomalous."
+            f"An image is anomalous if its score is at least {threshold.value:.4f}, the threshold from the scores of "
+            f"good images of the part for a false-alarm rate of {threshold.rate:g}. " + _rate_promise(threshold)
         )
-        yield _rate_promise(threshold)
+        yield "Nothing is promised about the share of defects that is found."
     if pixel is not None and pixel.rate is not None:
-        approximately = "" if pixel.guaranteed else ", approximately"
+        approximately = ", under the same condition" if pixel.guaranteed else " or so"
         yield (
-            f"Regions are places where the map reaches {pixel.value:.4f}. This level comes from the same good "
-            f"images: a good image has any region with a probability of at most {pixel.rate:g}{approximately}. "
-            "Score and map are judged separately, so a normal image may have a region, and an anomalous image none."
+            f"Regions are places where the map reaches {pixel.value:.4f}, a level from the same good images: a good "
+            f"image has any region with a probability of at most {pixel.rate:g}{approximately}. Score and map are "
+            "judged separately, so a normal image may have a region, and an anomalous image none."
         )
     elif pixel is not None:
         yield f"Regions are places where the map reaches {pixel.value:.4f}, a level chosen by hand."
     if recognition is not None:
         yield (
-            "An unrecognised image looks unlike all good images of the part as a whole, whatever its score: another "
-            "part, an empty station, or a camera that failed."
+            "Unrecognised images look unlike all good images of the part: another part, an empty station, or a camera "
+            "that failed."
         )
 
 
 def _rate_promise(threshold: Threshold) -> str:
     if threshold.guaranteed:
         return (
-            "The rate is guaranteed on average: a good image is called anomalous with a probability of at most "
-            f"{threshold.rate:g}, if the good images of this scan resemble those of the calibration; averaged over "
-            "calibrations, as that of a single one scatters around it. Nothing is promised about the share of defects "
-            "that is found."
+            "The rate is guaranteed on average over calibrations: a good image is called anomalous with a probability "
+            f"of at most {threshold.rate:g}, if the good images of this scan resemble those of the calibration."
         )
-    return (
-        "The rate is not guaranteed, for the reason given in the warning above. Nothing is promised about the share of "
-        "defects that is found."
-    )
+    return "The rate is not guaranteed, for the reason in the warning above."
 
 
 def _about(results: ScanResults) -> Iterator[tuple[str, str]]:

@@ -13,7 +13,7 @@ import pytest
 from helpers import GoldenCase, draw_image, draw_images, error_line, run, run_scan
 from PIL import Image
 from report_page import ReportPage, report
-from scan_folders import THRESHOLD, scored_row, write_results
+from result_folders import THRESHOLD, scored_row, write_results
 
 from aprilcli.io import html_report
 from aprilcli.io.overlays import COMMENT

@@ -62,6 +62,11 @@ function tileOf(index) {
   return tile;
 }
 
+addEventListener("beforeprint", () => {
+  if (table && rendered < PRINTED) renderMore(PRINTED - rendered);
+  document.querySelectorAll(".tile").forEach(fillTile);
+});
+
 document.addEventListener("DOMContentLoaded", () => {
   for (const tile of document.querySelectorAll(".tile:empty")) {
     tiles.unobserve(tile);
@@ -335,7 +340,6 @@ function startTable() {
     if (target.scrollHeight - target.scrollTop - target.clientHeight < 1500 && rendered < view.length) renderMore();
   }, { passive: true });
   byId("save").addEventListener("click", saveLabels);
-  addEventListener("beforeprint", () => rendered < PRINTED && renderMore(PRINTED - rendered));
   addEventListener("keydown", (event) => {
     if (event.key === "/" && !viewer.open && !/INPUT|SELECT/.test(document.activeElement.tagName)) {
       event.preventDefault();
