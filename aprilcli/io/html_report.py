@@ -32,8 +32,8 @@ PAGE_BYTES = 90_000_000  # of all small images; browsers open such a page in sec
 USUAL_BYTES = 32_000_000  # what a page should have where the smallest images allow it
 BYTES_PER_PIXEL = 0.5  # of a small image with its layer, in base64, roughly
 SIDES = (224, 1024)  # pixels, of the longer side of small images
-QUALITY = 80
-COARSE = 4  # levels drawn as one; a divisor of the alarm's
+QUALITY = 72
+COARSE = 8  # levels drawn as one; a divisor of the alarm's
 RAMP_STEPS = 64  # rectangles in the legend of the color scale
 BINS = 40
 
@@ -61,7 +61,7 @@ def image_uri(image: Image.Image) -> str:
 
 
 def layer_uri(levels: Image.Image, scale: Scale) -> str:
-    """Return the colors of a map's levels with their contours as a data URI; a quarter of the levels makes it small."""
+    """Return the colors of a map's levels with their contours as a data URI; fewer levels make it small."""
     coarse = levels.point([level - level % COARSE for level in range(LEVELS)])
     return image_uri(draw_layer(coarse, scale, line_width(levels.size)))
 

@@ -116,7 +116,10 @@ def read_levels(path: Path, size_wh: tuple[int, int], scale: Scale) -> Image.Ima
     width, height = size_wh
     if values.shape[0] < height or values.shape[1] < width:
         values = np.asarray(Image.fromarray(values).resize(size_wh, Image.Resampling.BILINEAR))
-    levels = scale.levels(values)
+    levels = np.empty(values.shape, np.uint8)
+    for top in range(0, len(values), BAND):
+        levels[top : top + BAND] = scale.levels(values[top : top + BAND])
+    del values
     if levels.shape != (height, width):  # a small defect keeps its color, which a mean would dilute
         for axis, size in enumerate((height, width)):
             starts = np.arange(size) * levels.shape[axis] // size

@@ -221,10 +221,11 @@ def _promises(results: ScanResults) -> Iterator[str]:
         )
         yield "Nothing is promised about the share of defects that is found."
     if pixel is not None and pixel.rate is not None:
-        approximately = ", under the same condition" if pixel.guaranteed else " or so"
+        guaranteed = f"at most {pixel.rate:g}, under the same condition"
+        probability = guaranteed if pixel.guaranteed else f"about {pixel.rate:g}, not guaranteed"
         yield (
             f"Regions are places where the map reaches {pixel.value:.4f}, a level from the same good images: a good "
-            f"image has any region with a probability of at most {pixel.rate:g}{approximately}. Score and map are "
+            f"image has any region with a probability of {probability}. Score and map are "
             "judged separately, so a normal image may have a region, and an anomalous image none."
         )
     elif pixel is not None:

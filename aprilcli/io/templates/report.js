@@ -64,8 +64,11 @@ function tileOf(index) {
 
 addEventListener("beforeprint", () => {
   if (table && rendered < PRINTED) renderMore(PRINTED - rendered);
+  tiles.disconnect(); // it would empty those that are out of sight
   document.querySelectorAll(".tile").forEach(fillTile);
+  for (const img of document.images) img.decoding = "sync";
 });
+addEventListener("afterprint", () => document.querySelectorAll(".tile").forEach((tile) => tiles.observe(tile)));
 
 document.addEventListener("DOMContentLoaded", () => {
   for (const tile of document.querySelectorAll(".tile:empty")) {
