@@ -116,7 +116,7 @@ def read_levels(path: Path, size_wh: tuple[int, int], scale: Scale) -> Image.Ima
     width, height = size_wh
     if values.shape[0] < height or values.shape[1] < width:
         values = np.asarray(Image.fromarray(values).resize(size_wh, Image.Resampling.BILINEAR))
-    levels = np.empty(values.shape, np.uint8)
+    levels: NDArray[np.uint8] = np.empty(values.shape, np.uint8)
     for top in range(0, len(values), BAND):
         levels[top : top + BAND] = scale.levels(values[top : top + BAND])
     del values

@@ -21,6 +21,7 @@ from aprilcli.io.scores_csv import ScoreRow
 from aprilcli.text import listed, printable
 from aprilcli.types import Region
 from aprilcli.workflows.pipeline import map_ahead
+from aprilcli.workflows.scan_output import MAPS
 from aprilcli.workflows.scan_results import ScanResults
 
 TEMPLATE = "scan.html.j2"
@@ -54,7 +55,7 @@ def scale_of(results: ScanResults) -> Scale:
 
 def has_maps(results: ScanResults) -> bool:
     """Return whether the scan wrote maps."""
-    return bool(results.record["options"]["maps"]) and (results.out / "maps").is_dir()
+    return bool(results.record["options"]["maps"]) and (results.out / MAPS).is_dir()
 
 
 def read_scanned(results: ScanResults, row: ScoreRow) -> Image.Image:

@@ -168,6 +168,15 @@ def test_overlays_of_images_that_are_gone_are_deleted(out: Path, tmp_path: Path)
     assert (out / "overlays" / "a" / "high.png.jpg").exists()
 
 
+def test_a_name_that_leaves_no_place_for_an_overlay_costs_only_that_overlay(tmp_path: Path) -> None:
+    rows = [scored_row("a.png", 4.0), scored_row("a.png.jpg/b.png", 4.0), scored_row("c.png", 4.0)]
+    out = write_results(tmp_path / "out", tmp_path / "images", rows)
+    result = run("report", out, "--overlays", "--workers", 1)
+    assert result.exit_code == 0, result.output
+    assert "1 without an overlay: a.png.jpg/b.png" in result.stderr
+    assert sorted(path.name for path in (out / "overlays").iterdir()) == ["a.png.jpg", "c.png.jpg"]
+
+
 def test_a_scan_writes_both_and_overwrite_replaces_them(golden_vit: GoldenCase, tmp_path: Path) -> None:
     images = draw_images(tmp_path / "images", 2)
     arguments = [images, *golden_vit.options, "--out", tmp_path / "out", "--overlays", "--report"]
