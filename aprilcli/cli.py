@@ -157,17 +157,12 @@ def scan(options: ScanOptions, printing: ConsoleOptions) -> None:
     from aprilcli.workflows.scan_summary import summarize
 
     summary = run_scan(options, total, console)
-    if options.coco:
-        from aprilcli.workflows.coco import write_coco
-        from aprilcli.workflows.scan_results import ScanResults
-
-        write_coco(ScanResults.open(options.out))
-    if options.overlays or options.report:
+    if options.overlays or options.coco or options.report:
         from aprilcli.workflows.report import write_for_scan
         from aprilcli.workflows.scan_results import ScanResults
 
-        results = ScanResults.open(options.out)
-        write_for_scan(results, console, options.workers, overlays=options.overlays, report=options.report)
+        wanted = {"overlays": options.overlays, "coco": options.coco, "report": options.report}
+        write_for_scan(ScanResults.open(options.out), console, options.workers, **wanted)
     console.result(summarize(summary))
     tally = summary.tally
     is_anomalous = options.fail_on_anomaly and tally.anomalous + tally.unrecognised > 0
@@ -188,10 +183,13 @@ def enroll(options: EnrollOptions, printing: ConsoleOptions) -> None:
     calls those above the threshold anomalous.
     """
     from aprilcli.workflows.console import Console
-    from aprilcli.workflows.enroll import run_enroll, summarize
+    from aprilcli.workflows.enroll_checks import check
 
     console = Console(printing.quiet, printing.verbose)
-    console.result(summarize(run_enroll(options, console)))
+    found = check(options, console)
+    from aprilcli.workflows.enroll import run_enroll, summarize  # imports torch
+
+    console.result(summarize(run_enroll(options, found, console)))
 
 
 @_command
@@ -228,10 +226,13 @@ def train(options: TrainOptions, printing: ConsoleOptions) -> None:
     model, or for your own kind of defects.
     """
     from aprilcli.workflows.console import Console
-    from aprilcli.workflows.train import run_train, summarize
+    from aprilcli.workflows.train_checks import check
 
     console = Console(printing.quiet, printing.verbose)
-    console.result(summarize(run_train(options, console)))
+    dataset = check(options)
+    from aprilcli.workflows.train import run_train, summarize  # imports torch
+
+    console.result(summarize(run_train(options, dataset, console)))
 
 
 @_command
@@ -241,10 +242,13 @@ def eval_(options: EvalOptions, printing: ConsoleOptions) -> None:
     DATASET holds good and defective images of one or more products, and optionally masks, which mark the defects.
     """
     from aprilcli.workflows.console import Console
-    from aprilcli.workflows.evaluate import run_eval
+    from aprilcli.workflows.eval_checks import check
 
     console = Console(printing.quiet, printing.verbose)
-    summary = run_eval(options, console)
+    dataset = check(options)
+    from aprilcli.workflows.evaluate import run_eval  # imports torch
+
+    summary = run_eval(options, dataset, console)
     console.result(summary.table)
     console.note(f"done in {summary.seconds:.1f} s; results: {options.out}")
     if summary.unreadable:

@@ -164,6 +164,9 @@ Projector = Annotated[
 BatchSize = Annotated[
     int, _option("--batch-size", "Images that the model looks at together.", expert=True, metavar="COUNT", min=1)
 ]
+Coco = Annotated[
+    bool, _option("--coco", "Also write the regions as coco.json, which annotation tools open.", expert=True)
+]
 Overlays = Annotated[bool, _option("--overlays", "Write each image with its map drawn over it (overlays/).")]
 Report = Annotated[bool, _option("--report", "Write a page to look through the results (report.html).")]
 Workers = Annotated[
@@ -333,9 +336,7 @@ class ScanOptions(PartOptions):
     ] = 1
     overlays: Overlays = False
     report: Report = False
-    coco: Annotated[
-        bool, _option("--coco", "Also write the regions as coco.json, which annotation tools open.", expert=True)
-    ] = False
+    coco: Coco = False
     csv_safe: Annotated[
         bool,
         _option("--csv-safe", "Put ' before texts in CSV files that a spreadsheet takes for formulas.", expert=True),
@@ -371,6 +372,14 @@ class EnrollOptions(PartOptions):
             "--calibrate",
             "Further good images, which guarantee a false-alarm rate; without FOLDER: for an enrolled part.",
             metavar="FOLDER",
+        ),
+    ] = None
+    labels: Annotated[
+        Path | None,
+        _option(
+            "--labels",
+            "Take only the images that this file labels good, such as labels.csv of a report.",
+            metavar="FILE",
         ),
     ] = None
     strict: Annotated[
@@ -491,6 +500,10 @@ class EvalOptions(DatasetOptions):
         _option("--part", "Measure this enrolled part and its verdicts (its name or its file).", metavar="NAME"),
     ] = None
     banks: Banks = Path("banks")
+    labels: Annotated[
+        Path | None,
+        _option("--labels", "Take the labels from this file, such as labels.csv of a report.", metavar="FILE"),
+    ] = None
     shots: Annotated[
         tuple[int, ...] | None,
         _option(
@@ -568,6 +581,7 @@ class ReportOptions:
         ),
     ] = None
     overlays: Overlays = False
+    coco: Coco = False
     workers: Workers = 2
 
 

@@ -6,7 +6,6 @@ import csv
 import json
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from forked import ForkedProcess, signal_at
 from PIL import Image
 from typer.testing import CliRunner, Result
 
@@ -256,19 +256,7 @@ def stop_in_second_epoch(parts: Path, out: Path, model: list[str], monkeypatch: 
 # Runs in processes of their own, which are interrupted or killed
 
 
-def restore_sigint() -> None:
-    """Run in a child before its program: tests in the background would make it inherit an ignored Ctrl-C."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def start(*arguments: object) -> subprocess.Popen[str]:
-    """Start the command line in a process of its own, its output in pipes."""
-    command = [sys.executable, "-m", "aprilcli", *map(str, arguments)]
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, text=True, preexec_fn=restore_sigint, **pipes)
-
-
-def happens(condition: Callable[[], bool], process: subprocess.Popen[str], timeout: float = 60) -> bool:
+def happens(condition: Callable[[], bool], process: ForkedProcess, timeout: float = 60) -> bool:
     """Wait until the condition holds, or the process has ended; return whether it held. Fails after ``timeout`` s."""
     deadline = time.monotonic() + timeout
     while not condition():
@@ -279,35 +267,11 @@ def happens(condition: Callable[[], bool], process: subprocess.Popen[str], timeo
     return True
 
 
-_SIGNAL_ITSELF = """
-import os, sys
-number, event, text, occurrence = int(sys.argv.pop(1)), sys.argv.pop(1), sys.argv.pop(1), int(sys.argv.pop(1))
-
-def on_event(name, arguments):
-    global occurrence
-    if name == event and text in str(arguments):
-        occurrence -= 1
-        if occurrence == 0:
-            os.kill(os.getpid(), number)
-
-sys.addaudithook(on_event)
-from aprilcli.cli import main
-main()
-"""
-
-
 def run_and_signal(
     number: signal.Signals, event: str, text: str, *arguments: object, occurrence: int = 1
 ) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a process that sends itself a signal at an exact moment of its work.
-
-    The moment is the given occurrence of Python's audit event ``event`` ("open", "os.rename" …) whose arguments
-    contain ``text``; the event comes before the action.
-    """
-    command = [sys.executable, "-c", _SIGNAL_ITSELF, str(int(number)), event, text, str(occurrence)]
-    return subprocess.run(
-        [*command, *map(str, arguments)], capture_output=True, text=True, check=False, preexec_fn=restore_sigint
-    )
+    """Run the command line in a process that sends itself a signal at an exact moment of its work (``signal_at``)."""
+    return ForkedProcess(*arguments, prepare=signal_at(number, event, text, occurrence)).result()
 
 
 class CountingEncoder:
@@ -333,9 +297,9 @@ def scan_into(arguments: list[str], out: Path, *more: str) -> Result:
     return run(*arguments, "--out", out, *more)
 
 
-def start_scan(arguments: list[str], out: Path, *more: str) -> subprocess.Popen[str]:
+def start_scan(arguments: list[str], out: Path, *more: str) -> ForkedProcess:
     """Start such a scan in a process of its own."""
-    return start(*arguments, "--out", out, *more)
+    return ForkedProcess(*arguments, "--out", out, *more)
 
 
 def contents_of_scan(out: Path) -> dict[str, bytes]:
@@ -356,6 +320,6 @@ def count_lines(out: Path) -> int:
     return (out / "scores.csv").read_bytes().count(b"\r\n") if (out / "scores.csv").exists() else 0
 
 
-def wait_for_rows(out: Path, count: int, process: subprocess.Popen[str]) -> None:
+def wait_for_rows(out: Path, count: int, process: ForkedProcess) -> None:
     """Wait until scores.csv has more than ``count`` lines, the header included; fail if the scan ends before."""
     assert happens(lambda: count_lines(out) > count, process), process.communicate()

@@ -60,36 +60,6 @@ def test_values_that_cannot_be_parsed_are_one_line(
     assert expected in error_line(result)
 
 
-_REFUSALS = """
-import json, sys
-from aprilcli.cli import app
-
-for arguments in json.loads(sys.argv[1]):
-    print(app(["scan", *arguments], standalone_mode=False), "torch" in sys.modules)
-"""
-
-
-def test_a_scan_that_cannot_work_is_refused_before_torch_is_imported(images: Path, tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "file").touch()
-    (tmp_path / "results").mkdir()
-    (tmp_path / "results" / "run.json").touch()
-    refused = {
-        "missing: does not exist": [tmp_path / "missing"],
-        "empty: no images in it": [tmp_path / "empty"],
-        "file: cannot be written": [images, "--out", tmp_path / "file"],
-        "below: cannot be written": [images, "--out", tmp_path / "file" / "below"],
-        "cannot be written (File name too long)": [images, "--out", tmp_path / ("y" * 300)],
-        "already holds results": [images, "--out", tmp_path / "results"],
-    }
-    arguments = json.dumps([[*map(str, words), "--banks", str(tmp_path)] for words in refused.values()])
-    command = [sys.executable, "-c", _REFUSALS, arguments]
-    result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
-    assert result.stdout.splitlines() == ["1 False"] * len(refused)
-    for expected, line in zip(refused, result.stderr.splitlines(), strict=True):
-        assert expected in line
-
-
 def test_an_output_folder_that_may_not_be_written_is_refused(read_only_folder: Path) -> None:
     expected = "cannot be written (Permission denied); choose a place you may write to"
     for out in (read_only_folder, read_only_folder / "new" / "out"):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
+import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import open_clip
+import timm
 import torch
 from open_clip.model import CLIP, CustomTextCLIP, _build_vision_tower, resize_pos_embed
 from open_clip.transformer import QuickGELU
@@ -45,6 +48,7 @@ from aprilcli.types import LOGIT_SCALE, MAX_IMAGE_SIZE, MAX_LOGIT_SCALE, MAX_SIZ
 
 STAGE_COUNT = 4  # stages by default
 CACHED = "fingerprint"  # the cache's files of this kind
+CHECKED = "shapes"  # likewise, of models whose shapes have been checked
 SPARE_WEIGHTS = 10_000_000  # a configuration may declare this many more than its file holds, for positions
 
 
@@ -180,13 +184,29 @@ def _blueprint(source: ModelSource, config: Configuration, wanted: tuple[int, ..
         sizes = wanted or (max(tower.step, native - native % tower.step),)
         for size in sizes:
             _check_image_size(source.name, tower, size)
-        tower = tower.at_size(sizes[0])
-        stages = tuple(range(1, tower.depth + 1))
-        features, outputs = tower.encode(torch.zeros(1, 3, tower.size, tower.size), stages)
-        declared = [(1, tower.width(stage), *tower.grid(stage)) for stage in stages]
-        if features.shape[-1] != config.model["embed_dim"] or [tuple(tokens.shape) for tokens in outputs] != declared:
-            raise ValueError("its image tower has other widths or grids than it declares")
+        _check_shapes(tower, config, sizes[0])
     return tower, sizes
+
+
+def _check_shapes(tower: Tower, config: Configuration, size: int) -> None:
+    """Refuse a tower of which an encoding has other shapes than it declares. Raises ValueError.
+
+    What the cache knows to be right is not encoded again, which takes longer than the rest of ``_blueprint``.
+    """
+    key = {
+        "config": hashlib.sha256(json.dumps(config.model, sort_keys=True).encode()).hexdigest(),
+        "size": size,
+        "versions": [__version__, open_clip.__version__, timm.__version__, torch.__version__],
+    }
+    if recall(CHECKED, key) is not None:
+        return
+    tower = tower.at_size(size)
+    stages = tuple(range(1, tower.depth + 1))
+    features, outputs = tower.encode(torch.zeros(1, 3, size, size), stages)
+    declared = [(1, tower.width(stage), *tower.grid(stage)) for stage in stages]
+    if features.shape[-1] != config.model["embed_dim"] or [tuple(tokens.shape) for tokens in outputs] != declared:
+        raise ValueError("its image tower has other widths or grids than it declares")
+    remember(CHECKED, key, torch.ones(1, device="cpu"))
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeVar
@@ -51,6 +52,7 @@ DTYPES: dict[torch.dtype, _Dtype] = {
     torch.int8: "I8",
     torch.uint8: "U8",
 }
+_adapter: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)  # making one takes longer than parsing
 _Shape = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(max_length=_MAX_DIMENSIONS)]
 
 
@@ -191,13 +193,14 @@ def parse(schema: type[T], value: object, name: str = "") -> T:
     Raises ValueError, one short line that names the first wrong field.
     """
     try:
-        return TypeAdapter(schema).validate_python(value)
+        parsed: T = _adapter(schema).validate_python(value)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         where = ".".join(map(str, [*filter(None, [name]), *first["loc"]]))[:80]
         found = first["input"]
         got = f", got {quoted(str(found))}" if isinstance(found, str | int | float | None) else ""
         raise ValueError(printable(f"{where}: {first['msg'].removeprefix('Value error, ')[:100]}{got}")) from error
+    return parsed
 
 
 @contextmanager

@@ -20,13 +20,13 @@ from aprilcli.core.detector import Detector, ModelInput
 from aprilcli.core.memory_bank import CalibrationImages, MemoryBank, Recipe, Source
 from aprilcli.core.outliers import find_outliers
 from aprilcli.defaults import FALSE_ALARM_RATE, PAPER, TINY
-from aprilcli.errors import InputError, OptionError, OutputError
+from aprilcli.errors import InputError, OptionError
 from aprilcli.io.atomic import claimed_file
 from aprilcli.io.contact_sheet import make_thumbnail
 from aprilcli.io.files import sha256_of_file
 from aprilcli.io.images import SourceImage
 from aprilcli.io.published import PUBLISHED
-from aprilcli.io.walk import FoundImage, find_images, require_paths
+from aprilcli.io.walk import FoundImage
 from aprilcli.options import EnrollOptions
 from aprilcli.text import listed, printable
 from aprilcli.types import CONTROL, ImageEvidence
@@ -38,10 +38,9 @@ from aprilcli.workflows.enroll_calibration import (
     calibrate_on_variants,
     score_references,
 )
+from aprilcli.workflows.enroll_checks import LISTED, GoodImages, refuse_enrolled, refuse_unreadable
 from aprilcli.workflows.loading import load_detector, load_part, range_of
 from aprilcli.workflows.pipeline import (
-    NO_IMAGES,
-    LeftOutFolders,
     Reader,
     batches,
     images_ahead,
@@ -49,7 +48,6 @@ from aprilcli.workflows.pipeline import (
     worker_threads,
 )
 
-LISTED = 10  # files that an error names; the others are counted
 FEW_REFERENCES = 5  # fewer are noted
 LEAST = 2  # references named as the least like the others
 
@@ -70,24 +68,19 @@ class EnrollSummary:
     odd: tuple[str, ...]
 
 
-def run_enroll(options: EnrollOptions, console: Console) -> EnrollSummary:
-    """Make or extend a part's bank, or calibrate it. Raises the package's errors; the old bank stays until the end."""
+def run_enroll(options: EnrollOptions, found: GoodImages, console: Console) -> EnrollSummary:
+    """Make or extend a part's bank, or calibrate it, with the images of ``enroll_checks.check``.
+
+    Raises the package's errors; the old bank stays until the end.
+    """
     path = new_bank_path(options.part, options.banks)
-    if options.coreset is not None and not 0 < options.coreset <= 1:
-        raise OptionError(f"--coreset {options.coreset:g}: give a share of the rows, above 0 and up to 1")
-    if not options.paths and options.calibrate is None:
-        raise OptionError("give a folder of good images, or --calibrate with a folder to calibrate an enrolled part")
-    if not options.paths and options.coreset is not None:
-        raise OptionError("--coreset: it keeps a share of references; give the folder of all of them")
     with claimed_file(path, "this part is being enrolled by another process; wait for it"):
-        return _enroll(options, options.paths or [], path, console)
+        return _enroll(options, found, path, console)
 
 
-def _enroll(options: EnrollOptions, paths: list[Path], path: Path, console: Console) -> EnrollSummary:
-    if paths and path.exists() and not (options.append or options.overwrite):
-        raise OutputError(
-            f"{path.absolute()}: this part is already enrolled; add references with --append, or use --overwrite"
-        )
+def _enroll(options: EnrollOptions, found: GoodImages, path: Path, console: Console) -> EnrollSummary:
+    refuse_enrolled(options, path)
+    paths = options.paths or []
     old = load_part(options.part, options.banks) if options.append or not paths else None
     options = replace(options, value_range=range_of(old, options.value_range))
     if paths and old is not None and (old.coreset_fraction < 1 or not old.zero_shot):
@@ -96,10 +89,12 @@ def _enroll(options: EnrollOptions, paths: list[Path], path: Path, console: Cons
         raise OptionError(f"--projector {printable(options.projector)}: a bank keeps this path in UTF-8; rename it")
     kept = _kept_calibration_images(options, path, old)
     enrolled = () if old is None else old.sources
-    new, known = _find_new(paths, options, console, enrolled)
+    # A calibration image would lower the threshold if it were also a reference.
+    in_bank = [*enrolled, *(() if kept is None else kept.sources)]
+    new, known = _new_images(found.references, in_bank)
     if paths and not new:
         raise InputError(f"{listed(paths, LISTED)}: no new images; all are in {path} already")
-    further = _find_further(options, console, kept, [*enrolled, *(source for _, source in new)])
+    further = _further_images(options, found, console, kept, [*enrolled, *(source for _, source in new)])
     detector = load_detector(options, old, console, (image for image, _ in new))
     references = None
     if paths:
@@ -145,17 +140,17 @@ def _kept_calibration_images(options: EnrollOptions, path: Path, old: MemoryBank
     return kept
 
 
-def _find_further(
-    options: EnrollOptions, console: Console, kept: CalibrationImages | None, references: Sequence[Source]
+def _further_images(
+    options: EnrollOptions,
+    found: GoodImages,
+    console: Console,
+    kept: CalibrationImages | None,
+    references: Sequence[Source],
 ) -> NewImages:
-    """Find the images of ``--calibrate`` whose content is neither that of a reference nor kept from before."""
-    if options.calibrate is None:
-        return []
-    further, known = _find_new(
-        [options.calibrate], options, console, [*references, *(() if kept is None else kept.sources)]
-    )
+    """Return the images of ``--calibrate`` whose content is neither that of a reference nor kept from before."""
+    further, known = _new_images(found.calibration, [*references, *(() if kept is None else kept.sources)])
     _note_left_out(console, known)
-    if not further and kept is None:
+    if options.calibrate is not None and not further and kept is None:
         raise InputError(f"{options.calibrate}: all images are references; calibrate on further good images")
     return further
 
@@ -165,39 +160,18 @@ def _note_left_out(console: Console, paths: Sequence[str]) -> None:
         console.note(f"--calibrate: {len(paths)} images left out, which are references or appear twice")
 
 
-def _find_new(
-    paths: Sequence[Path], options: EnrollOptions, console: Console, known: Iterable[Source]
-) -> tuple[NewImages, tuple[str, ...]]:
-    """Find the images whose content is neither known nor earlier in the list; also name the others."""
-    if not paths:
-        return [], ()
-    require_paths(paths)
-    left_out = LeftOutFolders()
-    images = list(find_images(paths, follow=options.follow, on_left_out=left_out))
-    for note in left_out.notes():
-        console.note(note)
-    _refuse_unreadable(image.error for image in images)
-    if not images:
-        raise InputError(f"{listed(paths, LISTED)}: {NO_IMAGES}")
+def _new_images(found: Sequence[FoundImage], known: Iterable[Source]) -> tuple[NewImages, tuple[str, ...]]:
+    """Return the images whose content is neither known nor earlier in the list; also the paths of the others."""
     sources, errors = [], []
-    for image in images:
+    for image in found:
         try:
             sources.append(Source(image.relative, sha256_of_file(image.path)))
         except InputError as error:
             errors.append(str(error))
-    _refuse_unreadable(errors)
+    refuse_unreadable(errors)
     is_new = memory_bank.new_sources(known, sources)
-    found = [pair for pair, new in zip(zip(images, sources, strict=True), is_new, strict=True) if new]
-    return found, tuple(source.path for source, new in zip(sources, is_new, strict=True) if not new)
-
-
-def _refuse_unreadable(errors: Iterable[str | None]) -> None:
-    if present := [error for error in errors if error is not None]:
-        more = f"; and {len(present) - LISTED} more" if len(present) > LISTED else ""
-        errors_listed = "; ".join(present[:LISTED])
-        raise InputError(
-            f"nothing was written; remove the images that cannot be read ({len(present)} in all): {errors_listed}{more}"
-        )
+    new = [pair for pair, new in zip(zip(found, sources, strict=True), is_new, strict=True) if new]
+    return new, tuple(source.path for source, new in zip(sources, is_new, strict=True) if not new)
 
 
 def _enroll_references(
@@ -287,7 +261,7 @@ def _read_batches(
         images = map_ahead(pool, reader, found, images_ahead(options, detector.views.tile))
         for batch in batches(images, options.batch_size):
             if any(image.error is not None for image in batch):
-                _refuse_unreadable(image.error for image in (*batch, *images))
+                refuse_unreadable(image.error for image in (*batch, *images))
             for image in batch:
                 for note in image.notes:
                     console.note_once(note)
@@ -318,7 +292,8 @@ def summarize(summary: EnrollSummary) -> str:
     lines = [f"{summary.path}: {len(bank.sources)} reference images of {bank.object_name!r}, {summary.added} new"]
     if summary.known:
         lines.append(
-            f"{len(summary.known)} images were already enrolled (same content): {listed(summary.known, LISTED)}"
+            f"{len(summary.known)} images were already enrolled, as references or for the calibration (same content): "
+            f"{listed(summary.known, LISTED)}"
         )
     if scored is not None:
         lines.append(f"calibrated on {len(scored)} scores of good images ({scored.method})")

@@ -38,10 +38,18 @@ def planned_outputs(options: EvalOptions, dataset: LabeledDataset) -> list[str]:
 
 
 def check_output(out: Path, overwrite: bool, planned: Sequence[str]) -> list[str]:
+    """As ``refuse_outputs``; also delete unfinished files that killed runs left. ``out`` must be locked."""
+    owned = refuse_outputs(out, overwrite, planned)
+    remove_leftovers(out, below=False)
+    for folder in FOLDERS:
+        remove_leftovers(out / folder)
+    return owned
+
+
+def refuse_outputs(out: Path, overwrite: bool, planned: Sequence[str]) -> list[str]:
     """Return the files of an earlier evaluation in ``out``. Raises OutputError if files must not be replaced.
 
-    These are: results, without ``overwrite``; and files that no evaluation wrote, in any case. Also deletes unfinished
-    files that killed runs left.
+    These are: results, without ``overwrite``; and files that no evaluation wrote, in any case.
     """
     with output_errors(out):
         record = _read_record(out / RECORD)
@@ -65,9 +73,6 @@ def check_output(out: Path, overwrite: bool, planned: Sequence[str]) -> list[str
             f"{out}: already holds results ({state}{', '.join(tops)}); choose another --out, or replace with "
             "--overwrite"
         )
-    remove_leftovers(out, below=False)
-    for folder in FOLDERS:
-        remove_leftovers(out / folder)
     return owned
 
 

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from aprilcli.core.metrics import FPR_LIMIT, Curve
-from aprilcli.errors import OptionError
 from aprilcli.io.atomic import written_aside
-
-
-def require_matplotlib() -> None:
-    """Raise OptionError if matplotlib is not installed."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise OptionError("--plots needs matplotlib; install it: pip install 'aprilcli[plots]'")
 
 
 @dataclass(frozen=True)

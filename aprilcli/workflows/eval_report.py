@@ -106,12 +106,12 @@ def captions(
     if options.is_calibrated:
         listed = "; ".join(f"{name} {source or 'no images, so no threshold'}" for name, source in sources.items())
         chosen = options.false_alarm_rate
-        rate = "the lowest that their number allows" if chosen is None else f"{chosen:g}"
+        rate = "the lowest false-alarm rate that their number allows" if chosen is None else f"a rate of {chosen:g}"
         called, calibrated = "anomalous", "calibrated on good images that are neither tested nor references"
         if bank is not None:
             called, calibrated = "anomalous or unrecognised", "calibrated when the part was enrolled"
         lines.append(
-            f"far and tpr: good and anomalous test images called {called}, at the threshold for a false-alarm rate of "
+            f"far and tpr: good and anomalous test images called {called}, at the threshold for "
             f"{rate}; {calibrated}: {listed}"
         )
     return tuple(lines)

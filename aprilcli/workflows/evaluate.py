@@ -12,20 +12,18 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from aprilcli.core.calibration import check_rate
 from aprilcli.core.detector import Detector
 from aprilcli.core.encoder import ImageEncoder, describe_encoder
 from aprilcli.core.memory_bank import MemoryBank
 from aprilcli.core.projector import Projector, load_projector
 from aprilcli.core.prompts import encode_prompts
 from aprilcli.defaults import PAPER, SHOTS
-from aprilcli.errors import InputError, OptionError
+from aprilcli.errors import InputError
 from aprilcli.io import paper_tables, records
 from aprilcli.io.atomic import claimed
 from aprilcli.io.data_fingerprint import data_fingerprint
-from aprilcli.io.datasets import LabeledDataset, LabeledObject, read_dataset
-from aprilcli.io.label_names import same_form
-from aprilcli.options import EvalFusion, EvalOptions, describe
+from aprilcli.io.datasets import LabeledDataset, LabeledObject
+from aprilcli.options import EvalOptions, describe
 from aprilcli.types import Views
 from aprilcli.workflows import eval_leakage, eval_output, eval_report, eval_table
 from aprilcli.workflows.console import Console
@@ -33,7 +31,6 @@ from aprilcli.workflows.dataset_notes import print_dataset_notes
 from aprilcli.workflows.eval_encoding import ObjectEncoder
 from aprilcli.workflows.eval_measures import measure_object
 from aprilcli.workflows.eval_page import EvalResults
-from aprilcli.workflows.eval_plots import require_matplotlib
 from aprilcli.workflows.eval_references import Setting, fusion_of
 from aprilcli.workflows.eval_results import Report, Result, count_defects
 from aprilcli.workflows.loading import describe_bank, load_detector, load_model, load_part, note_old_bank, range_of
@@ -54,17 +51,17 @@ class EvalSummary:
     seconds: float = 0.0
 
 
-def run_eval(options: EvalOptions, console: Console) -> EvalSummary:
-    """Measure every object under every setting. Raises the package's errors; unreadable images get their rows.
+def run_eval(options: EvalOptions, dataset: LabeledDataset, console: Console) -> EvalSummary:
+    """Measure every object of ``eval_checks.check`` under every setting.
+
+    Raises the package's errors; unreadable images get their rows.
 
     Memory, besides the model: of one object, see ``ObjectEncoder.encode``, and the ``PixelScores`` of
     ``options.workers`` settings at a time (4 to 8 bytes per map pixel, three times that while they are sorted).
     """
     started, began = records.timestamp(), time.monotonic()
-    _check_options(options)
     bank = load_part(options.part, options.banks) if options.part is not None else None
     options = replace(options, value_range=range_of(bank, options.value_range))
-    dataset = _choose_objects(read_dataset(options.dataset, options.layout, follow=options.follow), options.objects)
     settings = _settings(options, dataset, console) if bank is None else _setting_of_part(bank, dataset)
     _print_dataset(dataset, console)
     busy = f"{options.out}: another eval is writing here; wait for it, or choose another --out"
@@ -150,47 +147,6 @@ def _evaluate(
     if options.report:
         write_for_eval(EvalResults.open(options.out), console, options.workers)
     return EvalSummary(eval_table.draw_table(report), tuple(results), len(unreadable))
-
-
-def _check_options(options: EvalOptions) -> None:
-    if options.shots is not None and (not options.shots or min(options.shots) < 0):
-        raise OptionError("--shots: give numbers of references from 0, such as 0,1,2,4")
-    if options.calibrate and options.fusion == EvalFusion.authors:
-        raise OptionError("--calibrate: scores with --fusion authors depend on all test images; use --fusion sum")
-    if options.part is not None:
-        _refuse_beside_part(options)
-    check_rate(options.false_alarm_rate)
-    if options.plots:
-        require_matplotlib()
-
-
-def _refuse_beside_part(options: EvalOptions) -> None:
-    """Raise OptionError for options that a part's bank has decided; other settings are compared with the bank's."""
-    given = {
-        "--shots": options.shots is not None,
-        "--seeds": options.seeds != EvalOptions.seeds,
-        "--seed": options.seed != EvalOptions.seed,
-        "--fusion": options.fusion is not None,
-        "--calibrate": options.calibrate,
-    }
-    if any(given.values()):
-        omitted = " and ".join(name for name, is_given in given.items() if is_given)
-        raise OptionError(f"--part: the bank's own references, fusion and threshold are measured; omit {omitted}")
-
-
-def _choose_objects(dataset: LabeledDataset, names: tuple[str, ...] | None) -> LabeledDataset:
-    """Keep the objects with the given names or categories."""
-    if names is not None:
-        names = tuple(map(same_form, names))
-        known = {same_form(name) for item in dataset.objects for name in (item.name, item.category)}
-        if unknown := [name for name in names if name not in known]:
-            present = ", ".join(item.name for item in dataset.objects)
-            raise OptionError(f"--objects {','.join(unknown)}: not in {dataset.root}; its objects are {present}")
-        chosen = tuple(item for item in dataset.objects if {same_form(item.name), item.category} & set(names))
-        dataset = replace(dataset, objects=chosen)
-    if not any(item.test for item in dataset.objects):
-        raise InputError(f"{dataset.root}: no test images in layout {dataset.layout}; check the path")
-    return dataset
 
 
 def _settings(options: EvalOptions, dataset: LabeledDataset, console: Console) -> tuple[Setting, ...]:

@@ -1,6 +1,6 @@
-"""`report`: writes the page and the overlays of a scan or an evaluation from the results that are there.
+"""`report`: writes the page, overlays and exports of a scan or an evaluation from the results that are there.
 
-Imports no torch. `scan` and `eval` call the same functions when they are done.
+Imports no torch, except for COCO files. `scan` and `eval` call the same functions when they are done.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ def run_report(options: ReportOptions, console: Console) -> str:
         return _report_on_eval(options, console)
     results = ScanResults.open(out, options.images)
     check_writable(out)
-    write_for_scan(results, console, options.workers, overlays=options.overlays, report=True)
+    write_for_scan(results, console, options.workers, overlays=options.overlays, coco=options.coco, report=True)
     return f"report: {out / REPORT}"
 
 
 def _report_on_eval(options: ReportOptions, console: Console) -> str:
     out = options.results
-    if options.overlays:
-        raise OptionError("--overlays: an evaluation has none; use the output folder of a scan")
+    if options.overlays or options.coco:
+        raise OptionError("--overlays and --coco: an evaluation has none; give the output folder of a scan")
     results = eval_page.EvalResults.open(out, options.images)
     check_writable(out)
     with claimed_lock(out / LOCK, f"{out}: an eval is writing here; wait for it"):
@@ -61,13 +61,19 @@ def write_for_eval(results: eval_page.EvalResults, console: Console, workers: in
         eval_page.write(results, results.out / REPORT, pool, 2 * workers)
 
 
-def write_for_scan(results: ScanResults, console: Console, workers: int, *, overlays: bool, report: bool) -> None:
-    """Write overlays and report of a scan, as far as wanted, on ``workers`` threads. Raises InputError, OutputError."""
+def write_for_scan(
+    results: ScanResults, console: Console, workers: int, *, overlays: bool, coco: bool, report: bool
+) -> None:
+    """Write what is wanted of a scan's results, on ``workers`` threads. Raises InputError, OutputError."""
     if overlays and not scan_page.has_maps(results):
         raise InputError(f"{results.out}: the scan wrote no maps to draw; scan again with --maps")
     with claimed(results.out):
         if overlays:
             _write_overlays(results, console, workers)
+        if coco:
+            from aprilcli.workflows.coco import write_coco  # imports torch
+
+            write_coco(results)
         if report:
             _write_report(results, console, workers)
 

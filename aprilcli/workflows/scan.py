@@ -55,14 +55,10 @@ def run_scan(options: ScanOptions, total: int, console: Console) -> ScanSummary:
     detector = load_detector(options, bank, console, _images_to_scan(options))
     calibration = bank.calibration if bank is not None else None
     rule = DecisionRule.at_rate(calibration, options.false_alarm_rate, options.threshold, options.pixel_threshold)
-    if options.pixel_threshold is not None and not detector.has_maps:
+    needing_maps = {"--pixel-threshold": options.pixel_threshold is not None, "--overlays": options.overlays}
+    if given := [name for name, is_given in needing_maps.items() if is_given and not detector.has_maps]:
         raise OptionError(
-            f"--pixel-threshold: {detector.encoder.spec.label} gives no maps without a projector; train or give a "
-            "--projector, or use --part"
-        )
-    if options.overlays and not detector.has_maps:
-        raise OptionError(
-            f"--overlays: {detector.encoder.spec.label} gives no maps without a projector; train or give a "
+            f"{' and '.join(given)}: {detector.encoder.spec.label} gives no maps without a projector; train or give a "
             "--projector, or use --part"
         )
     if bank is None and options.false_alarm_rate is not None:

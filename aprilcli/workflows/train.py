@@ -6,7 +6,6 @@ one encoder pass, or kept features → focal + dice → Adam → validation → 
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,10 +24,10 @@ from aprilcli.core.training_set import (
     training_images,
 )
 from aprilcli.defaults import MOSAIC_SHARE
-from aprilcli.errors import OptionError, OutputError
+from aprilcli.errors import OptionError
 from aprilcli.io import records
-from aprilcli.io.atomic import claimed_file, output_errors
-from aprilcli.io.datasets import LabeledDataset, read_dataset
+from aprilcli.io.atomic import claimed_file
+from aprilcli.io.datasets import LabeledDataset
 from aprilcli.io.paper_tables import recognize
 from aprilcli.options import TrainOptions
 from aprilcli.workflows.checkpoint import Record
@@ -36,9 +35,8 @@ from aprilcli.workflows.console import Console
 from aprilcli.workflows.dataset_notes import MaskNotes, print_dataset_notes
 from aprilcli.workflows.loading import load_model
 from aprilcli.workflows.pipeline import worker_threads
-from aprilcli.workflows.train_run import TrainingRun, describe_record, image_reader, refuse_existing
-
-SUFFIX = ".safetensors"
+from aprilcli.workflows.train_checks import check_outputs
+from aprilcli.workflows.train_run import TrainingRun, describe_record, image_reader
 
 
 @dataclass(frozen=True)
@@ -54,12 +52,12 @@ class TrainSummary:
     out: Path
 
 
-def run_train(options: TrainOptions, console: Console) -> TrainSummary:
-    """Train a projector for a frozen model and write it. Raises the package's errors."""
+def run_train(options: TrainOptions, dataset: LabeledDataset, console: Console) -> TrainSummary:
+    """Train a projector for a frozen model on the data set of ``train_checks.check``, and write it.
+
+    Raises the package's errors.
+    """
     started, began = records.timestamp(), time.monotonic()
-    _check_options(options)
-    # Unlike Path.resolve, this accepts circular links, which are then not a folder.
-    dataset = read_dataset(Path(os.path.realpath(options.dataset)), options.layout, follow=options.follow)
     images = training_images(dataset)
     _print_problems(dataset, console)
     rng = np.random.default_rng([options.seed, 0])  # epochs count from 1
@@ -75,7 +73,7 @@ def run_train(options: TrainOptions, console: Console) -> TrainSummary:
         claimed_file(options.out, busy, options.checkpoint, options.report),
         worker_threads(options.workers) as pool,
     ):
-        _check_outputs(options)
+        check_outputs(options)
         public_set = recognize(item.category for item in dataset.objects)
         trained_on = public_set or dataset.root.name
         if public_set == "visa" and options.mosaic is None:
@@ -111,29 +109,6 @@ def run_train(options: TrainOptions, console: Console) -> TrainSummary:
         seconds=time.monotonic() - began,
         out=options.out,
     )
-
-
-def _check_options(options: TrainOptions) -> None:
-    if options.out.suffix != SUFFIX:
-        raise OptionError(f"--out {options.out}: not a {SUFFIX} file; give a name with this suffix")
-    for option, share in (("--mosaic", options.mosaic), ("--val", options.validation)):
-        if share is not None and not 0 <= share < 1:
-            raise OptionError(f"{option} {share}: give a share of at least 0 and below 1")
-    if not 0 < options.learning_rate <= 1:
-        raise OptionError(
-            f"--lr {options.learning_rate}: give a number above 0 and up to 1, such as {TrainOptions.learning_rate}"
-        )
-
-
-def _check_outputs(options: TrainOptions) -> None:
-    """Refuse existing files; for a resumed training the checkpoint decides later."""
-    with output_errors(options.out):
-        if not options.checkpoint.exists():
-            refuse_existing(options)
-        elif not options.resume:
-            raise OutputError(
-                f"{options.checkpoint}: from an interrupted training; continue with --resume, or delete this file"
-            )
 
 
 def _print_problems(dataset: LabeledDataset, console: Console) -> None:

@@ -19,7 +19,7 @@ from aprilcli.core.projector import KIND, save_projector
 from aprilcli.core.prompts import encode_prompts
 from aprilcli.core.training import Batch, ProjectorTrainer, encode_singly, new_projector
 from aprilcli.core.training_set import TrainingImage, plan_epoch, prepare_input
-from aprilcli.errors import ArtifactError, OptionError, OutputError
+from aprilcli.errors import ArtifactError, OptionError
 from aprilcli.io import records
 from aprilcli.io.artifacts import read_header
 from aprilcli.io.atomic import output_errors
@@ -30,6 +30,7 @@ from aprilcli.workflows.checkpoint import Checkpoint, Record
 from aprilcli.workflows.console import Console
 from aprilcli.workflows.feature_cache import FeatureCache, remove_features
 from aprilcli.workflows.pipeline import batches, map_ahead
+from aprilcli.workflows.train_checks import refuse_existing
 
 
 @dataclass(frozen=True)
@@ -275,10 +276,3 @@ def image_reader(
         return source
 
     return read
-
-
-def refuse_existing(options: TrainOptions) -> None:
-    """Raise OutputError if the files to write exist."""
-    for path in (options.out, options.report):
-        if path.exists():
-            raise OutputError(f"{path}: already exists; choose another --out, or move the file")

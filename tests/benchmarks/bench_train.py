@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 
 from aprilcli.options import TrainOptions
 from aprilcli.workflows.train import run_train
+from aprilcli.workflows.train_checks import check
 
 LARGEST_RATIO, EPOCHS = 0.2, 3
 CONFIG = {
@@ -85,19 +86,17 @@ def main():
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         timer = Timer()
-        run_train(
-            TrainOptions(
-                dataset=draw(Path(folder, "parts"), options.images),
-                out=Path(folder, "projector.safetensors"),
-                model=str(write_model(Path(folder, "model"))),
-                image_size=(336,),
-                stages=(3, 6, 9, 12),
-                device="cpu",
-                mosaic=0.0,
-                epochs=EPOCHS,
-            ),
-            timer,
+        training = TrainOptions(
+            dataset=draw(Path(folder, "parts"), options.images),
+            out=Path(folder, "projector.safetensors"),
+            model=str(write_model(Path(folder, "model"))),
+            image_size=(336,),
+            stages=(3, 6, 9, 12),
+            device="cpu",
+            mosaic=0.0,
+            epochs=EPOCHS,
         )
+        run_train(training, check(training), timer)
     first, *later = np.diff(timer.times)
     ratio = np.mean(later) / first
     print("| what | value | target |")

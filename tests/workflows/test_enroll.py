@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import random
-import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import filelock
 import numpy as np
 import pytest
 import torch
+from forked import ForkedProcess, limit_files
 from helpers import (
     GoldenCase,
     draw_image,
@@ -26,14 +25,13 @@ from helpers import (
     run,
     run_and_signal,
     save_image,
-    start,
 )
 from PIL import Image
 
 from aprilcli.core.bank_file import SCHEMA, load_bank
 from aprilcli.core.calibration import Calibration
 from aprilcli.io.artifacts import read_artifact, write_artifact
-from aprilcli.workflows import enroll
+from aprilcli.workflows import enroll, enroll_checks
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 
@@ -372,16 +370,18 @@ def test_an_image_deleted_between_listing_and_reading_stops_enrolling(
     run("enroll", good, "--part", "p", "--banks", banks, *model)
     before = (banks / "p.safetensors").read_bytes()
     draw_images(good, 2, 10)
-    real = {name: getattr(enroll, name) for name in ("find_images", "map_ahead")}
-    for name, lost in (("find_images", "010.png"), ("map_ahead", "011.png")):  # before it is hashed, and after
+    # Before it is hashed, and after.
+    for module, name, lost in ((enroll_checks, "find_images", "010.png"), (enroll, "map_ahead", "011.png")):
+        real = getattr(module, name)
 
-        def lose(*arguments: object, name: str = name, lost: str = lost, **options: object) -> object:
-            found = list(real[name](*arguments, **options)) if name == "find_images" else None
+        def lose(*arguments: object, real: Callable = real, lost: str = lost, **options: object) -> object:
+            items = real(*arguments, **options)
+            items = list(items) if lost == "010.png" else items  # the walk is done; reading has not begun
             (good / lost).unlink()
-            return found if found is not None else real[name](*arguments, **options)
+            return items
 
         with monkeypatch.context() as patch:
-            patch.setattr(enroll, name, lose)
+            patch.setattr(module, name, lose)
             result = run("enroll", good, "--part", "p", "--banks", banks, "--append")
         assert result.exit_code == 1
         assert lost in error_line(result)
@@ -394,12 +394,8 @@ def test_a_full_disk_leaves_the_old_bank_complete(model: list[str], banks: Path,
     before = (banks / "p.safetensors").read_bytes()
     draw_images(good, 2, 10)
 
-    def few_bytes() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before), len(before)))
-
-    command = [sys.executable, "-m", "aprilcli", "enroll", good, "--part", "p", "--banks", banks, "--append"]
-    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, preexec_fn=few_bytes, check=False)
+    command = ["enroll", good, "--part", "p", "--banks", banks, "--append"]
+    result = ForkedProcess(*command, prepare=limit_files(len(before))).result()
     assert result.returncode == 1, result.stderr
     assert result.stderr.count("\n") == 1, result.stderr
     assert "p.safetensors: cannot be written (File too large)" in result.stderr
@@ -414,10 +410,10 @@ def test_killed_at_any_moment_a_bank_is_the_old_or_the_new_one(model: list[str],
     old = path.read_bytes()
     command = ["enroll", draw_images(good, 40, 10), "--part", "p", "--banks", banks, "--append"]
 
-    def start_enrolling() -> subprocess.Popen[str]:
+    def start_enrolling() -> ForkedProcess:
         lock = banks / ".p.safetensors.lock"
         lock.unlink(missing_ok=True)
-        process = start(*command)
+        process = ForkedProcess(*command)
         assert happens(lock.exists, process)
         return process
 

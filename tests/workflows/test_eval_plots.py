@@ -8,8 +8,6 @@ import pytest
 from helpers import draw_image, error_line, run_eval
 from PIL import Image
 
-from aprilcli.workflows import eval_plots
-
 
 def test_every_object_has_a_plot(parts: Path, model: list[str], tmp_path: Path) -> None:
     for number in range(2):
@@ -25,7 +23,7 @@ def test_every_object_has_a_plot(parts: Path, model: list[str], tmp_path: Path) 
 def test_plots_without_matplotlib_are_refused_before_any_work(
     parts: Path, model: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(eval_plots.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     result = run_eval(parts, tmp_path / "out", *model, "--plots")
     assert result.exit_code == 2
     assert "pip install 'aprilcli[plots]'" in error_line(result)

@@ -5,16 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
+from forked import ForkedProcess, limit_files, limit_memory
 from helpers import (
     SCANNED,
     contents_of_new_scan,
@@ -24,7 +22,6 @@ from helpers import (
     happens,
     read_rows_by_path,
     scan_into,
-    start,
     start_scan,
     wait_for_rows,
 )
@@ -68,7 +65,6 @@ def test_a_second_scan_is_refused_while_the_first_runs(arguments: list[str], ima
 
 def test_a_full_disk_is_one_line_and_resume_continues(arguments: list[str], images: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "aprilcli", *arguments, "--out", str(out)]
     limit = (
         3000  # bytes a file may have: a map outgrows it, as it would a full disk; run.json and the first rows do not
     )
@@ -78,11 +74,7 @@ def test_a_full_disk_is_one_line_and_resume_continues(arguments: list[str], imag
         small.save(image)
     undisturbed = contents_of_new_scan(arguments, tmp_path)
 
-    def few_bytes() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-    result = subprocess.run(command, capture_output=True, text=True, preexec_fn=few_bytes, check=False)
+    result = ForkedProcess(*arguments, "--out", out, prepare=limit_files(limit)).result()
     assert result.returncode == 1, result.stderr
     assert result.stderr.count("\n") == 1
     assert "cannot be written" in result.stderr
@@ -118,7 +110,7 @@ def test_an_output_folder_that_another_user_may_not_write_to(
 ) -> None:
     claimed, another_user = scan_output.claimed, os.geteuid()
 
-    def claimed_by_another_user(out: Path) -> Any:
+    def claimed_by_another_user(out: Path) -> object:
         os.seteuid(another_user)
         return claimed(out)
 
@@ -146,10 +138,7 @@ def test_a_summary_that_cannot_be_printed_is_one_line(
     arguments: list[str], undisturbed: dict[str, bytes], tmp_path: Path, stream: str
 ) -> None:
     out = tmp_path / "out"
-    streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with Path("/dev/full").open("w") as full:
-        command = [sys.executable, "-m", "aprilcli", *arguments, "--out", str(out)]
-        result = subprocess.run(command, text=True, check=False, **{**streams, stream: full})
+    result = ForkedProcess(*arguments, "--out", out, **{stream: "/dev/full"}).result()
     assert result.returncode == 3, result.stderr  # an image of these cannot be read
     assert contents_of_scan(out) == undisturbed
     if stream == "stdout":
@@ -200,9 +189,7 @@ def test_names_that_cannot_be_printed_do_not_end_a_scan(arguments: list[str], im
     shutil.rmtree(images)
     draw_image(images / "new\nline.png")
     shutil.copy(images / "new\nline.png", os.fsdecode(os.fsencode(images) + b"/\xff.png"))
-    command = [sys.executable, "-m", "aprilcli", *arguments, "--out", str(tmp_path / "out")]
-    strict = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
-    result = subprocess.run(command, capture_output=True, text=True, check=False, env=strict)
+    result = ForkedProcess(*arguments, "--out", tmp_path / "out").result()  # its streams are strict
     assert result.returncode == 0, result.stderr
     assert "\\xff.png" in result.stdout
     assert "new\\nline.png" in result.stdout
@@ -227,17 +214,10 @@ def test_a_small_disk_that_fills_up(arguments: list[str], undisturbed: dict[str,
 
 
 def test_little_memory_is_a_row_or_a_line_never_a_crash(arguments: list[str], images: Path, tmp_path: Path) -> None:
-    Image.new("RGB", (9000, 9000)).save(images / "large.png")  # 243 MB decoded
+    Image.new("RGB", (9000, 9000)).save(images / "large.png", compress_level=1)  # 243 MB decoded
     out = tmp_path / "out"
-    program = "import resource, sys, torch, open_clip, numpy\n"
-    program += "import aprilcli.cli, aprilcli.workflows.scan, aprilcli.io.images\n"
-    program += "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
-    program += "resource.setrlimit(resource.RLIMIT_AS, (used + 400 * 2**20,) * 2)\n"
-    program += "aprilcli.cli.main()\n"
-    command = [sys.executable, "-c", program, *arguments, "--out", str(out), "--workers", "1"]
-    result = subprocess.run(
-        command, capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
+    little = limit_memory(400 * 2**20)
+    result = ForkedProcess(*arguments, "--out", out, "--workers", 1, prepare=little).result()
     assert result.returncode in (1, 3), result.stderr
     assert "Traceback" not in result.stderr
     message = result.stderr if result.returncode == 1 else read_rows_by_path(out)["large.png"]["error"]
@@ -301,7 +281,7 @@ def test_a_foreign_journal_is_not_cut(arguments: list[str], tmp_path: Path) -> N
 def test_a_second_interruption_does_not_wait_for_the_batch(tmp_path: Path) -> None:
     large = ["--image-size", "1024", "--batch-size", "8", "--device", "cpu"]
     out = tmp_path / "out"
-    process = start("scan", Path(__file__).parents[1] / "samples", *large, "--out", out)
+    process = ForkedProcess("scan", Path(__file__).parents[1] / "samples", *large, "--out", out)
     assert happens((out / "run.json").exists, process)
     for _ in range(2):
         time.sleep(0.3)

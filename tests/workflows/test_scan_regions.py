@@ -94,6 +94,16 @@ def test_coco_json_is_read_by_cocos_own_tools(
         assert (covered == (tifffile.imread(tmp_path / "maps" / "maps" / f"{row['path']}.tiff") >= LEVEL)).all()
 
 
+def test_coco_json_can_be_written_later(images: Path, model: list[str], tmp_path: Path) -> None:
+    scan(images, tmp_path / "out", model, "--coco")
+    before = (tmp_path / "out" / "coco.json").read_bytes()
+    (tmp_path / "out" / "coco.json").unlink()
+    assert run("report", tmp_path / "out", "--coco").exit_code == 0
+    assert (tmp_path / "out" / "coco.json").read_bytes() == before
+    run_scan(images, *model, "--out", tmp_path / "none")
+    assert "the scan had no pixel threshold" in error_line(run("report", tmp_path / "none", "--coco"))
+
+
 def test_coco_json_without_maps_has_boxes(images: Path, model: list[str], tmp_path: Path) -> None:
     scan(images, tmp_path / "out", model, "--coco", "--no-maps")
     annotations = json.loads((tmp_path / "out" / "coco.json").read_text())["annotations"]

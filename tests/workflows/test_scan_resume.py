@@ -53,7 +53,7 @@ def kill_loop(arguments: list[str], out: Path, expected: dict[str, bytes], kills
         process = start_scan(arguments, out, "--resume")
         if late:
             happens(lambda before=before, ahead=ahead: count_lines(out) >= before + ahead, process)
-        time.sleep(rng.random() * (0.02 if late else 4))
+        time.sleep(rng.random() * (0.02 if late else 0.5))
         process.kill()
         process.communicate()
         killed += process.returncode == -signal.SIGKILL

@@ -7,7 +7,6 @@ import itertools
 import math
 import random
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from forked import ForkedProcess
 from helpers import (
     STEPS_PER_EPOCH,
     GoldenCase,
@@ -25,7 +25,6 @@ from helpers import (
     happens,
     read_report,
     run_train,
-    start,
     stop_in_second_epoch,
     stop_in_step,
 )
@@ -333,8 +332,8 @@ def test_a_training_killed_at_any_moments_and_resumed_gives_the_same_file(
     straight, killed = tmp_path / "straight.safetensors", tmp_path / "killed.safetensors"
     checkpoint = killed.with_name(killed.name + ".checkpoint")
 
-    def start_training(out: Path, *more: str) -> subprocess.Popen[str]:
-        return start("train", spotted, "--out", out, *small_model, "--batch-size", 4, "--epochs", 40, *more)
+    def start_training(out: Path, *more: str) -> ForkedProcess:
+        return ForkedProcess("train", spotted, "--out", out, *small_model, "--batch-size", 4, "--epochs", 40, *more)
 
     def when_written() -> int:
         return checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
