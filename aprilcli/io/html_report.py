@@ -24,7 +24,7 @@ from PIL import Image
 
 from aprilcli import __version__
 from aprilcli.io.atomic import written_aside
-from aprilcli.io.overlays import LEVELS, Scale, alpha_table, color_table
+from aprilcli.io.overlays import LEVELS, Scale, alpha_table, color_table, draw_layer, line_width
 from aprilcli.text import printable
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -32,7 +32,8 @@ PAGE_BYTES = 90_000_000  # of all small images; browsers open such a page in sec
 USUAL_BYTES = 32_000_000  # what a page should have where the smallest images allow it
 BYTES_PER_PIXEL = 0.5  # of a small image with its layer, in base64, roughly
 SIDES = (224, 1024)  # pixels, of the longer side of small images
-QUALITY = 80
+QUALITY = 72
+COARSE = 8  # levels drawn as one; a divisor of the alarm's
 RAMP_STEPS = 64  # rectangles in the legend of the color scale
 BINS = 40
 
@@ -53,10 +54,16 @@ def preview_size(size_wh: tuple[int, int], side: int) -> tuple[int, int]:
 
 
 def image_uri(image: Image.Image) -> str:
-    """Return an image as a data URI: RGB as a JPEG, RGBA as a WebP."""
-    file, kind = io.BytesIO(), "webp" if image.mode == "RGBA" else "jpeg"
+    """Return an image as a data URI: RGB as a JPEG, a layer with a palette as a PNG."""
+    file, kind = io.BytesIO(), "png" if image.mode == "P" else "jpeg"
     image.save(file, kind, quality=QUALITY)
     return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def layer_uri(levels: Image.Image, scale: Scale) -> str:
+    """Return the colors of a map's levels with their contours as a data URI; fewer levels make it small."""
+    coarse = levels.point([level - level % COARSE for level in range(LEVELS)])
+    return image_uri(draw_layer(coarse, scale, line_width(levels.size)))
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ COMMENT = b"aprilcli overlay"  # in each file, so that no other is taken for one
 LEVELS = 256
 ALARM = LEVELS // 2  # the level of the pixel threshold, and the lowest that regions have
 OPAQUE = 0.7  # the share of the color in the most anomalous places: the image stays visible
+DARK_EDGE, WHITE_LINE = LEVELS - 2, LEVELS - 1  # of contours, in palettes
 MASK_COLOR = (30, 160, 255, 110)
 BAND = 512  # rows drawn at a time, which limits the memory
 LINE_SHARE = 400  # a contour is this part of the longer side wide
@@ -115,7 +116,10 @@ def read_levels(path: Path, size_wh: tuple[int, int], scale: Scale) -> Image.Ima
     width, height = size_wh
     if values.shape[0] < height or values.shape[1] < width:
         values = np.asarray(Image.fromarray(values).resize(size_wh, Image.Resampling.BILINEAR))
-    levels = scale.levels(values)
+    levels: NDArray[np.uint8] = np.empty(values.shape, np.uint8)
+    for top in range(0, len(values), BAND):
+        levels[top : top + BAND] = scale.levels(values[top : top + BAND])
+    del values
     if levels.shape != (height, width):  # a small defect keeps its color, which a mean would dilute
         for axis, size in enumerate((height, width)):
             starts = np.arange(size) * levels.shape[axis] // size
@@ -124,32 +128,39 @@ def read_levels(path: Path, size_wh: tuple[int, int], scale: Scale) -> Image.Ima
 
 
 def draw_layer(levels: Image.Image, scale: Scale, line: int) -> Image.Image:
-    """Return levels as a layer to lay over the image, RGBA; with contours ``line`` pixels wide around the regions."""
+    """Return levels as a layer to lay over the image: colors of a palette with their opacity, in mode P.
+
+    Around regions are contours ``line`` pixels wide.
+    """
     values = np.asarray(levels)
-    layer = np.empty((*values.shape, 4), np.uint8)
-    layer[..., :3] = color_table()[values]
-    layer[..., 3] = alpha_table()[values]
-    if scale.alarm is not None:
-        _draw_contours(layer, values >= ALARM, line)
-    return Image.fromarray(layer)
+    inside = values >= ALARM if scale.alarm is not None else np.zeros(values.shape, bool)
+    table = np.column_stack([color_table(), alpha_table()])
+    return _with_contours(np.minimum(values, DARK_EDGE - 1), table, inside, line)
 
 
 def draw_mask(mask: NDArray[np.bool_], line: int) -> Image.Image:
-    """Return a mask [H, W] as a layer to lay over the image, RGBA, with contours ``line`` pixels wide."""
-    layer = np.zeros((*mask.shape, 4), np.uint8)
-    layer[mask] = MASK_COLOR
-    _draw_contours(layer, mask, line)
-    return Image.fromarray(layer)
+    """Return a mask [H, W] as a layer like that of ``draw_layer``."""
+    table = np.zeros((LEVELS, 4), np.uint8)
+    table[1] = MASK_COLOR
+    return _with_contours(mask.astype(np.uint8), table, mask, line)
 
 
-def _draw_contours(layer: NDArray[np.uint8], inside: NDArray[np.bool_], line: int) -> None:
-    """Draw around the pixels inside: a white line with a dark edge, which can be seen on any image."""
-    if not inside.any():
-        return
-    shape = inside.astype(np.uint8)
-    edge = max(1, line // 2)
-    for width, color in ((line + edge, (0, 0, 0, 140)), (line, (255, 255, 255, 255))):
-        layer[_dilated(shape, width) > shape] = color
+def _with_contours(
+    indexes: NDArray[np.uint8], table: NDArray[np.uint8], inside: NDArray[np.bool_], line: int
+) -> Image.Image:
+    """Return an image of the colors ``table`` [256, 4], with a white line with a dark edge around the pixels inside.
+
+    Both can be seen on any image; they take the last two places of the table.
+    """
+    if inside.any():
+        shape = inside.astype(np.uint8)
+        for width, index in ((line + max(1, line // 2), DARK_EDGE), (line, WHITE_LINE)):
+            indexes[_dilated(shape, width) > shape] = index
+    table[DARK_EDGE], table[WHITE_LINE] = (0, 0, 0, 140), (255, 255, 255, 255)
+    layer = Image.fromarray(indexes)
+    layer.putpalette(table[:, :3].tobytes())
+    layer.info["transparency"] = table[:, 3].tobytes()
+    return layer
 
 
 def _dilated(inside: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
@@ -171,7 +182,7 @@ def draw_over(image: Image.Image, levels: Image.Image, scale: Scale) -> None:
         bottom = min(top + BAND, image.height)
         first = max(0, top - halo)
         around = levels.crop((0, first, image.width, min(bottom + halo, image.height)))
-        layer = draw_layer(around, scale, line).crop((0, top - first, image.width, bottom - first))
+        layer = draw_layer(around, scale, line).convert("RGBA").crop((0, top - first, image.width, bottom - first))
         image.paste(layer, (0, top), layer)
 
 

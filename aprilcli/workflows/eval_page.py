@@ -21,9 +21,10 @@ from aprilcli.io.masks import read_mask
 from aprilcli.io.overlays import draw_mask, line_width
 from aprilcli.io.records import read_own, timestamp
 from aprilcli.text import first_line, printable
+from aprilcli.workflows.eval_output import RECORD
 from aprilcli.workflows.pipeline import map_ahead
 
-RECORD, SCORES = "metrics.json", "scores.csv"
+SCORES = "scores.csv"
 TEMPLATE = "eval.html.j2"
 WORST = 6  # misses and false alarms shown of an object
 MAX_POINTS = 400  # of a curve; more cannot be seen

@@ -5,6 +5,9 @@ Imports no torch, except for COCO files. `scan` and `eval` call the same functio
 
 from __future__ import annotations
 
+import errno
+from concurrent.futures import ThreadPoolExecutor
+
 from aprilcli.errors import InputError, OptionError, OutputError
 from aprilcli.io.atomic import check_writable, output_errors, remove_leftovers
 from aprilcli.io.atomic import claimed as claimed_lock
@@ -13,21 +16,22 @@ from aprilcli.io.records import write_json
 from aprilcli.io.scores_csv import ScoreRow
 from aprilcli.options import ReportOptions
 from aprilcli.text import listed
-from aprilcli.workflows import eval_page, scan_page
+from aprilcli.workflows import eval_output, eval_page, scan_page
 from aprilcli.workflows.console import Console
-from aprilcli.workflows.pipeline import map_ahead, worker_threads
+from aprilcli.workflows.pipeline import map_ahead
 from aprilcli.workflows.scan_output import LOCK, OVERLAYS, REPORT, RUN, claimed
 from aprilcli.workflows.scan_results import ScanResults
 
+NAME_ERRORS = (errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG)  # a name leaves no place for a file
 LISTED = 5  # images without an overlay in a note; the others are counted
 
 
 def run_report(options: ReportOptions, console: Console) -> str:
-    """Write the report of the results in ``options.out``; return a line on it. Raises InputError, OutputError."""
+    """Write the report of ``options.results``; return a line on it. Raises InputError, OutputError."""
     out = options.results
     if options.images is not None and not options.images.is_dir():
         raise InputError(f"{options.images}: no such folder; give the folder of the images")
-    if (out / eval_page.RECORD).exists() and not (out / RUN).exists():
+    if (out / eval_output.RECORD).exists() and not (out / RUN).exists():
         return _report_on_eval(options, console)
     results = ScanResults.open(out, options.images)
     check_writable(out)
@@ -42,18 +46,18 @@ def _report_on_eval(options: ReportOptions, console: Console) -> str:
     results = eval_page.EvalResults.open(out, options.images)
     check_writable(out)
     with claimed_lock(out / LOCK, f"{out}: an eval is writing here; wait for it"):
-        outputs = results.record.get("outputs", [])
+        outputs = results.record.get("outputs", [*eval_output.TABLES, eval_output.RECORD])
         if (out / REPORT).exists() and REPORT not in outputs:
             raise OutputError(f"{out / REPORT}: no evaluation wrote it; move it")
         if REPORT not in outputs:  # so that --overwrite may replace it
-            write_json(out / eval_page.RECORD, {**results.record, "outputs": [*outputs, REPORT]})
+            write_json(out / eval_output.RECORD, {**results.record, "outputs": [*outputs, REPORT]})
         write_for_eval(results, console, options.workers)
     return f"report: {out / REPORT}"
 
 
 def write_for_eval(results: eval_page.EvalResults, console: Console, workers: int) -> None:
     """Write the report of an evaluation, which must be locked. Raises InputError, OutputError."""
-    with worker_threads(workers) as pool, console.progress(0, "writing the report"):
+    with ThreadPoolExecutor(workers) as pool, console.progress(0, "writing the report"):
         eval_page.write(results, results.out / REPORT, pool, 2 * workers)
 
 
@@ -86,30 +90,31 @@ def _write_overlays(results: ScanResults, console: Console, workers: int) -> Non
             write_overlay(overlay_path(folder, row.path), image, results.map_path(row), scale)
         except InputError as error:
             return row, str(error)
+        except OutputError as error:
+            if isinstance(error.__cause__, OSError) and error.__cause__.errno in NAME_ERRORS:
+                return row, str(error)
+            raise
         return row, None
 
-    drawn, skipped = set(), []
-    with (
-        worker_threads(workers) as pool,
-        console.progress(len(rows), "drawing overlays") as advance,
-    ):
+    drawn: set[str] = set()
+    skipped: dict[str, str] = {}  # with the reasons
+    with ThreadPoolExecutor(workers) as pool, console.progress(len(rows), "drawing overlays") as advance:
         for row, reason in map_ahead(pool, draw, rows, 2 * workers):
             if reason is None:
                 drawn.add(row.path)
             else:
-                skipped.append(row.path)
+                skipped[row.path] = reason
                 console.detail(reason)
-                if len(skipped) == 1:
-                    first = reason
             advance(1)
     with output_errors(folder):
         remove_others(folder, drawn.__contains__)
     if skipped:
-        console.note(f"{len(skipped)} without an overlay: {listed(skipped, LISTED)} ({first})")
+        first = next(iter(skipped.values()))
+        console.note(f"{len(skipped)} without an overlay: {listed([*skipped], LISTED)} ({first})")
 
 
 def _write_report(results: ScanResults, console: Console, workers: int) -> None:
-    with worker_threads(workers) as pool, console.progress(0, "writing the report"):
+    with ThreadPoolExecutor(workers) as pool, console.progress(0, "writing the report"):
         _, without = scan_page.write(results, results.out / REPORT, pool, 2 * workers)
     if "finished" not in results.record:
         console.note(f"{results.out / RUN}: the scan has not finished; the report shows what it has so far")

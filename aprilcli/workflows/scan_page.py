@@ -15,12 +15,13 @@ from aprilcli.core.threshold import Threshold
 from aprilcli.errors import InputError
 from aprilcli.io import html_report as html
 from aprilcli.io.images import read_image
-from aprilcli.io.overlays import Scale, draw_layer, line_width, read_levels
+from aprilcli.io.overlays import Scale, read_levels
 from aprilcli.io.records import timestamp
 from aprilcli.io.scores_csv import ScoreRow
 from aprilcli.text import listed, printable
 from aprilcli.types import Region
 from aprilcli.workflows.pipeline import map_ahead
+from aprilcli.workflows.scan_output import MAPS
 from aprilcli.workflows.scan_results import ScanResults
 
 TEMPLATE = "scan.html.j2"
@@ -54,7 +55,7 @@ def scale_of(results: ScanResults) -> Scale:
 
 def has_maps(results: ScanResults) -> bool:
     """Return whether the scan wrote maps."""
-    return bool(results.record["options"]["maps"]) and (results.out / "maps").is_dir()
+    return bool(results.record["options"]["maps"]) and (results.out / MAPS).is_dir()
 
 
 def read_scanned(results: ScanResults, row: ScoreRow) -> Image.Image:
@@ -105,7 +106,7 @@ def _preview(results: ScanResults, number: int, row: ScoreRow, scale: Scale | No
         levels = read_levels(results.map_path(row), size, scale)
     except InputError as error:
         return html.Preview(number, image.size, small, note=str(error))
-    return html.Preview(number, image.size, small, html.image_uri(draw_layer(levels, scale, line_width(size))))
+    return html.Preview(number, image.size, small, html.layer_uri(levels, scale))
 
 
 def _content(results: ScanResults, rows: Rows, in_table: Rows, scale: Scale | None) -> dict[str, Any]:
@@ -216,39 +217,34 @@ def _promises(results: ScanResults) -> Iterator[str]:
         )
     else:
         yield (
-            f"An image is anomalous if its score is at least {threshold.value:.4f}. The threshold comes from the "
-            f"scores of good images of the part alone, for a false-alarm rate of {threshold.rate:g}: of 100 good "
-            f"images, about {100 * threshold.rate:g} may be called anomalous."
+            f"An image is anomalous if its score is at least {threshold.value:.4f}, the threshold from the scores of "
+            f"good images of the part for a false-alarm rate of {threshold.rate:g}. " + _rate_promise(threshold)
         )
-        yield _rate_promise(threshold)
+        yield "Nothing is promised about the share of defects that is found."
     if pixel is not None and pixel.rate is not None:
-        approximately = "" if pixel.guaranteed else ", approximately"
+        guaranteed = f"at most {pixel.rate:g}, under the same condition"
+        probability = guaranteed if pixel.guaranteed else f"about {pixel.rate:g}, not guaranteed"
         yield (
-            f"Regions are places where the map reaches {pixel.value:.4f}. This level comes from the same good "
-            f"images: a good image has any region with a probability of at most {pixel.rate:g}{approximately}. "
-            "Score and map are judged separately, so a normal image may have a region, and an anomalous image none."
+            f"Regions are places where the map reaches {pixel.value:.4f}, a level from the same good images: a good "
+            f"image has any region with a probability of {probability}. Score and map are "
+            "judged separately, so a normal image may have a region, and an anomalous image none."
         )
     elif pixel is not None:
         yield f"Regions are places where the map reaches {pixel.value:.4f}, a level chosen by hand."
     if recognition is not None:
         yield (
-            "An unrecognised image looks unlike all good images of the part as a whole, whatever its score: another "
-            "part, an empty station, or a camera that failed."
+            "Unrecognised images look unlike all good images of the part: another part, an empty station, or a camera "
+            "that failed."
         )
 
 
 def _rate_promise(threshold: Threshold) -> str:
     if threshold.guaranteed:
         return (
-            "The rate is guaranteed on average: a good image is called anomalous with a probability of at most "
-            f"{threshold.rate:g}, if the good images of this scan resemble those of the calibration; averaged over "
-            "calibrations, as that of a single one scatters around it. Nothing is promised about the share of defects "
-            "that is found."
+            "The rate is guaranteed on average over calibrations: a good image is called anomalous with a probability "
+            f"of at most {threshold.rate:g}, if the good images of this scan resemble those of the calibration."
         )
-    return (
-        "The rate is not guaranteed, for the reason given in the warning above. Nothing is promised about the share of "
-        "defects that is found."
-    )
+    return "The rate is not guaranteed, for the reason in the warning above."
 
 
 def _about(results: ScanResults) -> Iterator[tuple[str, str]]:

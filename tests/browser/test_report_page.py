@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from helpers import run
-from scan_folders import scored_row, write_results
+from result_folders import scored_row, write_evaluation, write_results
 
 from aprilcli.io.scores_csv import ScoreRow
 
@@ -223,3 +223,16 @@ def test_it_fits_a_phone_and_prints(out: Path, open_page: Any, tmp_path: Path) -
     page.emulate_media(media="print")
     assert not page.locator("#filters").is_visible()
     assert page.locator("tbody tr").last.is_visible()
+
+
+def test_the_page_of_an_evaluation_opens_its_images(tmp_path: Path, open_page: Any) -> None:
+    assert run("report", write_evaluation(tmp_path)).exit_code == 0
+    page = open_page(tmp_path / "out")
+    assert page.locator(".charts svg").count() == 3
+    page.locator(".cards button").first.click()
+    assert title(page) == "bolt/test/scratch/002.png"
+    assert page.locator("#layer").is_visible()
+    page.keyboard.press("ArrowRight")
+    assert title(page) == "bolt/test/scratch/001.png"
+    page.keyboard.press("Escape")
+    assert page.evaluate("document.activeElement.dataset.index") == "1"

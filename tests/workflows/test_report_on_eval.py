@@ -2,58 +2,18 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from helpers import GoldenCase, draw_object, error_line, run, run_eval
 from report_page import ReportPage, report
-
-SCORES = {"good": (0.1, 0.2, 0.7), "scratch": (0.9, 0.6, 0.15)}
-VERDICT = {
-    **{"object": "bolt", "shots": 0, "seed": None, "threshold": 0.5, "rate": 0.05, "guaranteed": True},
-    **{"caught": 2, "defects": 3, "false_alarms": 1, "good": 3},
-    "by_rate": [{"rate": 0.01, "threshold": 0.8, "guaranteed": False, "caught": 1, "false_alarms": 0}],
-}
+from result_folders import write_evaluation
 
 
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
-    """Results as `eval` writes them, made without a model."""
-    draw_object(tmp_path / "parts" / "bolt", 100)
-    folder = tmp_path / "out"
-    folder.mkdir()
-    metrics = {"auroc_segm": None, "auroc_cls": 5 / 9, "ap_cls": 0.75}
-    record: dict[str, Any] = {
-        "versions": {"aprilcli": "0.1.0"},
-        "outputs": ["metrics.csv", "scores.csv", "metrics.json"],
-        "started": "2026-01-02T03:04:05+00:00",
-        "finished": "2026-01-02T03:05:05+00:00",
-        "options": {"layout": "auto", "follow": False, "value_range": None, "max_pixels": 10_000},
-        "model": {"backbone": "tiny"},
-        "dataset": {"root": str(tmp_path / "parts"), "objects": [{"name": "bolt"}]},
-        "unreadable": 0,
-        "leakage": None,
-        "captions": ["parts (mvtec), model tiny"],
-        "summaries": [{"object": "bolt", "shots": 0, "mean": metrics, "deviation": dict.fromkeys(metrics)}],
-        "results": [{"object": "bolt", "shots": 0, "seed": None, "metrics": metrics, "threshold": {"value": 0.5}}],
-        "verdicts": [VERDICT],
-    }
-    (folder / "metrics.json").write_text(json.dumps(record))
-    with (folder / "scores.csv").open("w", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(
-            ["object", "defect", "path", "label", "shots", "seed", "text_score", "map_max", "score", "status", "error"]
-        )
-        for defect, scores in SCORES.items():
-            for number, score in enumerate(scores):
-                path = f"bolt/test/{defect}/{number:03}.png"
-                label = int(defect != "good")
-                writer.writerow(["bolt", defect, path, label, 0, "", score, "", score, "ok", ""])
-        writer.writerow(["bolt", "good", "bolt/test/good/broken.png", 0, 0, "", "", "", "", "error", "damaged"])
-    return folder
+    return write_evaluation(tmp_path)
 
 
 def test_the_page_has_measures_verdicts_curves_and_the_worst_images(out: Path) -> None:
@@ -66,7 +26,7 @@ def test_the_page_has_measures_verdicts_curves_and_the_worst_images(out: Path) -
         *(f"bolt/test/scratch/{number}.png" for number in ("002", "001", "000")),
         *(f"bolt/test/good/{number}.png" for number in ("002", "001", "000")),
     ]
-    assert page.blocks["p0"]["layer"].startswith("data:image/webp")
+    assert page.blocks["p0"]["layer"].startswith("data:image/png")
     assert page.blocks["p3"]["image"].startswith("data:image/jpeg")
     assert page.blocks["p3"]["layer"] is None
 

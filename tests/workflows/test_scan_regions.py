@@ -163,5 +163,6 @@ def test_bad_input_is_one_line(images: Path, model: list[str], banks: Path, bare
     assert "--coco: there are no regions" in error_line(run_scan(images, *model, *out, "--coco"))
     bare = ("--model", bare_model, "--image-size", 70)
     assert "gives no maps without a projector" in run_scan(images, *bare, *out, "--pixel-threshold", 1).stderr
+    assert "gives no maps without a projector" in run_scan(images, *bare, *out, "--overlays").stderr
     assert "not a number" in error_line(run_scan(images, *model, *out, "--pixel-threshold", "nan"))
     assert not (tmp_path / "out").exists()

@@ -62,6 +62,14 @@ function tileOf(index) {
   return tile;
 }
 
+addEventListener("beforeprint", () => {
+  if (table && rendered < PRINTED) renderMore(PRINTED - rendered);
+  tiles.disconnect(); // it would empty those that are out of sight
+  document.querySelectorAll(".tile").forEach(fillTile);
+  for (const img of document.images) img.decoding = "sync";
+});
+addEventListener("afterprint", () => document.querySelectorAll(".tile").forEach((tile) => tiles.observe(tile)));
+
 document.addEventListener("DOMContentLoaded", () => {
   for (const tile of document.querySelectorAll(".tile:empty")) {
     tiles.unobserve(tile);
@@ -335,7 +343,6 @@ function startTable() {
     if (target.scrollHeight - target.scrollTop - target.clientHeight < 1500 && rendered < view.length) renderMore();
   }, { passive: true });
   byId("save").addEventListener("click", saveLabels);
-  addEventListener("beforeprint", () => rendered < PRINTED && renderMore(PRINTED - rendered));
   addEventListener("keydown", (event) => {
     if (event.key === "/" && !viewer.open && !/INPUT|SELECT/.test(document.activeElement.tagName)) {
       event.preventDefault();

@@ -1,18 +1,18 @@
-"""Folders of results as `scan` writes them, made without a model: small images and maps, any scores and names."""
+"""Folders of results as `scan` and `eval` write them, made without a model: small images, any scores and names."""
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from helpers import draw_image
+from helpers import draw_image, draw_object
 from numpy.typing import NDArray
 
 from aprilcli.core.regions import find_regions
-from aprilcli.core.threshold import Threshold
 from aprilcli.io import regions_csv, scores_csv
 from aprilcli.io.map_files import write_map
 from aprilcli.io.scores_csv import ScoreRow
@@ -105,6 +105,45 @@ def write_results(
     return out
 
 
-def rate_threshold(value: float, note: str = "") -> dict[str, Any]:
-    """Return a calibrated threshold as run.json has it."""
-    return Threshold(value, 0.05, guaranteed=not note, note=note).__dict__
+EVAL_SCORES = {"good": (0.1, 0.2, 0.7), "scratch": (0.9, 0.6, 0.15)}
+VERDICT = {
+    **{"object": "bolt", "shots": 0, "seed": None, "threshold": 0.5, "rate": 0.05, "guaranteed": True},
+    **{"caught": 2, "defects": 3, "false_alarms": 1, "good": 3},
+    "by_rate": [{"rate": 0.01, "threshold": 0.8, "guaranteed": False, "caught": 1, "false_alarms": 0}],
+}
+
+
+def write_evaluation(tmp_path: Path) -> Path:
+    """Write a data set, and metrics.json and scores.csv of it as `eval` does; return the folder of results."""
+    draw_object(tmp_path / "parts" / "bolt", 100)
+    folder = tmp_path / "out"
+    folder.mkdir()
+    metrics = {"auroc_segm": None, "auroc_cls": 5 / 9, "ap_cls": 0.75}
+    record: dict[str, Any] = {
+        "versions": {"aprilcli": "0.1.0"},
+        "outputs": ["metrics.csv", "scores.csv", "metrics.json"],
+        "started": "2026-01-02T03:04:05+00:00",
+        "finished": "2026-01-02T03:05:05+00:00",
+        "options": {"layout": "auto", "follow": False, "value_range": None, "max_pixels": 10_000},
+        "model": {"backbone": "tiny"},
+        "dataset": {"root": str(tmp_path / "parts"), "objects": [{"name": "bolt"}]},
+        "unreadable": 0,
+        "leakage": None,
+        "captions": ["parts (mvtec), model tiny"],
+        "summaries": [{"object": "bolt", "shots": 0, "mean": metrics, "deviation": dict.fromkeys(metrics)}],
+        "results": [{"object": "bolt", "shots": 0, "seed": None, "metrics": metrics, "threshold": {"value": 0.5}}],
+        "verdicts": [VERDICT],
+    }
+    (folder / "metrics.json").write_text(json.dumps(record))
+    with (folder / "scores.csv").open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(
+            ["object", "defect", "path", "label", "shots", "seed", "text_score", "map_max", "score", "status", "error"]
+        )
+        for defect, scores in EVAL_SCORES.items():
+            for number, score in enumerate(scores):
+                path = f"bolt/test/{defect}/{number:03}.png"
+                label = int(defect != "good")
+                writer.writerow(["bolt", defect, path, label, 0, "", score, "", score, "ok", ""])
+        writer.writerow(["bolt", "good", "bolt/test/good/broken.png", 0, 0, "", "", "", "", "error", "damaged"])
+    return folder
