@@ -65,15 +65,17 @@ def _rows(table: Path) -> Iterator[tuple[int, dict[str | None, str | None]]]:
 def find_labeled(images: Iterable[FoundImage], labels: Mapping[str, str], table: Path) -> dict[FoundImage, str]:
     """Return the labeled images among those found, in their order, with their labels.
 
-    Raises InputError if a labeled image is not among them.
+    Raises InputError if a labeled image is not among them; a folder that could not be listed is named.
     """
+    images = list(images)
     found = {image: labels[image.relative] for image in images if image.relative in labels}
     missing = sorted(set(labels) - {image.relative for image in found})
     if missing:
+        reason = next((f" ({image.error})" for image in images if image.error is not None), "")
         count = "1 labeled image is" if len(missing) == 1 else f"{len(missing)} labeled images are"
         raise InputError(
             f"{printable(table)}: {count} not in the given folder: {listed(missing, LISTED)}; give the folder that was "
-            "scanned, or remove the rows"
+            f"scanned, or remove the rows{reason}"
         )
     return found
 
@@ -82,15 +84,12 @@ def labeled_dataset(table: Path, root: Path, *, follow: bool = False) -> Labeled
     """Return the labeled images of a folder as a data set of one object with the folder's name, without masks.
 
     ``follow``: enter linked folders. Raises InputError as ``read_labels`` and ``find_labeled`` do, and for a folder
-    that does not exist or cannot be listed.
+    that does not exist.
     """
     labels = read_labels(table)
     require_paths(root)
     left_out: dict[str, LeftOut] = {}
     images = list(find_images(root, follow=follow, on_left_out=left_out.__setitem__))
-    for image in images:
-        if image.error is not None:
-            raise InputError(image.error)
     tested = tuple(
         LabeledImage(image.path, label, int(label == DEFECT))
         for image, label in find_labeled(images, labels, table).items()

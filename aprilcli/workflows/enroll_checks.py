@@ -46,7 +46,9 @@ def check(options: EnrollOptions, console: Console) -> GoodImages:
     references = _find(paths, options, console)
     if options.labels is not None:
         references = _labeled_good(references, options.labels)
-    return GoodImages(references, _find(calibration, options, console))
+    found = GoodImages(references, _find(calibration, options, console))
+    refuse_unreadable(image.error for image in (*found.references, *found.calibration))
+    return found
 
 
 def _check_options(options: EnrollOptions) -> None:
@@ -76,7 +78,6 @@ def _find(paths: Sequence[Path], options: EnrollOptions, console: Console) -> li
     images = list(find_images(paths, follow=options.follow, on_left_out=left_out))
     for note in left_out.notes():
         console.note(note)
-    refuse_unreadable(image.error for image in images)
     if not images:
         raise InputError(f"{listed(paths, LISTED)}: {NO_IMAGES}")
     return images

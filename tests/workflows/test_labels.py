@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import draw_images, draw_object, error_line, read_record, read_rows, run, run_eval
 
 from aprilcli.core.bank_file import load_bank
+from aprilcli.io.walk import FoundImage, find_images
 
 
 def write_labels(path: Path, **label_of: str) -> Path:
@@ -55,6 +58,27 @@ def test_paths_of_several_folders_are_relative_to_the_folder_that_holds_them(
     assert "3 reference images of 'object', 3 new" in result.stdout
     line = error_line(run("enroll", folders[0], *part, "--labels", labels, "--overwrite", *model))
     assert "5 labeled images are not in the given folder: good/000.png" in line
+
+
+def test_a_folder_that_cannot_be_listed_matters_only_if_labeled_images_are_missing(
+    scanned: Path, labels: Path, model: list[str], banks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def find_more(*arguments: Any, **options: Any) -> Iterator[FoundImage]:
+        yield from find_images(*arguments, **options)
+        yield FoundImage(scanned / "lost+found", "lost+found/", "lost+found: the folder cannot be listed")
+
+    for module in ("workflows.enroll_checks", "io.labels_csv"):
+        monkeypatch.setattr(f"aprilcli.{module}.find_images", find_more)
+    enroll = ("enroll", scanned, "--part", "nut", "--banks", banks, "--labels", labels, *model)
+    evaluate = ("eval", scanned, "--labels", labels, "--out", tmp_path / "eval", *model)
+    for command in (enroll, evaluate):
+        result = run(*command)
+        assert result.exit_code == 0, result.output
+    (scanned / "good" / "001.png").unlink()
+    for command in (enroll, evaluate):
+        line = error_line(run(*command, "--overwrite"))
+        assert "good/001.png" in line
+        assert "lost+found: the folder cannot be listed" in line
 
 
 def test_enrolling_without_images_that_are_labeled_good_is_refused(
