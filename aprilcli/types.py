@@ -222,7 +222,7 @@ class ImageEvidence:
         return replace(self, views=tuple(replace(view, distances=stages) for view, stages in views))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there may be millions in a report
 class Region:
     """A connected region of an image whose map reaches the pixel threshold; in pixels of the image.
 

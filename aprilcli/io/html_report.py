@@ -25,10 +25,9 @@ from PIL import Image
 from aprilcli import __version__
 from aprilcli.io.atomic import written_aside
 from aprilcli.io.overlays import LEVELS, Scale, alpha_table, color_table, draw_layer, line_width
-from aprilcli.text import printable
 
 TEMPLATES = Path(__file__).parent / "templates"
-PAGE_BYTES = 90_000_000  # of all small images; browsers open such a page in seconds
+PAGE_BYTES = 90_000_000  # of rows and small images; browsers open such a page in seconds
 USUAL_BYTES = 32_000_000  # what a page should have where the smallest images allow it
 BYTES_PER_PIXEL = 0.5  # of a small image with its layer, in base64, roughly
 SIDES = (224, 1024)  # pixels, of the longer side of small images
@@ -105,22 +104,21 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["json_block"] = json_block
-    environment.filters["printable"] = printable
     return environment
 
 
 def write_page(path: Path, template: str, content: Mapping[str, Any], previews: Iterator[Preview]) -> int:
     """Write a page of one of the ``templates`` with its ``content``; return the number of previews that it holds.
 
-    The previews are taken one by one, until there are ``PAGE_BYTES`` of them: memory does not grow with their number.
+    The previews are taken one by one, until they and the rows have ``PAGE_BYTES``: memory does not grow with their number.
     Raises OutputError.
     """
     count = 0
+    data = json_block(content["data"])
 
     def blocks() -> Iterator[tuple[int, Markup]]:
         nonlocal count
-        size = 0
+        size = len(data)
         for preview in previews:
             block = preview.block()
             size += len(block)
@@ -133,6 +131,7 @@ def write_page(path: Path, template: str, content: Mapping[str, Any], previews: 
     page = _environment().get_template(template)
     values = {
         **content,
+        "data": data,
         "style": Markup(style),
         "script": Markup(script),
         "style_hash": _hash(style),

@@ -41,8 +41,12 @@ Rows = list[tuple[ScoreRow, tuple[Region, ...]]]
 
 
 def read_most_anomalous(results: ScanResults) -> Rows:
-    """Return all rows with their regions, the highest score first, unreadable images last. Raises InputError."""
-    return sorted(results.rows(), key=lambda found: (found[0].score is None, -(found[0].score or 0)))
+    """Return all rows, each with its first ``MAX_BOXES`` regions, the highest score first, unreadable images last.
+
+    Raises InputError.
+    """
+    rows = ((row, regions[:MAX_BOXES]) for row, regions in results.rows())
+    return sorted(rows, key=lambda found: (found[0].score is None, -(found[0].score or 0)))
 
 
 def scale_of(results: ScanResults) -> Scale:
@@ -160,7 +164,7 @@ def _kind(row: ScoreRow) -> str:
 
 
 def _cells(row: ScoreRow, regions: Sequence[Region]) -> list[Any]:
-    boxes = [[r.x, r.y, r.width, r.height, round(r.peak, 4)] for r in regions[:MAX_BOXES]]
+    boxes = [[r.x, r.y, r.width, r.height, round(r.peak, 4)] for r in regions]
     numbers = (row.score, row.p_value, row.cause, row.map_max, row.regions, row.width, row.height)
     return [row.path, _kind(row), *numbers, row.error, boxes]
 

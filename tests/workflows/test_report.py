@@ -125,12 +125,15 @@ def test_results_without_maps_have_no_overlays_and_say_so(tmp_path: Path) -> Non
 
 def test_previews_stop_at_the_limit_of_the_page(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = report(out)
-    monkeypatch.setattr(html_report, "PAGE_BYTES", len(json.dumps(whole.blocks["p0"])) + 100)
+    needed = [len(json.dumps(whole.blocks[name], separators=(",", ":"))) for name in ("data", "p0")]
+    monkeypatch.setattr(html_report, "PAGE_BYTES", sum(needed) + 100)
     result = run("report", out)
     assert "2 images have no preview" in result.stderr
     page = ReportPage(out / "report.html")
     assert set(page.blocks) == {"data", "p0"}
     assert len(page.rows) == 3
+    monkeypatch.setattr(html_report, "PAGE_BYTES", sum(needed) - 1)
+    assert "3 images have no preview" in run("report", out).stderr
 
 
 def test_previews_shrink_as_their_number_grows() -> None:
