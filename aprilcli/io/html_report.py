@@ -97,21 +97,20 @@ def json_block(value: Any) -> Markup:
 
 @functools.cache
 def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
+    return jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment
 
 
 def write_page(path: Path, template: str, content: Mapping[str, Any], previews: Iterator[Preview]) -> int:
     """Write a page of one of the ``templates`` with its ``content``; return the number of previews that it holds.
 
-    The previews are taken one by one, until they and the rows have ``PAGE_BYTES``: memory does not grow with their number.
-    Raises OutputError.
+    The previews are taken one by one, until they and the rows have ``PAGE_BYTES``: memory does not grow with the number
+    of previews. Raises OutputError.
     """
     count = 0
     data = json_block(content["data"])
