@@ -29,7 +29,20 @@ MAX_ROWS = 50_000  # of the table; scores.csv has all
 MAX_BOXES = 50  # regions drawn in an image, those with the highest peaks
 LISTED = 5  # names in a warning; the others are counted
 COLUMNS = (
-    *("path", "kind", "score", "p_value", "cause", "map_max", "regions", "width", "height", "error"),
+    *(
+        "path",
+        "kind",
+        "score",
+        "p_value",
+        "cause",
+        "map_max",
+        "peak_x",
+        "peak_y",
+        "regions",
+        "width",
+        "height",
+        "error",
+    ),
     "boxes",
 )
 NEXT_STEP = (
@@ -160,8 +173,22 @@ def _kind(row: ScoreRow) -> str:
 
 def _cells(row: ScoreRow, regions: Sequence[Region]) -> list[Any]:
     boxes = [[r.x, r.y, r.width, r.height, round(r.peak, 4)] for r in regions[:MAX_BOXES]]
-    numbers = (row.score, row.p_value, row.cause, row.map_max, row.regions, row.width, row.height)
-    return [row.path, _kind(row), *numbers, row.error, boxes]
+    peak = (row.map_max, row.peak_x, row.peak_y)
+    return [
+        *(
+            row.path,
+            _kind(row),
+            row.score,
+            row.p_value,
+            row.cause,
+            *peak,
+            row.regions,
+            row.width,
+            row.height,
+            row.error,
+        ),
+        boxes,
+    ]
 
 
 def _warnings(results: ScanResults, rows: Rows) -> Iterator[str]:
