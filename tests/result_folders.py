@@ -22,6 +22,7 @@ SIZE_WH = (60, 40)
 PIXEL_THRESHOLD = 2.0
 THRESHOLD = {"value": 3.0, "rate": 0.05, "guaranteed": True, "margin": 0.0, "note": ""}
 PIXEL = THRESHOLD | {"value": PIXEL_THRESHOLD}
+COUNTED = (("scored", "ok"), ("unreadable", "error"))
 OPTIONS: dict[str, Any] = {
     "part": "nut",
     "banks": "banks",
@@ -73,6 +74,7 @@ def write_results(
     ``options`` and ``record`` change what run.json holds; a value of None removes a key of ``record``.
     """
     out.mkdir(parents=True)
+    rows = list(rows)
     content: dict[str, Any] = {
         "versions": {"aprilcli": "0.1.0"},
         "options": OPTIONS | dict(options),
@@ -84,6 +86,7 @@ def write_results(
         "pixel_threshold": PIXEL,
         "recognition": None,
         "started": "2026-01-02T03:04:05+00:00",
+        "counts": {name: sum(row.status == status for row in rows) for name, status in COUNTED},
         "finished": "2026-01-02T03:05:05+00:00",
         **dict(record),
     }

@@ -31,7 +31,7 @@ class Threshold:
     def __post_init__(self) -> None:
         """Round the value to float32. Raises OptionError for NaN and values outside the range of float32."""
         if not abs(self.value) <= float(np.finfo(np.float32).max):
-            raise OptionError("the threshold is not a number that scores can reach; use a value such as 0.5")
+            raise OptionError(f"threshold {self.value:g}: not a number that scores can reach; use a value such as 0.5")
         object.__setattr__(self, "value", float(np.float32(self.value)))
 
     def reached(self, value: float) -> bool:

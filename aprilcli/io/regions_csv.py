@@ -52,11 +52,11 @@ def read_regions(stream: BinaryIO, *, safe: bool = False) -> Iterator[RegionLine
     for record in records:
         if len(record.cells) != len(COLUMNS) or not record.raw.endswith("\n"):
             return
-        path, rank, *numbers = record.cells
+        path, *numbers = record.cells
         try:
-            x, y, width, height, area = map(int, numbers[:-2])
+            rank, x, y, width, height, area = map(int, numbers[:-2])
             peak, mean = (float(np.float32(number)) for number in numbers[-2:])
         except ValueError:
             return
         region = Region(x, y, width, height, area, peak, mean)
-        yield RegionLine(unmark_formula(path) if safe else path, int(rank), region, record.raw, record.end)
+        yield RegionLine(unmark_formula(path) if safe else path, rank, region, record.raw, record.end)

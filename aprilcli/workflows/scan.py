@@ -52,9 +52,11 @@ def run_scan(options: ScanOptions, total: int, console: Console) -> ScanSummary:
     started, began = records.timestamp(), time.monotonic()
     bank = load_part(options.part, options.banks) if options.part is not None else None
     options = replace(options, value_range=range_of(bank, options.value_range))
-    detector = load_detector(options, bank, console, _images_to_scan(options))
     calibration = bank.calibration if bank is not None else None
     rule = DecisionRule.at_rate(calibration, options.false_alarm_rate, options.threshold, options.pixel_threshold)
+    if options.coco and rule.pixel_threshold is None:
+        raise OptionError(f"--coco: part {options.part} is not calibrated, so there are no regions; {ENROLL_OR_CHOOSE}")
+    detector = load_detector(options, bank, console, _images_to_scan(options))
     needing_maps = {"--pixel-threshold": options.pixel_threshold is not None, "--overlays": options.overlays}
     if given := [name for name, is_given in needing_maps.items() if is_given and not detector.has_maps]:
         raise OptionError(
@@ -73,8 +75,6 @@ def run_scan(options: ScanOptions, total: int, console: Console) -> ScanSummary:
         note_old_bank(bank, console)
     for note in rule.notes:
         console.note(note)
-    if options.coco and rule.pixel_threshold is None:
-        raise OptionError(f"--coco: part {options.part} is not calibrated, so there are no regions; {ENROLL_OR_CHOOSE}")
     record = _describe_run(options, detector, rule, started)
     tally = Tally(rule.stricter)
     with (

@@ -6,6 +6,7 @@ import csv
 from pathlib import Path
 
 from aprilcli.core.calibration import check_rate
+from aprilcli.core.threshold import Threshold
 from aprilcli.errors import InputError, OptionError
 from aprilcli.io import scores_csv
 from aprilcli.io.atomic import check_writable
@@ -43,6 +44,9 @@ def _check_options(options: ScanOptions) -> None:
     if options.overlays and not options.maps:
         raise OptionError("--overlays draws the maps, which --no-maps leaves out; choose one")
     check_rate(options.false_alarm_rate)
+    for value in (options.threshold, options.pixel_threshold):
+        if value is not None:
+            Threshold(value)  # raises for what is no number
 
 
 def _count_images(options: ScanOptions, console: Console) -> int:

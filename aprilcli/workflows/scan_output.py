@@ -24,6 +24,7 @@ from aprilcli.io import map_files, regions_csv, scores_csv
 from aprilcli.io.append_file import LineFile, open_lines
 from aprilcli.io.atomic import claimed as claimed_lock
 from aprilcli.io.atomic import output_errors, remove_leftovers, remove_tree, sync
+from aprilcli.io.overlays import remove_others
 from aprilcli.io.walk import FoundImage, base_of, is_image
 from aprilcli.options import ScanOptions
 from aprilcli.types import Detection, Region
@@ -86,6 +87,7 @@ def remove_derived(out: Path) -> None:
     with output_errors(out):
         for name in (REPORT, COCO):
             (out / name).unlink(missing_ok=True)
+        remove_others(out / OVERLAYS, lambda _: False)
 
 
 def map_path(out: Path, relative: str) -> Path:

@@ -67,8 +67,9 @@ def scale_of(results: ScanResults) -> Scale:
 
 
 def has_maps(results: ScanResults) -> bool:
-    """Return whether the scan wrote maps."""
-    return bool(results.record["options"]["maps"]) and (results.out / MAPS).is_dir()
+    """Return whether the scan wrote maps, or had nothing to write one of."""
+    is_empty = results.record.get("counts", {}).get("scored") == 0
+    return bool(results.record["options"]["maps"]) and (is_empty or (results.out / MAPS).is_dir())
 
 
 def read_scanned(results: ScanResults, row: ScoreRow) -> Image.Image:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,17 @@ from aprilcli.core.threshold import Threshold
 from aprilcli.errors import InputError
 from aprilcli.io.records import read_own
 from aprilcli.io.regions_csv import COLUMNS as REGION_COLUMNS
-from aprilcli.io.regions_csv import read_regions
+from aprilcli.io.regions_csv import RegionLine, read_regions
 from aprilcli.io.scores_csv import COLUMNS, ScoreRow, read_rows
+from aprilcli.text import printable
 from aprilcli.types import Region
 from aprilcli.workflows.scan_output import REGIONS, RUN, SCORES, map_path
 
+SCAN_AGAIN = "scan again with --resume"
 OTHER_VERSION = "written by another version of this program; scan again with --overwrite"
+
+# what a report needs of run.json
+RECORDED = {"images", "options", "model", "views", "bank", "threshold", "pixel_threshold", "recognition", "started"}
 
 
 @dataclass(frozen=True)
@@ -39,12 +45,13 @@ class ScanResults:
             record = read_own(out / RUN)
         except OSError as error:
             raise InputError(f"{out}: no results of a scan ({RUN}: {error.strerror}); give the --out of one") from error
-        if "images" not in record or "csv_safe" not in record.get("options", {}):
+        if not record.keys() >= RECORDED or "csv_safe" not in record["options"]:
             raise InputError(f"{out / RUN}: {OTHER_VERSION if record else 'not the record of a scan'}")
+        results = cls(out, record, images if images is not None else Path(record["images"]))
         _check_header(out / SCORES, COLUMNS)
-        if (out / REGIONS).exists():
+        if results.pixel_threshold is not None:
             _check_header(out / REGIONS, REGION_COLUMNS)
-        return cls(out, record, images if images is not None else Path(record["images"]))
+        return results
 
     @property
     def threshold(self) -> Threshold | None:
@@ -59,19 +66,30 @@ class ScanResults:
         return None if threshold is None else Threshold(**threshold)
 
     def rows(self) -> Iterator[tuple[ScoreRow, tuple[Region, ...]]]:
-        """Yield the rows of scores.csv, in order, each with the regions of its image. Raises InputError."""
+        """Yield the rows of scores.csv, in order, each with the regions of its image.
+
+        Raises InputError for tables that are damaged or do not belong together.
+        """
         safe = bool(self.record["options"]["csv_safe"])
+        count = 0
         try:
-            with (self.out / SCORES).open("rb") as scores:
-                if not (self.out / REGIONS).exists():
-                    yield from ((row, ()) for row, _ in read_rows(scores, safe=safe))
-                    return
-                with (self.out / REGIONS).open("rb") as regions:
-                    lines = read_regions(regions, safe=safe)
-                    for row, _ in read_rows(scores, safe=safe):
-                        yield row, tuple(line.region for line in itertools.islice(lines, row.regions or 0))
+            with ExitStack() as files:
+                scores = files.enter_context((self.out / SCORES).open("rb"))
+                lines: Iterator[RegionLine] = iter(())
+                if self.pixel_threshold is not None:
+                    lines = read_regions(files.enter_context((self.out / REGIONS).open("rb")), safe=safe)
+                for count, (row, _) in enumerate(read_rows(scores, safe=safe), 1):
+                    own = list(itertools.islice(lines, row.regions or 0))
+                    if [line.path for line in own] != [row.path] * (row.regions or 0):
+                        raise InputError(
+                            f"{self.out / REGIONS}: lacks the regions of {printable(row.path)}; {SCAN_AGAIN}"
+                        )
+                    yield row, tuple(line.region for line in own)
         except (OSError, csv.Error) as error:
-            raise InputError(f"{self.out}: its tables cannot be read ({error}); scan again") from error
+            raise InputError(f"{self.out}: its tables cannot be read ({error}); {SCAN_AGAIN}") from error
+        counts = self.record.get("counts")  # of a scan that has finished
+        if counts is not None and count != counts["scored"] + counts["unreadable"]:
+            raise InputError(f"{self.out / SCORES}: incomplete or changed after {count} rows; {SCAN_AGAIN}")
 
     def map_path(self, row: ScoreRow) -> Path:
         """Return where the map of an image is."""
@@ -87,6 +105,6 @@ def _check_header(path: Path, columns: tuple[str, ...]) -> None:
         with path.open("rb") as stream:
             header = stream.readline()
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); scan again with --resume") from error
+        raise InputError(f"{path}: cannot be read ({error.strerror}); {SCAN_AGAIN}") from error
     if header.strip() != ",".join(columns).encode():
         raise InputError(f"{path}: {OTHER_VERSION}")

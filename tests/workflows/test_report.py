@@ -209,6 +209,24 @@ def test_folders_that_cannot_be_reported_on(out: Path, tmp_path: Path) -> None:
     assert "written by another version" in error_line(run("report", out))
 
 
+@pytest.mark.parametrize(
+    ("name", "before", "after", "message"),
+    [
+        ("scores.csv", b"b/middle.png,ok", b"b/middle.png,OK", "scores.csv: incomplete or changed after 2 rows"),
+        ("regions.csv", b"a/high.png,1", b"a/high.png,x", "regions.csv: lacks the regions of a/high.png"),
+        ("regions.csv", b"a/high.png,1", b"a/other.png,1", "regions.csv: lacks the regions of a/high.png"),
+        ("run.json", b'"recognition"', b'"other"', "run.json: written by another version"),
+    ],
+)
+def test_damaged_results_are_refused_and_not_reported_in_part(
+    out: Path, name: str, before: bytes, after: bytes, message: str
+) -> None:
+    content = (out / name).read_bytes()
+    assert before in content
+    (out / name).write_bytes(content.replace(before, after))
+    assert message in error_line(run("report", out))
+
+
 def test_a_page_that_cannot_be_written_is_one_line(out: Path) -> None:
     (out / "report.html").mkdir()
     assert "report.html: cannot be written (Is a directory)" in error_line(run("report", out))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import tifffile
 from helpers import draw_images, error_line, read_csv, read_rows, read_rows_by_path, run, run_scan
 from pycocotools.coco import COCO
 
+from aprilcli.core.bank_file import load_bank, save_bank
 from aprilcli.core.regions import find_regions
 
 LEVEL = 3.0  # of the maps of noise; some reach it, some do not
@@ -114,9 +116,12 @@ def test_coco_json_without_maps_has_boxes(images: Path, model: list[str], tmp_pa
 def test_what_was_made_of_the_results_is_deleted_when_they_change(
     images: Path, model: list[str], tmp_path: Path
 ) -> None:
-    scan(images, tmp_path / "out", model, "--coco")
+    scan(images, tmp_path / "out", model, "--coco", "--overlays")
+    own = tmp_path / "out" / "overlays" / "own.jpg"
+    own.write_bytes(b"not an overlay")
     scan(images, tmp_path / "out", model, "--resume")
     assert not (tmp_path / "out" / "coco.json").exists()
+    assert list(own.parent.iterdir()) == [own]
     scan(images, tmp_path / "out", model, "--resume", "--coco")
     assert run_scan(images, *model, "--out", tmp_path / "out", "--overwrite").exit_code == 0
     assert not any((tmp_path / "out" / name).exists() for name in ("coco.json", "regions.csv"))
@@ -164,5 +169,33 @@ def test_bad_input_is_one_line(images: Path, model: list[str], banks: Path, bare
     bare = ("--model", bare_model, "--image-size", 70)
     assert "gives no maps without a projector" in run_scan(images, *bare, *out, "--pixel-threshold", 1).stderr
     assert "gives no maps without a projector" in run_scan(images, *bare, *out, "--overlays").stderr
-    assert "not a number" in error_line(run_scan(images, *model, *out, "--pixel-threshold", "nan"))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("option", ["--threshold", "--pixel-threshold"])
+def test_a_threshold_that_is_no_number_is_refused_before_a_model_is_loaded(
+    images: Path, tmp_path: Path, option: str
+) -> None:
+    result = run_scan(images, "--model", tmp_path / "missing", "--out", tmp_path / "out", option, "nan")
+    assert result.exit_code == 2
+    assert "threshold nan: not a number" in error_line(result)
+
+
+def test_regions_of_a_part_without_calibration_are_refused_before_a_model_is_loaded(
+    images: Path, model: list[str], banks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("enroll", draw_images(tmp_path / "good", 1), "--part", "p", "--banks", banks, *model)
+    path = banks / "p.safetensors"
+    save_bank(replace(load_bank(path), calibration=None), path)
+    monkeypatch.setattr("aprilcli.workflows.scan.load_detector", lambda *_: pytest.fail("loaded"))
+    arguments = (images, "--part", "p", "--banks", banks, "--out", tmp_path / "out")
+    assert "part p is not calibrated" in error_line(run_scan(*arguments, "--coco"))
+
+
+def test_a_scan_without_readable_images_writes_all_that_is_asked_for(model: list[str], tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    arguments = ("--pixel-threshold", 1, "--coco", "--overlays", "--report", "--allow-empty", "--out", tmp_path / "out")
+    result = run_scan(tmp_path / "images", *model, *arguments)
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "out" / "coco.json").read_text())["images"] == []
+    assert "wrote no maps" not in (tmp_path / "out" / "report.html").read_text()
