@@ -29,8 +29,8 @@ MAX_ROWS = 50_000  # of the table; scores.csv has all
 MAX_BOXES = 50  # regions drawn in an image, those with the highest peaks
 LISTED = 5  # names in a warning; the others are counted
 COLUMNS = (
-    *("path", "kind", "score", "p_value", "cause", "map_max", "regions", "width", "height", "error"),
-    "boxes",
+    *("path", "kind", "score", "p_value", "cause", "map_max", "peak_x", "peak_y", "regions", "width", "height"),
+    *("error", "boxes"),
 )
 NEXT_STEP = (
     "To get verdicts, enroll good images of the part (aprilcli enroll) and scan with --part, or look at the highest "
@@ -165,8 +165,8 @@ def _kind(row: ScoreRow) -> str:
 
 def _cells(row: ScoreRow, regions: Sequence[Region]) -> list[Any]:
     boxes = [[r.x, r.y, r.width, r.height, round(r.peak, 4)] for r in regions]
-    numbers = (row.score, row.p_value, row.cause, row.map_max, row.regions, row.width, row.height)
-    return [row.path, _kind(row), *numbers, row.error, boxes]
+    others = {"kind": _kind(row), "boxes": boxes}
+    return [others[name] if name in others else getattr(row, name) for name in COLUMNS]
 
 
 def _warnings(results: ScanResults, rows: Rows) -> Iterator[str]:

@@ -148,7 +148,9 @@ def test_the_viewer_opens_steps_zooms_and_closes_by_key(out: Path, open_page: An
     assert page.locator("#layer").evaluate("layer => layer.style.opacity") == "0"
     page.keyboard.press("Escape")
     assert not page.locator("#viewer").is_visible()
-    assert page.evaluate("document.activeElement.dataset.index") == "0"  # the image that was shown last
+    assert eventually(
+        page, lambda: page.evaluate("document.activeElement.dataset.index") == "0"
+    )  # the image that was shown last
 
 
 def test_arrow_keys_change_the_slider_when_it_has_the_focus(out: Path, open_page: Any) -> None:
@@ -235,4 +237,4 @@ def test_the_page_of_an_evaluation_opens_its_images(tmp_path: Path, open_page: A
     page.keyboard.press("ArrowRight")
     assert title(page) == "bolt/test/scratch/001.png"
     page.keyboard.press("Escape")
-    assert page.evaluate("document.activeElement.dataset.index") == "1"
+    assert eventually(page, lambda: page.evaluate("document.activeElement.dataset.index") == "1")

@@ -412,7 +412,7 @@ function factsOf(row) {
     ["Score", row.score === null ? null : digits(row.score, 4)],
     ["Threshold", data.threshold_text],
     ["p-value", probability(row.p_value)],
-    ["Map peak", row.map_max === null ? null : digits(row.map_max, 4)],
+    ["Map peak", row.map_max === null ? null : `${digits(row.map_max, 4)} at ${row.peak_x}, ${row.peak_y}`],
     ["Alarm from", row.map_max === null ? null : data.pixel_text],
     ["Regions", row.regions === null ? null : row.regions ? listed : "none"],
     ["Size", row.width ? `${row.width} \u00d7 ${row.height}` : null],
