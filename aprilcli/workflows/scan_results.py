@@ -78,7 +78,8 @@ class ScanResults:
                 lines: Iterator[RegionLine] = iter(())
                 if self.pixel_threshold is not None:
                     lines = read_regions(files.enter_context((self.out / REGIONS).open("rb")), safe=safe)
-                for count, (row, _) in enumerate(read_rows(scores, safe=safe), 1):
+                for row, _ in read_rows(scores, safe=safe):
+                    count += 1
                     own = list(itertools.islice(lines, row.regions or 0))
                     if [line.path for line in own] != [row.path] * (row.regions or 0):
                         raise InputError(
