@@ -67,7 +67,7 @@ def test_the_threshold_comes_from_validation_good(
     assert result.exit_code == 0, result.output
     check_results(golden_vit, bolt, out, sorted((bolt / "validation" / "good").iterdir()))
     assert read_record(out)["calibration"] == {"bolt": "6 images of validation/good"}
-    assert "false-alarm rate of 0.2; calibrated on good images" in result.stdout
+    assert "threshold for a rate of 0.2; calibrated on good images" in result.stdout
     assert "bolt 6 images of validation/good" in result.stdout
 
 

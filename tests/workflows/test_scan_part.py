@@ -105,7 +105,20 @@ def test_too_few_images_give_one_note_with_the_number_needed(model: list[str], b
     scored = load_bank(banks / "p.safetensors").calibration
     assert scored is not None
     assert threshold["value"] > scored.scores.max()
-    given = run("scan", good, "--part", "p", "--banks", banks, "--threshold", 0, "--out", tmp_path / "given")
+    given = run(
+        "scan",
+        good,
+        "--part",
+        "p",
+        "--banks",
+        banks,
+        "--threshold",
+        0,
+        "--pixel-threshold",
+        0,
+        "--out",
+        tmp_path / "given",
+    )
     assert {row["verdict"] for row in read_rows(tmp_path / "given")} == {"anomalous"}
     assert "would be enough" not in given.stderr
 

@@ -376,7 +376,7 @@ def test_a_coreset_keeps_its_share_of_each_view(part: Part, model: list[str], ba
         assert abs(len(mine) - len(theirs) / 2) <= 1
     for path in part.good.iterdir():
         assert part.detect(path, half).score >= part.detect(path, part.bank).score - 1e-3
-    assert "coreset" in error_line(run("enroll", part.banks, "--part", "half", "--banks", banks, "--append"))
+    assert "coreset" in error_line(run("enroll", part.good, "--part", "half", "--banks", banks, "--append"))
 
 
 def test_calibration_images_are_scored_again_or_given_again_when_the_bank_grows(
