@@ -149,7 +149,10 @@ def _content(results: ScanResults, rows: Rows, in_table: Rows, scale: Scale | No
         "layer_name": "Map",
         "data": {
             "kind": "scan",
-            "id": hashlib.sha256(f"{record['images']} {record['started']}".encode("utf-8", "replace")).hexdigest()[:16],
+            # Labels that a browser keeps belong to these images and results, also when the scan is resumed.
+            "id": hashlib.sha256(
+                f"{record['images']}\n{results.out.absolute()}".encode("utf-8", "replace")
+            ).hexdigest(),
             "columns": COLUMNS,
             "rows": [_cells(row, regions) for row, regions in in_table],
             "threshold_text": threshold_text,
@@ -271,15 +274,15 @@ def _about(results: ScanResults) -> Iterator[tuple[str, str]]:
 
 
 def _label_commands(results: ScanResults) -> Iterator[tuple[str, str]]:
-    options, images = results.record["options"], _quoted(results.images)
+    options, images, part = results.record["options"], _quoted(results.images), ""
     if options["part"] is not None:
         banks = "" if options["banks"] == "banks" else f" --banks {_quoted(options['banks'])}"
-        part = f"--part {_quoted(options['part'])}{banks}"
+        part = f" --part {_quoted(options['part'])}{banks}"
         yield (
             "Add the false alarms to the references of the part, so that images like them score lower:",
-            f"aprilcli enroll {images} {part} --append --labels labels.csv",
+            f"aprilcli enroll {images}{part} --append --labels labels.csv",
         )
-    yield "Measure how well the labeled images are told apart:", f"aprilcli eval {images} --labels labels.csv"
+    yield "Measure how well the labeled images are told apart:", f"aprilcli eval {images}{part} --labels labels.csv"
 
 
 def _quoted(path: Path | str) -> str:

@@ -72,16 +72,17 @@ def _lines(summary: ScanSummary) -> Iterator[str]:
     if (pixel := summary.rule.pixel_threshold) is not None:
         yield f"{tally.with_regions} with regions (map at least {pixel.value:.4f}{_promise(pixel)})"
     if tally.unrecognised:
-        named = listed(tally.not_the_part, LISTED, tally.unrecognised)
-        yield f"{tally.unrecognised} unrecognised, which do not look like the part: {named}"
+        yield f"{tally.unrecognised} unrecognised, which do not look like the part"
     if tally.unreadable:
         named = listed(tally.not_read, LISTED, tally.unreadable)
         yield f"{tally.unreadable} could not be read: {named}; see the error column of {SCORES}"
     if rows := tally.most_anomalous:
-        yield "anomalous images:" if tally.anomalous else "highest scores:"
+        flagged = {"anomalous": tally.anomalous, "unrecognised": tally.unrecognised}
+        verdicts = " and ".join(verdict for verdict, count in flagged.items() if count)
+        yield f"{verdicts} images:" if verdicts else "highest scores:"
         yield table_text(_table(rows, summary.rule))
-        if tally.anomalous > len(rows):
-            yield f"  and {tally.anomalous - len(rows)} more in {SCORES}"
+        if sum(flagged.values()) > len(rows):
+            yield f"  and {sum(flagged.values()) - len(rows)} more in {SCORES}"
     written = [path for name in RESULTS if (path := summary.out / name).exists()]
     yield f"results: {', '.join(f'{path}{os.sep}' if path.is_dir() else str(path) for path in written)}"
 
@@ -104,7 +105,7 @@ def _table(rows: Sequence[ScoreRow], rule: DecisionRule) -> Table:
     columns = {
         "score": [f"{row.score:.4f}" for row in rows],
         "p-value": ["" if row.p_value is None else f"{row.p_value:.4f}" for row in rows],
-        "cause": [row.cause or "" for row in rows],
+        "cause": [row.cause or (row.verdict if row.verdict == "unrecognised" else "") for row in rows],
         f"map peak{level}": ["" if row.map_max is None else f"{row.map_max:.4f}" for row in rows],
         "at x, y": ["" if row.peak_x is None else f"{row.peak_x}, {row.peak_y}" for row in rows],
         "regions": ["" if row.regions is None else str(row.regions) for row in rows],

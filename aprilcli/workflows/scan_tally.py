@@ -10,8 +10,8 @@ from aprilcli.core.threshold import Threshold
 from aprilcli.io import scores_csv
 
 HIGHEST = 5  # scores in a summary without anomalous images
-MOST_ANOMALOUS = 1000  # anomalous images in a summary
-LISTED = 5  # unrecognised images, and unreadable ones, in the summary
+MOST_FLAGGED = 1000  # anomalous and unrecognised images in a summary
+LISTED = 5  # unreadable images in the summary
 
 
 @dataclass(frozen=True, order=True)
@@ -36,10 +36,9 @@ class Tally:
         self.strictly_anomalous = self.with_regions = 0
         self.stricter = stricter
         self.scores = array("f")
-        self.not_the_part: list[str] = []
         self.not_read: list[str] = []
         self._highest: list[_Ranked] = []
-        self._anomalous: list[_Ranked] = []
+        self._flagged: list[_Ranked] = []
 
     def count(self, row: scores_csv.ScoreRow) -> None:
         """Add a row."""
@@ -53,19 +52,18 @@ class Tally:
         self.scores.append(row.score)
         ranked = _Ranked(row.score, -self.scored, row)
         _keep(self._highest, ranked, HIGHEST)
+        if row.verdict in ("anomalous", "unrecognised"):
+            _keep(self._flagged, ranked, MOST_FLAGGED)
         if row.verdict == "anomalous":
             self.anomalous += 1
             self.strictly_anomalous += self.stricter is not None and self.stricter.reached(row.score)
-            _keep(self._anomalous, ranked, MOST_ANOMALOUS)
         elif row.verdict == "unrecognised":
             self.unrecognised += 1
-            if len(self.not_the_part) < LISTED:
-                self.not_the_part.append(row.path)
 
     @property
     def most_anomalous(self) -> list[scores_csv.ScoreRow]:
-        """The anomalous images with the highest scores, highest first; if there are none, any images."""
-        return [ranked.row for ranked in sorted(self._anomalous or self._highest, reverse=True)]
+        """The anomalous and unrecognised images, the highest score first; if there are none, a few images."""
+        return [ranked.row for ranked in sorted(self._flagged or self._highest, reverse=True)]
 
     def counts(self) -> dict[str, int]:
         """Return the counts for run.json."""

@@ -245,4 +245,4 @@ def test_a_report_needs_no_torch(out: Path) -> None:
 def test_texts_name_the_commands_that_read_labels(out: Path) -> None:
     text = report(out).text
     assert re.search(r"aprilcli enroll \S+/images --part nut --append --labels labels.csv", text)
-    assert re.search(r"aprilcli eval \S+/images --labels labels.csv", text)
+    assert re.search(r"aprilcli eval \S+/images --part nut --labels labels.csv", text)
