@@ -14,7 +14,6 @@ from typing import Annotated, Any
 import typer
 
 from aprilcli.defaults import (
-    FALSE_ALARM_RATE,
     LAYOUTS,
     LEARNING_RATE,
     MAX_PIXELS,
@@ -179,7 +178,7 @@ Rate = Annotated[
         "--false-alarm-rate",
         "Accepted share of good images that are called anomalous, such as 0.01.",
         metavar="NUMBER",
-        show_default=f"what the number of good images allows, at least {FALSE_ALARM_RATE}",
+        show_default="the lowest of 0.01, 0.02, 0.05 and 0.1 that the number of good images allows",
     ),
     partial(parse_number, "--false-alarm-rate", 0.05),
 ]
@@ -303,7 +302,7 @@ class ScanOptions(PartOptions):
 
     paths: Annotated[list[Path], _argument("FOLDER", "Folders of images, with subfolders, or images.")]
     out: Annotated[
-        Path, _option("--out", "Folder for the results: scores.csv, maps/ and run.json.", metavar="FOLDER")
+        Path, _option("--out", "Folder for the results: scores.csv, maps/ and others.", metavar="FOLDER")
     ] = Path("april-scan")
     part: Annotated[
         str | None,
@@ -351,7 +350,8 @@ class ScanOptions(PartOptions):
         bool,
         _option(
             "--fail-on-anomaly",
-            "Exit with 4 (5 if files are unreadable, too) if any image is anomalous; needs --part or --threshold.",
+            "Exit with 4 if any image is anomalous or unrecognised (5 if files are unreadable, too); needs --part or "
+            "--threshold.",
         ),
     ] = False
 
@@ -370,7 +370,7 @@ class EnrollOptions(PartOptions):
         Path | None,
         _option(
             "--calibrate",
-            "Further good images, which guarantee a false-alarm rate; without FOLDER: for an enrolled part.",
+            "Further good images, which set the threshold. Alone, without references: for an enrolled part.",
             metavar="FOLDER",
         ),
     ] = None
