@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from aprilcli.core.regions import find_regions
 from aprilcli.io import regions_csv, scores_csv
+from aprilcli.io.csv_text import open_table
 from aprilcli.io.map_files import write_map
 from aprilcli.io.scores_csv import ScoreRow
 from aprilcli.workflows.scan_output import map_path
@@ -91,7 +92,10 @@ def write_results(
         **dict(record),
     }
     (out / "run.json").write_text(json.dumps({key: value for key, value in content.items() if value is not ...}))
-    with scores_csv.open_scores(out / "scores.csv") as scores, regions_csv.open_regions(out / "regions.csv") as regions:
+    with (
+        open_table(out / "scores.csv", scores_csv.COLUMNS) as scores,
+        open_table(out / "regions.csv", regions_csv.COLUMNS) as regions,
+    ):
         for number, row in enumerate(rows):
             if row.status == "ok" and draw:
                 draw_image(images / row.path, number, SIZE_WH)

@@ -6,12 +6,16 @@ Bytes of file names that are not UTF-8 are unchanged (surrogates, as ``os.fsdeco
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import StringIO
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+
+from aprilcli.io.append_file import LineFile, open_lines
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet computes text cells that begin so
 MARK = "'"
@@ -38,6 +42,15 @@ def csv_line(cells: Iterable[object]) -> str:
     line = StringIO()
     csv.writer(line, lineterminator="\r\n").writerow(map(cell_text, cells))
     return line.getvalue()
+
+
+@contextmanager
+def open_table(path: Path, columns: Sequence[str], keep: int = 0) -> Iterator[LineFile]:
+    """Create a file with a header, or continue after the first ``keep`` bytes of an existing file."""
+    with open_lines(path, keep) as lines:
+        if keep == 0:
+            lines.write(csv_line(columns))
+        yield lines
 
 
 def mark_formula(text: str) -> str:

@@ -59,6 +59,12 @@ def image_uri(image: Image.Image) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
+def small_image(image: Image.Image, side: int) -> tuple[tuple[int, int], str]:
+    """Return width and height of an RGB image's small copy (see ``preview_size``), and the copy as a data URI."""
+    size = preview_size(image.size, side)
+    return size, image_uri(image.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0))
+
+
 def layer_uri(levels: Image.Image, scale: Scale) -> str:
     """Return the colors of a map's levels with their contours as a data URI; fewer levels make it small."""
     coarse = levels.point([level - level % COARSE for level in range(LEVELS)])

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import astuple, dataclass, fields
-from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
-from aprilcli.io.append_file import LineFile, open_lines
 from aprilcli.io.csv_text import csv_line, mark_formula, read_records, unmark_formula
 from aprilcli.types import Region
 
@@ -32,15 +29,6 @@ def region_lines(path: str, regions: Sequence[Region], *, safe: bool = False) ->
     """Return an image's lines; ``safe``: with a path marked that a spreadsheet takes for a formula."""
     cell = mark_formula(path) if safe else path
     return "".join(csv_line((cell, rank, *astuple(region))) for rank, region in enumerate(regions, 1))
-
-
-@contextmanager
-def open_regions(path: Path, keep: int = 0) -> Iterator[LineFile]:
-    """Create regions.csv with its header, or continue after the first ``keep`` bytes of an existing file."""
-    with open_lines(path, keep) as lines:
-        if keep == 0:
-            lines.write(csv_line(COLUMNS))
-        yield lines
 
 
 def read_regions(stream: BinaryIO, *, safe: bool = False) -> Iterator[RegionLine]:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from aprilcli.io.append_file import LineFile, open_lines
 from aprilcli.io.csv_text import csv_line, mark_formula, read_records, unmark_formula
 
 
@@ -51,15 +48,6 @@ def row_line(row: ScoreRow, *, safe: bool = False) -> str:
     if safe:
         values |= {name: mark_formula(values[name]) for name in _TEXTS if values[name] is not None}
     return csv_line(values.values())
-
-
-@contextmanager
-def open_scores(path: Path, keep: int = 0) -> Iterator[LineFile]:
-    """Create scores.csv with its header, or continue after the first ``keep`` bytes of an existing file."""
-    with open_lines(path, keep) as lines:
-        if keep == 0:
-            lines.write(csv_line(COLUMNS))
-        yield lines
 
 
 def read_rows(stream: BinaryIO, *, safe: bool = False) -> Iterator[tuple[ScoreRow, int]]:

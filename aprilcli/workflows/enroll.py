@@ -5,7 +5,7 @@ find → hash → decode ahead → encode → bank → compare references → (c
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -204,8 +204,13 @@ def _make_bank(
 
     turned = options.rotations if old is None else old.recipe.rotations
 
+    def prepare(source: SourceImage) -> ModelInput:
+        return replace(detector.prepare(source), thumbnail=make_thumbnail(source))
+
+    found = [image for image, _ in new]
+
     def batches_of_one() -> Iterator[tuple[torch.Tensor, ...]]:
-        for images in _read_batches(options, detector, console, [image for image, _ in new], "enrolling"):
+        for images in _read_batches(options, detector, console, found, "enrolling", prepare):
             thumbnails.extend(image.thumbnail for image in images)
             for encoded in map(detector.encode_turned, images) if turned else detector.encode_references(images):
                 evidence.append(encoded.zero_shot.cpu())
@@ -246,14 +251,18 @@ def _make_bank(
 
 
 def _read_batches(
-    options: EnrollOptions, detector: Detector, console: Console, found: list[FoundImage], task: str
+    options: EnrollOptions,
+    detector: Detector,
+    console: Console,
+    found: list[FoundImage],
+    task: str,
+    prepare: Callable[[SourceImage], ModelInput] | None = None,
 ) -> Iterator[list[ModelInput]]:
-    """Read images ahead and yield batches. After a failure the rest is still read, to report all."""
+    """Read images ahead and yield batches. After a failure the rest is still read, to report all.
 
-    def prepare(source: SourceImage) -> ModelInput:
-        return replace(detector.prepare(source), thumbnail=make_thumbnail(source))
-
-    reader = Reader(prepare, options.value_range, options.max_pixels)
+    ``prepare``: by default the detector's.
+    """
+    reader = Reader(prepare or detector.prepare, options.value_range, options.max_pixels)
     with (
         worker_threads(options.workers) as pool,
         console.progress(len(found), task) as advance,

@@ -16,13 +16,12 @@ from aprilcli.core.metrics import precision_recall_curve, roc_curve
 from aprilcli.errors import AprilError, InputError
 from aprilcli.io import html_report as html
 from aprilcli.io.datasets import LabeledImage, read_dataset
-from aprilcli.io.images import read_image
 from aprilcli.io.masks import read_mask
 from aprilcli.io.overlays import draw_mask, line_width
 from aprilcli.io.records import read_own, timestamp
 from aprilcli.text import first_line, printable
 from aprilcli.workflows.eval_output import RECORD
-from aprilcli.workflows.pipeline import map_ahead
+from aprilcli.workflows.pipeline import map_ahead, read_as_recorded
 
 SCORES = "scores.csv"
 TEMPLATE = "eval.html.j2"
@@ -141,14 +140,11 @@ def _read_labeled(results: EvalResults) -> tuple[dict[str, LabeledImage], list[s
 
 
 def _preview(results: EvalResults, number: int, row: Scored, labeled: LabeledImage | None, side: int) -> html.Preview:
-    options = results.record["options"]
-    value_range = None if options["value_range"] is None else tuple(options["value_range"])
     try:
-        image = read_image(results.images / row.path, value_range=value_range, max_pixels=options["max_pixels"]).rgb
-    except (AprilError, MemoryError) as error:
+        image = read_as_recorded(results.images / row.path, results.record["options"])
+    except InputError as error:
         return html.Preview(number, note=printable(first_line(error)))
-    size = html.preview_size(image.size, side)
-    small = html.image_uri(image.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0))
+    size, small = html.small_image(image, side)
     if labeled is None or not labeled.mask_paths:
         return html.Preview(number, image.size, small)
     try:

@@ -10,10 +10,13 @@ import os
 import queue
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from PIL import Image
 
 from aprilcli.errors import InputError
 from aprilcli.io.images import SourceImage, read_image
@@ -166,6 +169,15 @@ class Reader:
             return PreparedImage(found, error=message, stamp=TRY_AGAIN)
         notes = (*source.notes, *prepared.notes)
         return PreparedImage(found, prepared, source.size_hw, notes, stamp=before)
+
+
+def read_as_recorded(path: Path, options: Mapping[str, Any]) -> Image.Image:
+    """Read an image as a finished run did, in RGB; ``options``: of its record. Raises InputError."""
+    value_range = None if options["value_range"] is None else tuple(options["value_range"])
+    try:
+        return read_image(path, value_range=value_range, max_pixels=options["max_pixels"]).rgb
+    except MemoryError as error:
+        raise InputError(f"{printable(path)}: not enough memory to decode it; free some") from error
 
 
 def _is_blank(source: SourceImage) -> bool:

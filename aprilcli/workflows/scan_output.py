@@ -24,6 +24,7 @@ from aprilcli.io import map_files, regions_csv, scores_csv
 from aprilcli.io.append_file import LineFile, open_lines
 from aprilcli.io.atomic import claimed as claimed_lock
 from aprilcli.io.atomic import output_errors, remove_leftovers, remove_tree, sync
+from aprilcli.io.csv_text import open_table
 from aprilcli.io.overlays import remove_others
 from aprilcli.io.walk import FoundImage, base_of, is_image
 from aprilcli.options import ScanOptions
@@ -166,8 +167,8 @@ class ScanWriter:
 def open_writer(out: Path, ends: Ends, *, with_regions: bool, safe: bool) -> Iterator[ScanWriter]:
     """Open the tables and the journal; what follows ``ends`` is cut off. ``safe``: see ``scores_csv.row_line``."""
     with (
-        scores_csv.open_scores(out / SCORES, ends.scores) as scores,
-        regions_csv.open_regions(out / REGIONS, ends.regions) if with_regions else nullcontext() as regions,
+        open_table(out / SCORES, scores_csv.COLUMNS, ends.scores) as scores,
+        open_table(out / REGIONS, regions_csv.COLUMNS, ends.regions) if with_regions else nullcontext() as regions,
         open_lines(out / JOURNAL, ends.journal) as journal,
     ):
         yield ScanWriter(scores, regions, journal, safe)

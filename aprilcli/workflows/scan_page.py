@@ -14,13 +14,12 @@ from PIL import Image
 from aprilcli.core.threshold import Threshold
 from aprilcli.errors import InputError
 from aprilcli.io import html_report as html
-from aprilcli.io.images import read_image
 from aprilcli.io.overlays import Scale, read_levels
 from aprilcli.io.records import timestamp
 from aprilcli.io.scores_csv import ScoreRow
 from aprilcli.text import listed, printable
 from aprilcli.types import Region
-from aprilcli.workflows.pipeline import map_ahead
+from aprilcli.workflows.pipeline import map_ahead, read_as_recorded
 from aprilcli.workflows.scan_output import MAPS
 from aprilcli.workflows.scan_results import ScanResults
 
@@ -65,13 +64,8 @@ def has_maps(results: ScanResults) -> bool:
 
 def read_scanned(results: ScanResults, row: ScoreRow) -> Image.Image:
     """Read the image of a row as the scan did. Raises InputError if it cannot be read, or has another size now."""
-    options = results.record["options"]
-    value_range = None if options["value_range"] is None else tuple(options["value_range"])
     path = results.image_path(row)
-    try:
-        rgb = read_image(path, value_range=value_range, max_pixels=options["max_pixels"]).rgb
-    except MemoryError as error:
-        raise InputError(f"{printable(path)}: not enough memory to decode it; free some") from error
+    rgb = read_as_recorded(path, results.record["options"])
     if rgb.size != (row.width, row.height):
         now, then = f"{rgb.width} x {rgb.height}", f"{row.width} x {row.height}"
         raise InputError(f"{printable(path)}: has {now} pixels, but had {then} when it was scanned; scan again")
@@ -103,8 +97,7 @@ def _preview(results: ScanResults, number: int, row: ScoreRow, scale: Scale | No
         image = read_scanned(results, row)
     except InputError as error:
         return html.Preview(number, note=str(error))
-    size = html.preview_size(image.size, side)
-    small = html.image_uri(image.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0))
+    size, small = html.small_image(image, side)
     if scale is None or row.map_max is None:
         return html.Preview(number, image.size, small)
     try:
