@@ -15,6 +15,8 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 
+from aprilcli.core.maps import upsample
+
 NEIGHBORHOODS = (1, 3, 5)  # sides of the squares of patches that tokens are averaged over
 LOWEST_SHARE = 0.3  # of the distances to the other images
 EPS = 1e-5  # of the normalization
@@ -79,9 +81,7 @@ def _lowest_mean(distances: torch.Tensor) -> torch.Tensor:
 @torch.inference_mode()
 def mutual_map(stages: Sequence[torch.Tensor], image_size: int) -> torch.Tensor:
     """Return the map of an image, [S, S]: the mean of its stages' scores [h, w], resized with aligned corners."""
-    size = (image_size, image_size)
-    resized = [F.interpolate(stage[None, None], size, mode="bilinear", align_corners=True)[0, 0] for stage in stages]
-    return torch.stack(resized).mean(dim=0)
+    return torch.cat([upsample(stage[None], image_size) for stage in stages]).mean(dim=0)
 
 
 @torch.inference_mode()
