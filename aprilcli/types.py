@@ -22,6 +22,7 @@ LOGIT_SCALE = 100.0  # CLIP's, as the authors fix it
 MAX_LOGIT_SCALE = 1e6
 MAX_IMAGE_SIZE = 4096  # pixels; a larger input would exhaust memory
 MAX_SIZES = 4  # each costs a pass of the encoder
+WINDOWS = (2, 3)  # sides in patches of WinCLIP's windows
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters and lone surrogates
 MAX_OBJECT_NAME = 200  # characters
 MAX_TEXT = 300  # characters; a folder's name has 255 at most
@@ -132,12 +133,14 @@ class Views:
 class ImageFeatures:
     """Output of one encoder pass, float32.
 
-    ``image`` [B, C] unit rows; ``patch_tokens`` N × [B, L, Cv] raw; ``grids`` N × (h, w) with h·w = L.
+    ``image`` [B, C] unit rows; ``patch_tokens`` N × [B, L, Cv] raw; ``grids`` N × (h, w) with h·w = L. ``windows``:
+    the features of windows of each side of ``WINDOWS``, [B, h', w', C] unit rows; empty unless they were asked for.
     """
 
     image: torch.Tensor
     patch_tokens: tuple[torch.Tensor, ...]
     grids: tuple[tuple[int, int], ...]
+    windows: tuple[torch.Tensor, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,12 +148,14 @@ class Evidence:
     """A method's results for B images before ``fuse`` turns them into scores and maps; float32.
 
     ``text_scores`` [B] in [0, 1] (eq. 1); ``logits`` N × [B, h, w], anomalous minus normal (eq. 2), empty without a
-    projector; ``distances`` N × [B, h, w] in [0, 2] (eq. 4), empty without a bank.
+    projector; ``distances`` N × [B, h, w] in [0, 2] (eq. 4), empty without a bank. Other methods than the paper's
+    have distances of their own, and ``image_scores`` [B] if these do not follow from the map (see ``core/methods``).
     """
 
     text_scores: torch.Tensor
     logits: tuple[torch.Tensor, ...] = ()
     distances: tuple[torch.Tensor, ...] = ()
+    image_scores: torch.Tensor | None = None
 
     def __getitem__(self, images: slice) -> Evidence:
         """Return the evidence of some of the images, as views."""
@@ -162,7 +167,10 @@ class Evidence:
 
     def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Evidence:
         return Evidence(
-            function(self.text_scores), tuple(map(function, self.logits)), tuple(map(function, self.distances))
+            function(self.text_scores),
+            tuple(map(function, self.logits)),
+            tuple(map(function, self.distances)),
+            None if self.image_scores is None else function(self.image_scores),
         )
 
     @classmethod
@@ -170,10 +178,12 @@ class Evidence:
         """Join the images of all parts, in order; each part has the same stages."""
         import torch
 
+        image_scores = [part.image_scores for part in parts if part.image_scores is not None]
         return cls(
             torch.cat([part.text_scores for part in parts]),
             tuple(map(torch.cat, zip(*(part.logits for part in parts), strict=True))),
             tuple(map(torch.cat, zip(*(part.distances for part in parts), strict=True))),
+            torch.cat(image_scores) if image_scores else None,
         )
 
 

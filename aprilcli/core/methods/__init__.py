@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Protocol
 
-from aprilcli.types import Detection, ImageFeatures
+import torch
+
+from aprilcli.types import Evidence, ImageFeatures
 
 
 class Method(Protocol):
-    """A way to use reference images. It sees features only, so one encoder pass serves every method."""
+    """A way to use reference images. It sees features only, so one encoder pass serves every method.
 
-    def fit(self, references: Iterable[ImageFeatures]) -> None:
-        """Learn from the features of reference images, replacing what was learned before."""
+    B inputs, S the side of the model's input in pixels.
+    """
+
+    def fit(self, references: Sequence[ImageFeatures]) -> None:
+        """Learn from the features of reference images, at least one, replacing what was learned before."""
         ...
 
-    def score(self, features: ImageFeatures) -> list[Detection]:
-        """Score the B images of ``features``, each independently of the others."""
+    def evidence(self, features: ImageFeatures) -> Evidence:
+        """Return what the method finds in each of B inputs, independently of the others."""
+        ...
+
+    def maps(self, evidence: Evidence) -> torch.Tensor | None:
+        """Return the anomaly maps of B inputs, [B, S, S] float32; None for a method without maps."""
+        ...
+
+    def image_score(self, evidence: Evidence, anomaly_map: torch.Tensor | None) -> torch.Tensor:
+        """Return the score [] of an image, from the evidence of its inputs (several if it is tiled) and its map."""
         ...
