@@ -14,15 +14,22 @@ from typing import Annotated, Any
 import typer
 
 from aprilcli.defaults import (
+    APRIL_GAN,
     LAYOUTS,
     LEARNING_RATE,
     MAX_PIXELS,
+    METHODS,
     MOSAIC_SHARE,
     MVTEC,
+    PADIM,
     PAPER,
+    PATCHCORE,
     SHOTS,
+    SPADE,
+    SUBSPACEAD,
     TINY,
     VISA,
+    WINCLIP,
 )
 from aprilcli.errors import OptionError
 
@@ -68,6 +75,17 @@ class EvalFusion(StrEnum):
     sum = "sum"
     balanced = "balanced"
     authors = "authors"
+
+
+class Method(StrEnum):
+    """How references are used."""
+
+    april_gan = APRIL_GAN
+    spade = SPADE
+    padim = PADIM
+    patchcore = PATCHCORE
+    winclip = WINCLIP
+    subspacead = SUBSPACEAD
 
 
 class MapSize(StrEnum):
@@ -123,6 +141,14 @@ def _parse_integers(option: str, text: str, example: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise OptionError(f"{option} {text}: give integers separated by commas, such as {example}") from None
+
+
+def parse_methods(text: str) -> tuple[str, ...]:
+    """Read ``april-gan,winclip``, or ``all``. Raises OptionError."""
+    names = METHODS if text == "all" else tuple(text.split(","))
+    if unknown := [name for name in names if name not in METHODS]:
+        raise OptionError(f"--method {','.join(unknown)}: give all, or methods among {', '.join(METHODS)}")
+    return tuple(dict.fromkeys(names))
 
 
 def parse_names(text: str) -> tuple[str, ...]:
@@ -407,6 +433,15 @@ class EnrollOptions(PartOptions):
             show_default="off, or the part's",
         ),
     ] = None
+    method: Annotated[
+        Method | None,
+        _option(
+            "--method",
+            "How images are compared with the references: the paper's method, or one that it is measured against.",
+            expert=True,
+            show_default=f"{APRIL_GAN}, or the part's",
+        ),
+    ] = None
     seed: Seed = 0
     overwrite: Overwrite = False
 
@@ -518,6 +553,16 @@ class EvalOptions(DatasetOptions):
         int,
         _option("--seeds", "How often these are drawn at random; the mean is shown.", metavar="COUNT", min=1),
     ] = 5
+    methods: Annotated[
+        tuple[str, ...],
+        _option(
+            "--method",
+            f"Methods to compare, separated by commas, or all: {', '.join(METHODS)}.",
+            metavar="LIST",
+            show_default=APRIL_GAN,
+        ),
+        parse_methods,
+    ] = (APRIL_GAN,)
     fusion: Annotated[
         EvalFusion | None,
         _option(

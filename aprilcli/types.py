@@ -142,6 +142,30 @@ class ImageFeatures:
     grids: tuple[tuple[int, int], ...]
     windows: tuple[torch.Tensor, ...] = ()
 
+    def __getitem__(self, images: slice) -> ImageFeatures:
+        """Return the features of some of the images, as views."""
+        return self._map(lambda values: values[images])
+
+    def to(self, device: torch.device) -> ImageFeatures:
+        """Return the features on a device."""
+        return self._map(lambda values: values.to(device))
+
+    def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> ImageFeatures:
+        patch_tokens, windows = tuple(map(function, self.patch_tokens)), tuple(map(function, self.windows))
+        return ImageFeatures(function(self.image), patch_tokens, self.grids, windows)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[ImageFeatures]) -> ImageFeatures:
+        """Join the images of all parts, in order; each part has the same grids."""
+        import torch
+
+        return cls(
+            torch.cat([part.image for part in parts]),
+            tuple(map(torch.cat, zip(*(part.patch_tokens for part in parts), strict=True))),
+            parts[0].grids,
+            tuple(map(torch.cat, zip(*(part.windows for part in parts), strict=True))),
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
@@ -221,6 +245,13 @@ class ImageEvidence:
         """The number of inputs of each view."""
         whole = len(self.views) - (self.layout is not None)
         return (1,) * whole if self.layout is None else (*(1,) * whole, len(self.layout))
+
+    @property
+    def mean_distance(self) -> float:
+        """The mean distance of the patches, each stage of each view counting the same."""
+        import torch
+
+        return torch.stack([stage.mean() for view in self.views for stage in view.distances]).mean().item()
 
     def cpu(self) -> ImageEvidence:
         """Return the evidence in main memory."""

@@ -284,7 +284,7 @@ class CountingEncoder:
         self.count = 0
         self._encoder = encoder
 
-    def encode(self, pixels: np.ndarray) -> ImageFeatures:
+    def encode(self, pixels: np.ndarray, *, windows: bool = False) -> ImageFeatures:
         self.count += len(pixels)
         return self._encoder.encode(pixels)
 

@@ -55,7 +55,7 @@ class TorchImageEncoder:
         return TorchImageEncoder(self._native, replace(self.spec, image_size=image_size), self.device, self.precision)
 
     @torch.inference_mode()
-    def encode(self, pixels: NDArray[np.float32]) -> ImageFeatures:
+    def encode(self, pixels: NDArray[np.float32], *, windows: bool = False) -> ImageFeatures:
         """Encode prepared images [B, 3, S, S] in one pass.
 
         Patch tokens are the raw output of each stage, without class token and final layer norm (see ``towers`` for

@@ -20,6 +20,7 @@ from aprilcli.errors import ArtifactError, InputError, OutputError
 from aprilcli.io.artifacts import Artifact, Schema, TensorSpec, parse, read_artifact, write_artifact
 from aprilcli.types import (
     MAX_OBJECT_NAME,
+    WINDOWS,
     Evidence,
     ImageEvidence,
     ModelSpec,
@@ -36,6 +37,7 @@ CHECKED_BYTES = 8 * 1024**2  # of rows checked at a time
 UNIT_TOLERANCE = 0.01  # of rows' lengths: float16 rounds them by a tenth of that
 MEASURED = ("appearances", "fits", "spacings")  # tensors with rows for each source
 QUANTIZATION = "quantization_images"  # the tensor of their pixels
+LONGEST_TOKEN = 1e8  # far above the length of any token
 THUMBNAILS = "thumbnails"  # the tensor of their bytes, one after another
 LONGEST = 1 + UNIT_TOLERANCE  # elements of unit rows
 
@@ -108,8 +110,14 @@ def _tensors(fields: _Fields) -> dict[str, TensorSpec]:
     inputs = [count] * len(sizes) + [sum(map(len, fields.layouts))] * (fields.tile is not None)
     for view, view_inputs in enumerate(inputs):
         specs[_of_view("text_scores", view)] = TensorSpec((view_inputs,), low=0, high=1, optional=True)
+        unit = TensorSpec((view_inputs * copies, fields.spec.joint_width), low=-LONGEST, high=LONGEST, optional=True)
+        specs[_of_view("image_features", view)] = unit
+        for side in WINDOWS:
+            shape = (view_inputs * copies, None, None, fields.spec.joint_width)
+            specs[_of_view(f"windows.{side}", view)] = TensorSpec(shape, low=-LONGEST, high=LONGEST, optional=True)
         for stage, width in enumerate(fields.spec.stage_widths, start=view * stages):
             specs[f"features.{stage}"] = TensorSpec((None, width), ("F32", "F16"))
+            specs[f"norms.{stage}"] = TensorSpec((None,), low=0, high=LONGEST_TOKEN, optional=True)
             specs[f"logits.{stage}"] = TensorSpec((view_inputs, None, None), low=-LARGEST, high=LARGEST, optional=True)
     if fields.calibration_method is not None:
         specs |= {f"calibration.{name}": TensorSpec((None,)) for name in ("scores", "map_maxima")}
@@ -180,6 +188,10 @@ def to_artifact(bank: MemoryBank) -> tuple[dict[str, torch.Tensor], dict[str, An
         tensors[_of_view("text_scores", view)] = evidence.text_scores
         first = view * len(bank.spec.stages)
         tensors |= {f"logits.{stage}": logits for stage, logits in enumerate(evidence.logits, start=first)}
+    tensors |= {f"norms.{stage}": norms for stage, norms in enumerate(bank.norms)}
+    tensors |= {_of_view("image_features", view): rows for view, rows in enumerate(bank.image_features)}
+    for view, scales in enumerate(bank.windows):
+        tensors |= {_of_view(f"windows.{side}", view): rows for side, rows in zip(WINDOWS, scales, strict=False)}
     tensors |= {n: values for n in MEASURED if (values := getattr(bank, n)) is not None}
     if bank.calibration_images is not None:
         pixels = enumerate(bank.calibration_images.pixels)
@@ -198,6 +210,7 @@ def to_artifact(bank: MemoryBank) -> tuple[dict[str, torch.Tensor], dict[str, An
 def _bank(artifact: Artifact[_Fields]) -> MemoryBank:
     """Rebuild what ``to_artifact`` was given. Raises ArtifactError without the path."""
     fields, tensors = artifact.content, artifact.tensors
+    views = range(len(fields.views))
     features = tuple(tensors[f"features.{stage}"] for stage in range(len(fields.views) * len(fields.spec.stages)))
     _check_lengths(features)
     calibration = None
@@ -232,7 +245,15 @@ def _bank(artifact: Artifact[_Fields]) -> MemoryBank:
         stage_weights=fields.stage_weights,
         quantization=QuantizationImages(tensors[QUANTIZATION].numpy()) if QUANTIZATION in tensors else None,
         thumbnails=_thumbnails(fields, tensors),
+        norms=tuple(tensors[name] for stage in range(len(features)) if (name := f"norms.{stage}") in tensors),
+        image_features=tuple(tensors[n] for v in views if (n := _of_view("image_features", v)) in tensors),
+        windows=tuple(filter(None, (_windows(tensors, view) for view in views))),
     )
+
+
+def _windows(tensors: Mapping[str, torch.Tensor], view: int) -> tuple[torch.Tensor, ...]:
+    names = (_of_view(f"windows.{side}", view) for side in WINDOWS)
+    return tuple(tensors[name] for name in names if name in tensors)
 
 
 def _thumbnails(fields: _Fields, tensors: Mapping[str, torch.Tensor]) -> tuple[bytes, ...]:

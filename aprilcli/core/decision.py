@@ -12,6 +12,7 @@ from aprilcli.core.threshold import Threshold, Verdict
 from aprilcli.defaults import FALSE_ALARM_RATE
 
 Cause = Literal["text", "map"]
+ScoreOf = Literal["text", "map", "both"]  # what an image score is of: the text score, the map, or their sum
 
 
 @dataclass(frozen=True)
@@ -76,13 +77,13 @@ class DecisionRule:
             return "unrecognised"
         return None if self.threshold is None else self.threshold.verdict(score)
 
-    def cause(self, score: float, map_max: float | None, *, has_bank: bool) -> Cause:
+    def cause(self, score: float, map_max: float | None, score_of: ScoreOf) -> Cause:
         """Return which part of an anomalous image's score is higher above that of good images: text score or map.
 
-        Good images: the medians of the calibration, or 0 without one. Without a bank, the score is the text score.
+        Good images: the medians of the calibration, or 0 without one.
         """
-        if not has_bank or map_max is None:
-            return "text"
+        if score_of != "both" or map_max is None:
+            return "map" if score_of == "map" else "text"
         text, anomaly_map = score - map_max, map_max
         if self.calibration is not None:
             text -= float(np.median(self.calibration.scores - self.calibration.map_maxima))

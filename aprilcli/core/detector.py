@@ -15,17 +15,20 @@ import torch
 from numpy.typing import NDArray
 from PIL import ImageOps
 
+from aprilcli.core.decision import ScoreOf
 from aprilcli.core.device import TORCH, engine_for_bank
 from aprilcli.core.encoder import ImageEncoder
 from aprilcli.core.fusion import fuse_views
 from aprilcli.core.memory_bank import MemoryBank
+from aprilcli.core.methods import Method
 from aprilcli.core.methods.april_gan import AprilGan
+from aprilcli.core.methods.classes import METHOD_CLASSES
 from aprilcli.core.model_loading import load_backbone, resolve_engine
 from aprilcli.core.projector import Projector, check_projector_file, load_projector
 from aprilcli.core.prompts import check_length, encode_prompts
 from aprilcli.core.recognition import appearance, distance_to
 from aprilcli.core.tiling import boxes, lay_out
-from aprilcli.defaults import TINY
+from aprilcli.defaults import APRIL_GAN, TINY
 from aprilcli.errors import ArtifactError, OptionError
 from aprilcli.io.images import SourceImage, read_image, to_pixels
 from aprilcli.text import printable
@@ -58,14 +61,20 @@ class ModelInput:
 
 @dataclass(frozen=True, eq=False)
 class EncodedReference:
-    """A reference image: its raw patch tokens V·N × [L, Cv], its zero-shot evidence and its appearance [1, ΣCv].
+    """A reference image: its features in each of V views, its zero-shot evidence and its appearance [1, ΣCv].
 
-    With rotations it has ``ROTATIONS`` times as many tokens and appearances; the first are those of the image as it is.
+    With rotations it has ``ROTATIONS`` times as many features and appearances; the first are those of the image as it
+    is.
     """
 
-    patch_tokens: tuple[torch.Tensor, ...]
+    features: tuple[ImageFeatures, ...]
     zero_shot: ImageEvidence
     appearances: torch.Tensor
+
+    @property
+    def patch_tokens(self) -> tuple[torch.Tensor, ...]:
+        """The raw patch tokens, V·N × [L, Cv]."""
+        return tuple(tokens.flatten(0, 1) for view in self.features for tokens in view.patch_tokens)
 
 
 class Detector:
@@ -184,6 +193,13 @@ class Detector:
         return self.projector is not None or self.bank is not None
 
     @property
+    def score_of(self) -> ScoreOf:
+        """What the image scores are of."""
+        if self.bank is None:
+            return "text"
+        return "both" if self.bank.recipe.method == APRIL_GAN else "map"
+
+    @property
     def encoders_of_views(self) -> tuple[ImageEncoder, ...]:
         """The encoder of each view."""
         return self.encoders if self.views.tile is None else (*self.encoders, self.encoder)
@@ -195,18 +211,41 @@ class Detector:
             bank.check_engine(self.encoder)
             bank.check_grids([encoder.grids for encoder in encoders])
         self.bank = bank
-        self.stage_weights = () if bank is None else bank.stage_weights
         gallery = None if bank is None else bank.gallery
         self._gallery = None if gallery is None else gallery.to(self.encoder.device)
-        self.methods = tuple(
-            AprilGan(
-                encoder.spec,
-                self.text_features,
-                self.projector,
-                () if bank is None else tuple(rows.to(encoder.device) for rows in bank.features_of(view)),
-            )
-            for view, encoder in enumerate(encoders)
+        self.zero_shot_methods = self.weighted(())
+        self.methods: tuple[Method, ...] = self.zero_shot_methods
+        if bank is not None:
+            name = bank.recipe.method
+            self.methods = self.april_gan(bank) if name == APRIL_GAN else self.fitted(name, self.references(bank))
+
+    def april_gan(self, bank: MemoryBank) -> tuple[AprilGan, ...]:
+        """Return the paper's method for each view, with the bank's rows, whatever the bank's own method."""
+        methods = self.weighted(bank.stage_weights)
+        for view, method in enumerate(methods):
+            method.bank_features = tuple(rows.to(self.encoder.device) for rows in bank.features_of(view))
+        return methods
+
+    def weighted(self, stage_weights: Sequence[float]) -> tuple[AprilGan, ...]:
+        """Return the paper's method for each view, without references; ``stage_weights``: V·N, or none."""
+        stages, encoders = len(self.encoder.spec.stages), self.encoders_of_views
+        weights = [stage_weights[view * stages : (view + 1) * stages] for view in range(len(encoders))]
+        return tuple(
+            AprilGan(encoder.spec, self.text_features, self.projector, stage_weights=of_view)
+            for encoder, of_view in zip(encoders, weights, strict=True)
         )
+
+    def references(self, bank: MemoryBank) -> list[list[ImageFeatures]]:
+        """Return the features of a bank's K sources in each of V views, V × K, on the detector's device."""
+        views = enumerate(self.encoders_of_views)
+        return [[features.to(e.device) for features in bank.references(view, e.grids)] for view, e in views]
+
+    def fitted(self, name: str, references: Sequence[Sequence[ImageFeatures]]) -> tuple[Method, ...]:
+        """Return the methods of each view, fitted to ``references`` V × K: not for the paper's own."""
+        methods = tuple(METHOD_CLASSES[name](encoder.spec, self.text_features) for encoder in self.encoders_of_views)
+        for method, of_view in zip(methods, references, strict=True):
+            method.fit(of_view)
+        return methods
 
     def prepare(self, image: SourceImage) -> ModelInput:
         """Resize a decoded image to each square input of the model and normalize it; lay out its tiles."""
@@ -218,17 +257,20 @@ class Detector:
         layout = lay_out(image.size_hw, self.views.tile, spec.image_size)
         return ModelInput(whole, image, layout, (NOTE_SINGLE_TILE,) if len(layout) == 1 else ())
 
-    def encode(self, images: Sequence[ModelInput]) -> Iterator[tuple[int, list[int], ImageFeatures]]:
+    def encode(
+        self, images: Sequence[ModelInput], windows: bool = False
+    ) -> Iterator[tuple[int, list[int], ImageFeatures]]:
         """Encode images: in one pass for each size, and ``TILES_PER_PASS`` tiles of an image at a time.
 
-        Yields the view, the position of the image that each row of the features belongs to, and the features.
+        Yields the view, the position of the image that each row of the features belongs to, and the features;
+        ``windows``: with those of windows.
         """
         for view, encoder in enumerate(self.encoders):
             pixels = np.stack([image.whole[view] for image in images])
-            yield view, list(range(len(images))), encoder.encode(pixels)
+            yield view, list(range(len(images))), encoder.encode(pixels, windows=windows)
         for position, image in enumerate(images):
             for pixels in self._tiles(image):
-                yield len(self.encoders), [position] * len(pixels), self.encoder.encode(pixels)
+                yield len(self.encoders), [position] * len(pixels), self.encoder.encode(pixels, windows=windows)
 
     def _tiles(self, image: ModelInput) -> Iterator[NDArray[np.float32]]:
         """Yield the tiles of an image, [T, 3, S, S] with T up to ``TILES_PER_PASS``."""
@@ -239,12 +281,14 @@ class Detector:
         while some := list(itertools.islice(remaining, TILES_PER_PASS)):
             yield np.stack([to_pixels(image.source, spec.image_size, spec.mean, spec.std, box) for box in some])
 
-    def encode_turned(self, image: ModelInput) -> EncodedReference:
+    def encode_turned(self, image: ModelInput, windows: bool = False) -> EncodedReference:
         """Encode an image for a bank in ``ROTATIONS`` positions: itself, turned and mirrored."""
-        encoded = [reference for turned in self._turn(image) for reference in self.encode_references([turned])]
-        tokens = tuple(map(torch.cat, zip(*(reference.patch_tokens for reference in encoded), strict=True)))
+        encoded = [reference for turned in self._turn(image) for reference in self.encode_references([turned], windows)]
+        features = tuple(
+            map(ImageFeatures.concatenate, zip(*(reference.features for reference in encoded), strict=True))
+        )
         appearances = torch.cat([reference.appearances for reference in encoded])
-        return EncodedReference(tokens, encoded[0].zero_shot, appearances)
+        return EncodedReference(features, encoded[0].zero_shot, appearances)
 
     def _turn(self, image: ModelInput) -> Iterator[ModelInput]:
         for quarters, mirrored in itertools.product(range(4), (False, True)):
@@ -257,42 +301,62 @@ class Detector:
             source = SourceImage(ImageOps.mirror(rgb) if mirrored else rgb)
             yield ModelInput(whole, source, lay_out(source.size_hw, self.views.tile, self.encoder.spec.image_size))
 
-    def encode_references(self, images: Sequence[ModelInput]) -> list[EncodedReference]:
-        """Encode images for a bank."""
+    def encode_references(self, images: Sequence[ModelInput], windows: bool = False) -> list[EncodedReference]:
+        """Encode images for a bank; ``windows``: with their features of windows."""
         collected = EvidenceOfViews(images)
-        stages = len(self.encoder.spec.stages)
-        tokens: list[list[list[torch.Tensor]]] = [[[] for _ in range(len(self.views) * stages)] for _ in images]
+        features: list[list[list[ImageFeatures]]] = [[[] for _ in range(len(self.views))] for _ in images]
         appearances = torch.empty(0)
-        for view, positions, features in self.encode(images):
+        for view, positions, encoded in self.encode(images, windows):
             if view == 0:
-                appearances = appearance(features)
-            collected.add(view, positions, self.methods[view].zero_shot(features))
-            for stage, rows in enumerate(features.patch_tokens, start=view * stages):
-                for position, input_rows in zip(positions, rows, strict=True):
-                    tokens[position][stage].append(input_rows)
-        joined = [tuple(torch.cat(rows) for rows in image_tokens) for image_tokens in tokens]
-        return list(
-            itertools.starmap(
-                EncodedReference, zip(joined, collected.by_image(), torch.split(appearances, 1), strict=True)
-            )
-        )
+                appearances = appearance(encoded)
+            collected.add(view, positions, self.zero_shot_methods[view].zero_shot(encoded))
+            for row, position in enumerate(positions):
+                features[position][view].append(encoded[row : row + 1])
+        joined = [tuple(map(ImageFeatures.concatenate, views)) for views in features]
+        each = zip(joined, collected.by_image(), torch.split(appearances, 1), strict=True)
+        return list(itertools.starmap(EncodedReference, each))
 
-    def evidence(self, images: Sequence[ModelInput]) -> tuple[list[ImageEvidence], torch.Tensor]:
-        """Return the evidence of each image, and their appearances [B, ΣCv] (see ``core/recognition.py``)."""
-        collected = EvidenceOfViews(images)
+    def evidence(
+        self, images: Sequence[ModelInput], method_sets: Sequence[Sequence[Method]]
+    ) -> tuple[list[list[ImageEvidence]], torch.Tensor]:
+        """Encode images once; return their evidence under each set of methods (one for each view).
+
+        Also returns their appearances [B, ΣCv] (see ``core/recognition.py``).
+        """
+        collected = [EvidenceOfViews(images) for _ in method_sets]
         appearances = torch.empty(0)
-        for view, positions, features in self.encode(images):
+        windows = any(method.uses_windows for methods in method_sets for method in methods)
+        for view, positions, features in self.encode(images, windows):
             if view == 0:
                 appearances = appearance(features)
-            collected.add(view, positions, self.methods[view].evidence(features))
-        return collected.by_image(), appearances
+            for methods, of_set in zip(method_sets, collected, strict=True):
+                of_set.add(view, positions, methods[view].evidence(features))
+        return [of_set.by_image() for of_set in collected], appearances
+
+    def compare(self, images: Sequence[ModelInput]) -> tuple[list[ImageEvidence], list[float], torch.Tensor]:
+        """Return the evidence of images, the mean distance of each to the bank's rows (eq. 4), and their appearances.
+
+        The distances are the paper's, whatever the bank's method: they tell whether two images show the same.
+        """
+        if self.bank is None:
+            raise ValueError("there is no bank to compare with")
+        method_sets = [self.methods]
+        if self.bank.recipe.method != APRIL_GAN:
+            method_sets.append(self.april_gan(self.bank))
+        evidence, appearances = self.evidence(images, method_sets)
+        return evidence[0], [image.mean_distance for image in evidence[-1]], appearances
+
+    def fuse(self, image: ImageEvidence) -> Detection:
+        """Return the result of an image from its evidence under the detector's own methods."""
+        return fuse_views(image, self.methods, self.views.sizes)
 
     def detect(self, images: Sequence[ModelInput]) -> list[Detection]:
         """Score prepared images, each independently of the others."""
-        evidence, appearances = self.evidence(images)
-        detections = [fuse_views(image, self.views.sizes, self.stage_weights) for image in evidence]
+        [evidence], appearances = self.evidence(images, [self.methods])
         distances = self.part_distances(appearances)
-        return [replace(found, part_distance=value) for found, value in zip(detections, distances, strict=True)]
+        return [
+            replace(self.fuse(image), part_distance=value) for image, value in zip(evidence, distances, strict=True)
+        ]
 
     def part_distances(self, appearances: torch.Tensor) -> list[float | None]:
         """Return the distance of each of B appearances to the part (see ``Detection``)."""

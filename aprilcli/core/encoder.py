@@ -42,8 +42,10 @@ class ImageEncoder(Protocol):
         """Return an encoder with the same weights for inputs of another size, in pixels."""
         ...
 
-    def encode(self, pixels: NDArray[np.float32]) -> ImageFeatures:
+    def encode(self, pixels: NDArray[np.float32], *, windows: bool = False) -> ImageFeatures:
         """Encode prepared images [B, 3, S, S], normalized with the model's mean and std.
+
+        ``windows``: also the features of windows.
 
         An image's features do not depend on the other images of the batch. Raises ArtifactError where a feature is
         not a finite number.

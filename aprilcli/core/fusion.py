@@ -1,4 +1,4 @@
-"""From evidence to results: the only place that adds up the maps of eqs. 3 and 4 and the image score."""
+"""From the evidence of an image's inputs, by the rules of a method, to its result."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from aprilcli.core import maps
+from aprilcli.core.methods import Method
 from aprilcli.core.resizing import resize_map
 from aprilcli.core.tiling import merge
 from aprilcli.types import Detection, Evidence, ImageEvidence, TileLayout
@@ -16,27 +16,21 @@ LARGEST_WEIGHT = 10.0
 
 
 @torch.inference_mode()
-def fuse(evidence: Evidence, image_size: int, weights: Sequence[float] = ()) -> list[Detection]:
-    """Return the result of each of B inputs; maps are [S, S] with S = ``image_size``.
+def fuse(method: Method, evidence: Evidence) -> list[Detection]:
+    """Return the result of each of B inputs under a method; maps are at the model's size."""
+    anomaly_maps = method.maps(evidence)
+    each = (evidence[k : k + 1] for k in range(len(evidence.text_scores)))
+    if anomaly_maps is None:
+        return [_result(method, single, None) for single in each]
+    return [_result(method, single, values) for single, values in zip(each, anomaly_maps, strict=True)]
 
-    Map: the zero-shot map (eq. 3) plus the few-shot map (eq. 4), whichever there are; ``weights``: N factors of the
-    stages' distances (see ``balanced_weights``), by default 1 as in the paper. Score: the text score; with
-    distances the text score plus the map maximum, added in float32.
-    """
-    branches = []
-    if evidence.logits:
-        branches.append(maps.zero_shot_map(evidence.logits, image_size))
-    if evidence.distances:
-        factors = weights or (1.0,) * len(evidence.distances)
-        weighted = (d if w == 1 else d * w for d, w in zip(evidence.distances, factors, strict=True))
-        branches.append(maps.few_shot_map(weighted, image_size))
-    if not branches:
-        return [Detection(text, None, text, None) for text in evidence.text_scores.tolist()]
-    anomaly_maps = sum(branches[1:], branches[0])
-    maxima = anomaly_maps.flatten(1).amax(dim=1)
-    scores = evidence.text_scores + maxima if evidence.distances else evidence.text_scores
-    columns = (evidence.text_scores.tolist(), maxima.tolist(), scores.tolist(), anomaly_maps.cpu().numpy())
-    return [Detection(*values) for values in zip(*columns, strict=True)]
+
+def _result(method: Method, evidence: Evidence, anomaly_map: torch.Tensor | None) -> Detection:
+    """Return the result of an image of which ``evidence`` has one or several inputs; its text score is the highest."""
+    text, score = evidence.text_scores.max().item(), method.image_score(evidence, anomaly_map).item()
+    if anomaly_map is None:
+        return Detection(text, None, score, None)
+    return Detection(text, anomaly_map.max().item(), score, anomaly_map.cpu().numpy())
 
 
 def map_size(sizes: Sequence[int], layout: TileLayout | None = None) -> tuple[int, int]:
@@ -46,19 +40,17 @@ def map_size(sizes: Sequence[int], layout: TileLayout | None = None) -> tuple[in
 
 
 @torch.inference_mode()
-def fuse_views(image: ImageEvidence, sizes: Sequence[int], weights: Sequence[float] = ()) -> Detection:
+def fuse_views(image: ImageEvidence, methods: Sequence[Method], sizes: Sequence[int]) -> Detection:
     """Return the result of an image: the mean of the results of its views.
 
-    ``sizes``: as in ``Views``. ``weights``: V·N factors of the distances, by default 1.
+    ``methods``: one for each view. ``sizes``: as in ``Views``.
 
     The mean of the maps is of ``map_size``; ``map_max`` is its maximum. A single view is returned as ``fuse`` gives it.
     """
-    stages = len(weights) // len(image.views)
-    factors = [weights[view * stages : (view + 1) * stages] for view in range(len(image.views))]
-    whole = zip(image.views, sizes, factors, strict=False)  # not the tiles
-    results = [fuse(evidence, size, view_factors)[0] for evidence, size, view_factors in whole]
+    whole = zip(methods, image.views, sizes, strict=False)  # not the tiles
+    results = [fuse(method, evidence)[0] for method, evidence, _ in whole]
     if image.layout is not None:
-        results.append(_fuse_tiles(image.views[-1], image.layout, factors[-1]))
+        results.append(_fuse_tiles(methods[-1], image.views[-1], image.layout))
     return results[0] if len(results) == 1 else _mean(results, map_size(sizes, image.layout))
 
 
@@ -76,16 +68,12 @@ def balanced_weights(means: Sequence[float], stages: int) -> tuple[float, ...]:
     return tuple(weights)
 
 
-def _fuse_tiles(tiles: Evidence, layout: TileLayout, weights: Sequence[float]) -> Detection:
-    """Merge the maps of T tiles; the text score is that of the most anomalous tile."""
-    text = tiles.text_scores.max()
-    if not tiles.logits and not tiles.distances:
-        return Detection(text.item(), None, text.item(), None)
-    single = (fuse(tiles[tile : tile + 1], layout.side, weights)[0].anomaly_map for tile in range(len(layout)))
-    merged = merge((torch.from_numpy(tile_map) for tile_map in single if tile_map is not None), layout)
-    maximum = merged.max()
-    score = text.cpu() + maximum if tiles.distances else text
-    return Detection(text.item(), maximum.item(), score.item(), merged.numpy())
+def _fuse_tiles(method: Method, tiles: Evidence, layout: TileLayout) -> Detection:
+    """Merge the maps of T tiles."""
+    if method.maps(tiles[:1]) is None:
+        return _result(method, tiles, None)
+    single = (method.maps(tiles[tile : tile + 1]) for tile in range(len(layout)))
+    return _result(method, tiles, merge((tile_map[0] for tile_map in single if tile_map is not None), layout))
 
 
 def _mean(results: Sequence[Detection], size_hw: tuple[int, int]) -> Detection:

@@ -23,8 +23,9 @@ from aprilcli.core.coreset import coreset
 from aprilcli.core.device import is_interchangeable
 from aprilcli.core.encoder import ImageEncoder
 from aprilcli.core.quantization import QuantizationImages
+from aprilcli.defaults import APRIL_GAN, METHODS
 from aprilcli.errors import ArtifactError, InputError
-from aprilcli.types import STRICT, ImageEvidence, ModelSpec, Number, Views, one_line
+from aprilcli.types import STRICT, ImageEvidence, ImageFeatures, ModelSpec, Number, Views, one_line
 
 # What patch tokens depend on. Not the model's name: a folder may move, and the fingerprint identifies its weights.
 MUST_MATCH = ("fingerprint", "activation", "image_size", "stages", "stage_widths", "mean", "std")
@@ -64,6 +65,7 @@ class Recipe:
     sample values of black and white in its images, None for the range of their type. ``fusion``: sum, or balanced (see
     ``stage_weights``). ``rotations``: each source is in the bank in ``ROTATIONS`` positions. ``engine`` and
     ``precision``: of the image encoder; the precision is None in banks of earlier versions, which do not know it.
+    ``method``: how the references are used (see ``core/methods``).
     """
 
     __pydantic_config__: ClassVar = STRICT
@@ -76,6 +78,7 @@ class Recipe:
     fusion: Annotated[str, Field(pattern="^(sum|balanced)$")] = "sum"
     engine: Annotated[str, Field(pattern="^(torch|openvino)$")] = "torch"
     precision: Annotated[str, Field(pattern="^(fp32|bf16|fp16|int8)$")] | None = None
+    method: Annotated[str, Field(pattern=f"^({'|'.join(METHODS)})$")] = APRIL_GAN
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +108,9 @@ class MemoryBank:
     ``further_sizes``, ``tile``: see ``views``. ``stage_weights``: V·N factors of the distances (see
     ``fusion.balanced_weights``); empty for 1. ``quantization``: the images that an int8 model is quantized with.
     ``thumbnails``: a small JPEG of each source, empty for those that an earlier version enrolled; () without any.
+    ``norms``: V·N × [M], the lengths of the tokens before they became unit rows; ``image_features``: V × [inputs, C],
+    of all inputs of all sources, in their order; ``windows``: V × W × [inputs, h', w', C] (see ``ImageFeatures``).
+    These three are empty in banks of earlier versions and in coresets, ``windows`` also for methods without them.
     """
 
     features: tuple[torch.Tensor, ...]
@@ -127,6 +133,9 @@ class MemoryBank:
     stage_weights: tuple[float, ...] = ()
     quantization: QuantizationImages | None = None
     thumbnails: tuple[bytes, ...] = field(default=(), repr=False)
+    norms: tuple[torch.Tensor, ...] = field(default=(), repr=False)
+    image_features: tuple[torch.Tensor, ...] = field(default=(), repr=False)
+    windows: tuple[tuple[torch.Tensor, ...], ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         """Check that rows, counts, sources and model fit each other; set ``created`` to now if empty."""
@@ -153,6 +162,8 @@ class MemoryBank:
             raise ArtifactError(
                 f"this bank has {len(self.thumbnails)} thumbnails of {len(self.sources)} sources; enroll the part again"
             )
+        if self.norms and [len(norms) for norms in self.norms] != [shape[0] for shape in shapes]:
+            raise ArtifactError("this bank's norms do not match its rows; enroll the part again")
         if self.zero_shot:
             self._check_zero_shot(self.zero_shot)
         if not self.created:
@@ -169,6 +180,11 @@ class MemoryBank:
         return ROTATIONS if self.recipe.rotations else 1
 
     @property
+    def inputs(self) -> list[tuple[int, ...]]:
+        """The number of inputs of each view of each source as it is, K × V; 1 without tiles."""
+        return [image.inputs for image in self.zero_shot] or [(1,) * len(self.views)] * len(self.sources)
+
+    @property
     def gallery(self) -> torch.Tensor | None:
         """The appearances of all its good images, [M, ΣCv]; None in banks of earlier versions."""
         if self.appearances is None or self.calibration_images is None:
@@ -179,6 +195,31 @@ class MemoryBank:
         """Return the rows of a view's stages, N × [M, Cv]."""
         stages = len(self.spec.stages)
         return self.features[view * stages : (view + 1) * stages]
+
+    def references(self, view: int, grids: Sequence[tuple[int, int]]) -> list[ImageFeatures]:
+        """Return the features of each source in a view, float32; ``grids``: the patches of its stages.
+
+        With tiles or rotations a source has several inputs: those of the image as it is come first. Raises
+        ArtifactError for a bank that does not keep them.
+        """
+        if not self.norms or not self.image_features:
+            made = "is a coreset" if self.coreset_fraction < 1 else "was made by an earlier version"
+            raise ArtifactError(
+                f"the bank of {self.object_name!r} {made}: it lacks features of its references; enroll the part again"
+            )
+        stages = range(view * len(grids), (view + 1) * len(grids))
+        tokens = []
+        for stage, (height, width) in zip(stages, grids, strict=True):
+            rows = self.features[stage].float() * self.norms[stage].float()[:, None]
+            sources = torch.split(rows, list(self.rows_per_source[stage]))
+            tokens.append([source.reshape(-1, height * width, source.shape[1]) for source in sources])
+        counts = [len(inputs) for inputs in tokens[0]]
+        images = torch.split(self.image_features[view], counts)
+        windows = [torch.split(rows, counts) for rows in (self.windows[view] if self.windows else ())]
+        return [
+            ImageFeatures(images[k], tuple(stage[k] for stage in tokens), tuple(grids), tuple(w[k] for w in windows))
+            for k in range(len(self.sources))
+        ]
 
     def _check_zero_shot(self, results: Sequence[ImageEvidence]) -> None:
         fit = len(results) == len(self.sources)
@@ -237,11 +278,10 @@ class MemoryBank:
     def check_grids(self, grids: Sequence[Sequence[tuple[int, int]]]) -> None:
         """Refuse a bank whose row counts do not match a model's grids V × N × (h, w). Raises ArtifactError."""
         patches = [height * width for view in grids for height, width in view]
-        inputs = [image.inputs for image in self.zero_shot] or [(1,) * len(grids)] * len(self.sources)
         whole, copies = self.coreset_fraction == 1, self.copies
         fit = True
         for stage, (counts, patch_count) in enumerate(zip(self.rows_per_source, patches, strict=True)):
-            most = [copies * patch_count * image[stage // len(self.spec.stages)] for image in inputs]
+            most = [copies * patch_count * image[stage // len(self.spec.stages)] for image in self.inputs]
             fit &= all(n == m if whole else n <= m for n, m in zip(counts, most, strict=True))
         for image in self.zero_shot:
             for evidence, view_grids in zip(image.views, grids, strict=True):
@@ -286,9 +326,9 @@ def build(
     """
     views = views or Views((spec.image_size,))
     empty = tuple(torch.empty(0, width, dtype=dtype) for width in spec.stage_widths * len(views))
-    features, counts = _extend(empty, tuple(() for _ in empty), batches, (), sources)
+    features, counts, norms = _extend(empty, tuple(() for _ in empty), (), batches, (), sources)
     return MemoryBank(
-        features, counts, spec, object_name, tuple(sources), further_sizes=views.sizes[1:], tile=views.tile
+        features, counts, spec, object_name, tuple(sources), further_sizes=views.sizes[1:], tile=views.tile, norms=norms
     )
 
 
@@ -298,7 +338,7 @@ def append(bank: MemoryBank, batches: Iterable[Sequence[torch.Tensor]], sources:
     Drops the calibration, which was measured against fewer references. A subsampled bank keeps all new rows.
     Raises InputError where a source's content is already in the bank; ``new_sources`` finds those.
     """
-    features, counts = _extend(bank.features, bank.rows_per_source, batches, bank.sources, sources)
+    features, counts, norms = _extend(bank.features, bank.rows_per_source, bank.norms, batches, bank.sources, sources)
     return MemoryBank(
         features,
         counts,
@@ -308,21 +348,49 @@ def append(bank: MemoryBank, batches: Iterable[Sequence[torch.Tensor]], sources:
         coreset_fraction=bank.coreset_fraction,
         further_sizes=bank.further_sizes,
         tile=bank.tile,
+        norms=norms,
+    )
+
+
+def add_features(bank: MemoryBank, old: MemoryBank | None, features: Sequence[Sequence[ImageFeatures]]) -> MemoryBank:
+    """Keep the image features and windows of new sources, K × V, after those of ``old``, if it has them.
+
+    Their patch tokens are in the bank already.
+    """
+    if old is not None and not old.image_features:
+        return bank
+    views = [ImageFeatures.concatenate(of_view) for of_view in zip(*features, strict=True)]
+    if old is not None and views:
+        windows = old.windows or ((),) * len(views)
+        before = [ImageFeatures(i, (), (), w) for i, w in zip(old.image_features, windows, strict=True)]
+        views = [ImageFeatures.concatenate(pair) for pair in zip(before, views, strict=True)]
+    has_windows = any(view.windows for view in views)
+    return replace(
+        bank,
+        image_features=tuple(view.image for view in views),
+        windows=tuple(view.windows for view in views) if has_windows else (),
     )
 
 
 def without(bank: MemoryBank, positions: Sequence[int]) -> MemoryBank:
     """Leave out the sources at these positions. Drops what was measured with them."""
     kept = [k for k in range(len(bank.sources)) if k not in positions]
-    features, counts = [], []
-    for rows, stage_counts in zip(bank.features, bank.rows_per_source, strict=True):
-        pieces = torch.split(rows, list(stage_counts))
-        features.append(torch.cat([pieces[k] for k in kept]))
-        counts.append(tuple(stage_counts[k] for k in kept))
+
+    def keep(values: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
+        pieces = torch.split(values, list(counts))
+        return torch.cat([pieces[k] for k in kept])
+
+    by_stage = bank.rows_per_source
+    inputs = [[copies * bank.copies for copies in counts] for counts in zip(*bank.inputs, strict=True)]
     return replace(
         bank,
-        features=tuple(features),
-        rows_per_source=tuple(counts),
+        features=tuple(map(keep, bank.features, by_stage)),
+        rows_per_source=tuple(tuple(counts[k] for k in kept) for counts in by_stage),
+        norms=tuple(keep(norms, counts) for norms, counts in zip(bank.norms, by_stage, strict=False)),
+        image_features=tuple(keep(rows, counts) for rows, counts in zip(bank.image_features, inputs, strict=False)),
+        windows=tuple(
+            tuple(keep(rows, counts) for rows in scales) for scales, counts in zip(bank.windows, inputs, strict=False)
+        ),
         sources=tuple(bank.sources[k] for k in kept),
         zero_shot=tuple(bank.zero_shot[k] for k in kept) if bank.zero_shot else (),
         appearances=None
@@ -344,33 +412,46 @@ def subsample(bank: MemoryBank, fraction: float, seed: int = 0) -> MemoryBank:
         source = torch.repeat_interleave(torch.tensor(stage_counts))[kept]
         features.append(rows[kept])
         counts.append(tuple(torch.bincount(source, minlength=len(stage_counts)).tolist()))
-    share = bank.coreset_fraction * fraction
     return replace(
-        bank, features=tuple(features), rows_per_source=tuple(counts), calibration=None, coreset_fraction=share
+        bank,
+        features=tuple(features),
+        rows_per_source=tuple(counts),
+        calibration=None,
+        coreset_fraction=bank.coreset_fraction * fraction,
+        norms=(),
+        image_features=(),
+        windows=(),
     )
 
 
 def _extend(
     old: tuple[torch.Tensor, ...],
     old_counts: tuple[tuple[int, ...], ...],
+    old_norms: tuple[torch.Tensor, ...],
     batches: Iterable[Sequence[torch.Tensor]],
     known: Sequence[Source],
     sources: Sequence[Source],
-) -> tuple[tuple[torch.Tensor, ...], tuple[tuple[int, ...], ...]]:
-    """Append the images' unit rows to each stage, and their numbers to the counts."""
+) -> tuple[tuple[torch.Tensor, ...], tuple[tuple[int, ...], ...], tuple[torch.Tensor, ...]]:
+    """Append the images' unit rows to each stage, their numbers to the counts, and the lengths of their tokens.
+
+    There are no lengths if they are missing for the old rows.
+    """
     if not known and not sources:
         raise InputError("no good images to enroll; give a folder of at least one image")
     for source, is_new in zip(sources, new_sources(known, sources), strict=True):
         if not is_new:
             raise InputError(f"{source.path}: the same image is already in the bank; leave it out")
     stages = [[rows] for rows in old]
+    lengths = [[norms] for norms in old_norms] if known else [[torch.empty(0)] for _ in old]
     for batch in batches:
         for pieces, tokens in zip(stages, batch, strict=True):
             pieces += [unit_rows(image_tokens).to("cpu", pieces[0].dtype) for image_tokens in tokens.detach()]
+        for norms, tokens in zip(lengths, batch, strict=False):
+            norms += [image_tokens.float().norm(dim=-1).cpu() for image_tokens in tokens.detach()]
     if any(len(pieces) != 1 + len(sources) for pieces in stages):
         raise ValueError(f"{len(sources)} sources, but a different number of images")
     counts = tuple((*before, *map(len, pieces[1:])) for before, pieces in zip(old_counts, stages, strict=True))
     features = []
     while stages:  # each stage's pieces are freed once they are joined
         features.append(torch.cat(stages.pop(0)))
-    return tuple(features), counts
+    return tuple(features), counts, tuple(map(torch.cat, lengths))

@@ -80,7 +80,7 @@ class OpenVinoImageEncoder:
             self._of_size[image_size] = other
         return self._of_size[image_size]
 
-    def encode(self, pixels: NDArray[np.float32]) -> ImageFeatures:
+    def encode(self, pixels: NDArray[np.float32], *, windows: bool = False) -> ImageFeatures:
         """Encode prepared images [B, 3, S, S]. Raises ArtifactError where a feature is not a finite number."""
         rows = [self._infer(image) for image in np.asarray(pixels, np.float32)]
         features, *outputs = (torch.from_numpy(np.concatenate(stage)) for stage in zip(*rows, strict=True))

@@ -19,7 +19,7 @@ from aprilcli.core.catalogue import find_source, path_exists
 from aprilcli.core.detector import Detector, ModelInput
 from aprilcli.core.memory_bank import CalibrationImages, MemoryBank, Recipe, Source
 from aprilcli.core.outliers import find_outliers
-from aprilcli.defaults import FALSE_ALARM_RATE, PAPER, TINY
+from aprilcli.defaults import APRIL_GAN, FALSE_ALARM_RATE, PAPER, TINY, WINCLIP, WITH_ROTATIONS
 from aprilcli.errors import InputError, OptionError
 from aprilcli.io.atomic import claimed_file
 from aprilcli.io.contact_sheet import make_thumbnail
@@ -27,15 +27,16 @@ from aprilcli.io.files import sha256_of_file
 from aprilcli.io.images import SourceImage
 from aprilcli.io.published import PUBLISHED
 from aprilcli.io.walk import FoundImage
-from aprilcli.options import EnrollOptions
+from aprilcli.options import EnrollOptions, Fusion
 from aprilcli.text import listed, printable
-from aprilcli.types import CONTROL, ImageEvidence
+from aprilcli.types import CONTROL, ImageEvidence, ImageFeatures
 from aprilcli.workflows.console import Console
 from aprilcli.workflows.enroll_calibration import (
     References,
     calibrate_on_images,
     calibrate_on_references,
     calibrate_on_variants,
+    leave_one_out_detections,
     score_references,
 )
 from aprilcli.workflows.enroll_checks import LISTED, GoodImages, refuse_enrolled, refuse_unreadable
@@ -115,6 +116,8 @@ def _enroll(options: EnrollOptions, found: GoodImages, path: Path, console: Cons
         bank, left_out = calibrate_on_images(bank, kept, batches, [source for _, source in further], detector, console)
         _note_left_out(console, left_out)
     elif references is not None:
+        if bank.recipe.method != APRIL_GAN:
+            references = replace(references, detections=leave_one_out_detections(bank, detector, console))
         bank = calibrate_on_references(bank, references)
     else:
         ((image,),) = _read_batches(options, detector, console, [new[0][0]], "calibrating")
@@ -202,7 +205,12 @@ def _make_bank(
     appearances: list[torch.Tensor | None] = [] if old is None else [old.appearances]
     thumbnails = [] if old is None else [*(old.thumbnails or (b"",) * len(old.sources))]
 
-    turned = options.rotations if old is None else old.recipe.rotations
+    method = str(options.method or APRIL_GAN) if old is None else old.recipe.method
+    turned = old.recipe.rotations if old is not None else options.rotations
+    if turned is None:
+        turned = method in WITH_ROTATIONS
+    windows = method == WINCLIP
+    features: list[tuple[ImageFeatures, ...]] = []  # of each new source and view; without patch tokens
 
     def prepare(source: SourceImage) -> ModelInput:
         return replace(detector.prepare(source), thumbnail=make_thumbnail(source))
@@ -212,7 +220,12 @@ def _make_bank(
     def batches_of_one() -> Iterator[tuple[torch.Tensor, ...]]:
         for images in _read_batches(options, detector, console, found, "enrolling", prepare):
             thumbnails.extend(image.thumbnail for image in images)
-            for encoded in map(detector.encode_turned, images) if turned else detector.encode_references(images):
+            if turned:
+                references = [detector.encode_turned(image, windows) for image in images]
+            else:
+                references = detector.encode_references(images, windows)
+            for encoded in references:
+                features.append(tuple(replace(f, patch_tokens=()).to(torch.device("cpu")) for f in encoded.features))
                 evidence.append(encoded.zero_shot.cpu())
                 appearances.append(encoded.appearances.cpu())
                 yield tuple(tokens[None] for tokens in encoded.patch_tokens)
@@ -225,23 +238,24 @@ def _make_bank(
         bank = memory_bank.build(batches_of_one(), sources, spec, detector.object_name, views=views, dtype=dtype)
         projector = None if options.projector is None else _portable(options.projector)
         model = _portable(options.model or TINY)
-        fusion = options.fusion or find_source(model).fusion
+        fusion = options.fusion or (find_source(model).fusion if method == APRIL_GAN else Fusion.sum)
         fingerprint = detector.projector_fingerprint
         recipe = Recipe(
             model,
             projector,
             fingerprint,
             options.value_range,
-            bool(turned),
+            turned,
             str(fusion),
             detector.encoder.engine,
             detector.encoder.precision,
+            method,
         )
     else:
         bank, recipe = memory_bank.append(old, batches_of_one(), sources), old.recipe
     known = [rows for rows in appearances if rows is not None]
     return replace(
-        bank,
+        memory_bank.add_features(bank, old, features),
         zero_shot=tuple(evidence),
         appearances=torch.cat(known) if len(known) == len(appearances) else None,
         recipe=recipe,

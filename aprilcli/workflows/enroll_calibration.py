@@ -22,7 +22,7 @@ from aprilcli.core.memory_bank import CalibrationImages, MemoryBank, Source
 from aprilcli.core.recognition import distances_to_others
 from aprilcli.errors import InputError
 from aprilcli.io.images import SourceImage, normalize, stored_pixels
-from aprilcli.types import Detection, ImageEvidence
+from aprilcli.types import Detection
 from aprilcli.workflows.console import Console
 
 # Changes that light and position make to a good part: brightness factors, and shifts in pixels (down, right).
@@ -76,22 +76,33 @@ def score_references(bank: MemoryBank, whole: MemoryBank, detector: Detector, co
         means = [torch.cat(stage).mean().item() for stage in zip(*nearest_distances, strict=True)]
         weights = balanced_weights(means, len(bank.spec.stages))
 
+    methods = detector.weighted(weights)
+    grids = [encoder.grids for encoder in detector.encoders_of_views]
+
     def detect(by_reference: list[list[torch.Tensor]]) -> list[Detection]:
-        pairs = zip(whole.zero_shot, by_reference, strict=True)
-        return [_fuse(zero_shot, distances, detector, weights) for zero_shot, distances in pairs]
+        detections = []
+        for zero_shot, distances in zip(whole.zero_shot, by_reference, strict=True):
+            remaining = iter(distances)  # V·N × [patches of the reference]
+            views = [tuple(next(remaining).reshape(-1, *grid) for grid in view) for view in grids]
+            detections.append(fuse_views(zero_shot.with_distances(views), methods, detector.views.sizes))
+        return detections
 
     fits = [detection.score for detection in detect(ranked_distances)]
     return References(detect(nearest_distances), fits, spacings, twins, weights)
 
 
-def _fuse(
-    zero_shot: ImageEvidence, distances: list[torch.Tensor], detector: Detector, weights: tuple[float, ...]
-) -> Detection:
-    """Add distances, V·N × [patches of the reference], to a reference's zero-shot evidence."""
-    grids = [encoder.grids for encoder in detector.encoders_of_views]
-    remaining = iter(distances)
-    views = [tuple(next(remaining).reshape(-1, *grid) for grid in view) for view in grids]
-    return fuse_views(zero_shot.with_distances(views), detector.views.sizes, weights)
+def leave_one_out_detections(bank: MemoryBank, detector: Detector, console: Console) -> list[Detection]:
+    """Score each of K > 1 references under the bank's method, fitted to the other references."""
+    references = detector.references(bank)
+    detections = []
+    with console.progress(len(bank.sources), "comparing references") as advance:
+        for k, image in enumerate(bank.zero_shot):
+            methods = detector.fitted(bank.recipe.method, [[*of_view[:k], *of_view[k + 1 :]] for of_view in references])
+            own = (of_view[k][:count] for of_view, count in zip(references, image.inputs, strict=True))
+            evidence = tuple(method.evidence(features) for method, features in zip(methods, own, strict=True))
+            detections.append(fuse_views(replace(image, views=evidence), methods, detector.views.sizes))
+            advance(1)
+    return detections
 
 
 def calibrate_on_references(bank: MemoryBank, references: References) -> MemoryBank:
@@ -164,8 +175,7 @@ class _Scored:
     ) -> None:
         """Score images as `scan` does."""
         detector, spec = self._detector, self._detector.encoder.spec
-        evidence, appearances = detector.evidence(images)
-        distances = [mean_distance(image) for image in evidence]
+        evidence, distances, appearances = detector.compare(images)
         stored = [[stored_pixels(whole, spec.mean, spec.std) for whole in image.whole] for image in images]
         rows = []
         for row, (first, *_) in enumerate(stored):
@@ -175,7 +185,7 @@ class _Scored:
             self._seen.add(content)
         self.left_out += [source.path for row, source in enumerate(sources) if row not in rows]
         self.sources += [source for row, source in enumerate(sources) if row in rows]
-        self.detections += [fuse_views(evidence[row], detector.views.sizes, detector.stage_weights) for row in rows]
+        self.detections += [detector.fuse(evidence[row]) for row in rows]
         if leave_out_references:
             self.closeness += [distances[row] for row in rows]
         self.appearances.append(appearances[rows].cpu())
@@ -186,11 +196,6 @@ def same_image_distance(bank: MemoryBank) -> float:
     """Return the mean distance of its patches below which an image shows the same as a reference of the bank."""
     spacing = 0.0 if bank.spacings is None else float(bank.spacings.min())
     return max(SAME_IMAGE, SAME_SHARE * spacing)
-
-
-def mean_distance(image: ImageEvidence) -> float:
-    """Return the mean distance of the patches, each stage of each view counting the same."""
-    return torch.stack([stage.mean() for view in image.views for stage in view.distances]).mean().item()
 
 
 def _variants(image: ModelInput, detector: Detector) -> Iterator[ModelInput]:

@@ -12,7 +12,7 @@ from aprilcli.io.atomic import check_writable, output_errors
 from aprilcli.io.datasets import GOOD
 from aprilcli.io.labels_csv import find_labeled, read_labels
 from aprilcli.io.walk import FoundImage, find_images, require_paths
-from aprilcli.options import EnrollOptions
+from aprilcli.options import EnrollOptions, Method
 from aprilcli.text import listed
 from aprilcli.workflows.console import Console
 from aprilcli.workflows.parts import find_bank
@@ -58,6 +58,12 @@ def _check_options(options: EnrollOptions) -> None:
         raise OptionError("give a folder of good images, or --calibrate with a folder to calibrate an enrolled part")
     if not options.paths and options.coreset is not None:
         raise OptionError("--coreset: it keeps a share of references; give the folder of all of them")
+    if options.method not in (None, Method.april_gan):
+        april_gan_only = {"--coreset": options.coreset is not None, "--fusion": options.fusion is not None}
+        if given := [name for name, is_given in april_gan_only.items() if is_given]:
+            raise OptionError(f"{' and '.join(given)}: not with --method {options.method}, which has its own; omit it")
+    if not options.paths and options.method is not None:
+        raise OptionError("--method: it says how references are used; give the folder of the references")
     if not options.paths and options.labels is not None:
         raise OptionError("--labels: give the folder of the labeled images, too")
 

@@ -24,8 +24,8 @@ from aprilcli.errors import InputError
 from aprilcli.io.files import sha256_of_file
 from aprilcli.io.image_formats import HEAD, format_of
 from aprilcli.io.images import normalize
-from aprilcli.types import ImageEvidence, ModelSpec
-from aprilcli.workflows.enroll_calibration import mean_distance, same_image_distance
+from aprilcli.types import ModelSpec
+from aprilcli.workflows.enroll_calibration import same_image_distance
 
 SIDE = 64  # T; at most the model's input
 ROUNDING = 0.1  # gray levels (of 255), root mean square
@@ -81,11 +81,14 @@ def find_copies(first: Sequence[Thumbnail], second: Sequence[Thumbnail]) -> list
 
 @dataclass(frozen=True)
 class Candidate:
-    """A test image that may be a copy: its thumbnail, the SHA-256 of its file, and its evidence with distances."""
+    """A test image that may be a copy: its thumbnail, the SHA-256 of its file, and its distance to the references.
+
+    ``distance``: see ``Detector.compare``.
+    """
 
     thumbnail: Thumbnail
     sha256: str
-    evidence: ImageEvidence
+    distance: float
 
 
 def copies_of_part(images: Sequence[Candidate], bank: MemoryBank, spec: ModelSpec) -> list[str]:
@@ -106,7 +109,7 @@ def copies_of_part(images: Sequence[Candidate], bank: MemoryBank, spec: ModelSpe
     return [
         image.thumbnail.name
         for image in images
-        if image.sha256 in known or image.thumbnail.name in copies or mean_distance(image.evidence) < closest
+        if image.sha256 in known or image.thumbnail.name in copies or image.distance < closest
     ]
 
 

@@ -1,15 +1,7 @@
-"""Each image of an object encoded once for all settings of an evaluation.
-
-The nearest distance to a bank is the smallest of the nearest distances to its references. So each image is compared
-with each reference once, and every bank is a minimum over some of these distances: exact, and hardly more expensive
-for sixteen banks than for one.
-
-Symbols: S model input side, N stages, h·w patches, K references of all settings, F settings with references.
-"""
+"""Each image of an object encoded once for all settings of an evaluation."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -19,19 +11,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from aprilcli.core.detector import Detector, EvidenceOfViews, ModelInput
-from aprilcli.core.fusion import balanced_weights, fuse_views, map_size
-from aprilcli.core.memory_bank import MemoryBank, unit_rows
-from aprilcli.core.nearest import nearest_distance, nearest_in_banks
+from aprilcli.core.detector import Detector, EncodedReference
+from aprilcli.core.fusion import fuse_views, map_size
+from aprilcli.core.memory_bank import MemoryBank
+from aprilcli.core.methods import Method
 from aprilcli.core.resizing import resize_mask
+from aprilcli.defaults import WINCLIP, WITH_ROTATIONS
 from aprilcli.errors import InputError
 from aprilcli.io.data_fingerprint import digest_line, relative_path, sha256_of_line
 from aprilcli.io.datasets import GOOD, LabeledImage, LabeledObject
 from aprilcli.io.masks import read_mask
 from aprilcli.io.walk import FoundImage
-from aprilcli.options import EvalFusion, EvalOptions
-from aprilcli.types import Detection, ImageEvidence, ImageFeatures, Views
+from aprilcli.options import EvalOptions
+from aprilcli.types import Detection, ImageEvidence, Views
 from aprilcli.workflows.dataset_notes import MaskNotes
+from aprilcli.workflows.eval_comparison import Comparison
 from aprilcli.workflows.eval_copies import (
     Candidate,
     Thumbnail,
@@ -50,40 +44,35 @@ MOST_TO_CALIBRATE = 200  # unused training images: twice as many as a false-alar
 class EncodedImage:
     """A test or calibration image and its evidence; ``path`` is relative to the data set, with ``/``.
 
-    ``evidence``: without references, or that of an enrolled part, with ``part_distance`` (see ``Detection``);
-    ``distances`` V × N × [F, 1 or T, h, w] (eq. 4) to the bank of each setting that draws references. Both stay on the
-    device: for the paper's model 22 kB per map. ``mask`` bool, of the size of its map, None if no pixel is
-    anomalous; ``has_pixels``: whether the mask is known. ``error`` gives the reason if an image has none of this.
+    ``evidence``: under each setting, on the device (for the paper's model 22 kB per map and bank); ``part_distance``:
+    see ``Detection``. ``mask`` bool, of the size of its map, None if no pixel is anomalous; ``has_pixels``: whether the
+    mask is known. ``error`` gives the reason if an image has none of this.
     """
 
     image: LabeledImage
     path: str
     size_hw: tuple[int, int] = (0, 0)
     error: str | None = None
-    evidence: ImageEvidence | None = field(default=None, repr=False)
+    evidence: tuple[ImageEvidence, ...] = field(default=(), repr=False)
     part_distance: float | None = None
-    distances: tuple[tuple[torch.Tensor, ...], ...] = field(default=(), repr=False)
     mask: NDArray[np.bool_] | None = field(default=None, repr=False)
     has_pixels: bool = False
 
-    def detect(self, bank: int | None, sizes: Sequence[int], weights: Sequence[float] = ()) -> Detection | None:
-        """Fuse the evidence, with the distances to the bank at position ``bank``; None if the image could not be read.
+    def detect(self, setting: int, methods: Sequence[Method], sizes: Sequence[int]) -> Detection | None:
+        """Fuse the evidence under the setting at this position; None if the image could not be read.
 
-        ``weights``: of the distances, as ``fuse_views`` takes them.
+        ``methods`` and ``sizes``: as ``fuse_views`` takes them.
         """
-        if self.evidence is None:
+        if not self.evidence:
             return None
-        evidence = self.evidence
-        if bank is not None:
-            evidence = evidence.with_distances(tuple(stage[bank] for stage in view) for view in self.distances)
-        return replace(fuse_views(evidence, sizes, weights), part_distance=self.part_distance)
+        return replace(fuse_views(self.evidence[setting], methods, sizes), part_distance=self.part_distance)
 
 
 @dataclass(frozen=True)
 class EncodedObject:
     """An object ready to be measured under each of ``settings``.
 
-    ``weights``: per setting, those of the stages' distances, V·N, as ``fuse_views`` takes them.
+    ``methods``: per setting, those of each view, as ``fuse_views`` takes them.
     ``references``: per setting, the images drawn, relative to the data set. ``part``: the bank of an enrolled part,
     whose references are the only setting. ``calibration``: good images that are neither tested nor references;
     ``calibration_source``: where they, or the part's, come from. ``problems`` and ``notes``: for the user. ``digests``:
@@ -92,7 +81,7 @@ class EncodedObject:
     """
 
     settings: tuple[Setting, ...]
-    weights: tuple[tuple[float, ...], ...]
+    methods: tuple[tuple[Method, ...], ...]
     references: tuple[tuple[str, ...], ...]
     images: tuple[EncodedImage, ...]
     calibration: tuple[EncodedImage, ...]
@@ -102,11 +91,6 @@ class EncodedObject:
     digests: tuple[str, ...]
     leaked: tuple[str, ...] = ()
     part: MemoryBank | None = field(default=None, repr=False)
-
-    def bank_of(self, setting: Setting) -> int | None:
-        """Return the position of a setting's bank in ``EncodedImage.distances``; None if it draws no references."""
-        drawing = [other for other in self.settings if other.seed is not None]
-        return drawing.index(setting) if setting.seed is not None else None
 
 
 class ObjectEncoder:
@@ -143,15 +127,10 @@ class ObjectEncoder:
         chosen = self._calibration_images(item, drawn) if self._options.calibrate else []
         # Other references replace unreadable ones, so the number of images may differ from the expected one.
         advance(self.count_images(item) - len(drawn.inputs) - len(item.test) - len(chosen))
-        banks = [rows for setting, rows in zip(self._settings, drawn.chosen, strict=True) if setting.seed is not None]
         with torch.inference_mode():
             references = self._encode_references(drawn, detector, advance)
-            is_balanced = fusion_of(self._options) == EvalFusion.balanced
-            stages = len(detector.encoder.spec.stages)
-            weights = tuple(
-                _weights(references, rows, stages) if is_balanced and rows else detector.stage_weights
-                for rows in drawn.chosen
-            )
+            comparison = Comparison(detector, self._settings, drawn.chosen, references, fusion_of(self._options))
+            del references
             trained = [
                 make_thumbnail(self._root / name, name, image.whole[0], detector.encoder.spec)
                 for name, image in zip(drawn.names, drawn.inputs, strict=True)
@@ -159,14 +138,14 @@ class ObjectEncoder:
             drawn.inputs.clear()  # with tiles, each holds all pixels of its image
 
             def encode(images: Sequence[LabeledImage]) -> list[tuple[EncodedImage, _Read]]:
-                return list(self._encode_images(images, reader, detector, references, banks, advance))
+                return list(self._encode_images(images, reader, detector, comparison, advance))
 
             tested, calibration = encode(item.test), encode(chosen)
         trained += [read.thumbnail for _, read in calibration if read.thumbnail is not None]
         copies = find_copies([read.thumbnail for _, read in tested if read.thumbnail is not None], trained)
         leaked = [test.name for test, _ in copies]
         if detector.bank is not None:
-            candidates = [read.candidate(image) for image, read in tested if image.error is None]
+            candidates = [read.candidate() for image, read in tested if image.error is None]
             leaked = copies_of_part(candidates, detector.bank, detector.encoder.spec)
         mask_notes = MaskNotes()
         for _, read in tested:
@@ -186,7 +165,7 @@ class ObjectEncoder:
             )
         return EncodedObject(
             settings=self._settings,
-            weights=weights,
+            methods=comparison.methods,
             references=_references(drawn, detector.bank),
             images=tuple(image for image, _ in tested),
             calibration=readable,
@@ -208,13 +187,16 @@ class ObjectEncoder:
 
     def _encode_references(
         self, drawn: References, detector: Detector, advance: Callable[..., None]
-    ) -> list[tuple[torch.Tensor, ...]]:
-        """Return the unit rows of each reference, K × V·N × [L, Cv]."""
-        encoded = []
+    ) -> list[EncodedReference]:
+        methods = {setting.method for setting in self._settings}
+        windows = WINCLIP in methods
+        encoded: list[EncodedReference] = []
         for batch in batches(iter(drawn.inputs), self._options.batch_size):
-            for reference in detector.encode_references(batch):
-                encoded.append(tuple(map(unit_rows, reference.patch_tokens)))
-                advance()
+            if methods & set(WITH_ROTATIONS):
+                encoded += [detector.encode_turned(image, windows) for image in batch]
+            else:
+                encoded += detector.encode_references(batch, windows)
+            advance(len(batch))
         return encoded
 
     def _encode_images(
@@ -222,8 +204,7 @@ class ObjectEncoder:
         images: Sequence[LabeledImage],
         reader: Reader,
         detector: Detector,
-        references: list[tuple[torch.Tensor, ...]],
-        banks: list[tuple[int, ...]],
+        comparison: Comparison,
         advance: Callable[..., None],
     ) -> Iterator[tuple[EncodedImage, _Read]]:
         batch_size = self._options.batch_size
@@ -234,37 +215,25 @@ class ObjectEncoder:
         ahead = images_ahead(self._options, detector.views.tile)
         for batch in batches(map_ahead(self._pool, read, images, ahead), batch_size):
             inputs = [found.image.input for found in batch if found.image.input is not None]
-            rows = iter(_evidence(detector, inputs, references, banks) if inputs else ())
+            rows = iter(comparison.evidence(inputs) if inputs else ())
             del inputs
             for found in map(_Read.without_pixels, batch):
                 path, error = found.image.found.relative, found.image.error
                 if error is not None:
                     yield EncodedImage(found.labeled, path, error=error), found
                 else:
-                    evidence, distances, part_distance = next(rows)
+                    evidence, part_distance, distance = next(rows)
                     encoded = EncodedImage(
                         image=found.labeled,
                         path=path,
                         size_hw=found.image.size_hw,
                         evidence=evidence,
                         part_distance=part_distance,
-                        distances=distances,
                         mask=found.mask,
                         has_pixels=found.has_pixels,
                     )
-                    yield encoded, found
+                    yield encoded, replace(found, distance=distance)
                 advance()
-
-
-def _weights(references: list[tuple[torch.Tensor, ...]], chosen: Sequence[int], stages: int) -> tuple[float, ...]:
-    """Return the balanced weights of a bank of the references at the ``chosen`` positions; none for fewer than two."""
-    if len(chosen) < 2:
-        return ()
-    means = []
-    for rows in zip(*(references[position] for position in chosen), strict=True):
-        others = ((row, (*rows[:k], *rows[k + 1 :])) for k, row in enumerate(rows))
-        means.append(torch.cat([nearest_distance(row[None], *rest)[0] for row, rest in others]).mean().item())
-    return balanced_weights(means, stages)
 
 
 def _references(drawn: References, part: MemoryBank | None) -> tuple[tuple[str, ...], ...]:
@@ -298,12 +267,13 @@ class _Read:
     digests: tuple[str, ...] = ()
     mask_notes: tuple[str, ...] = ()
     thumbnail: Thumbnail | None = field(default=None, repr=False)
+    distance: float | None = None  # see ``Detector.compare``, for an enrolled part
 
-    def candidate(self, image: EncodedImage) -> Candidate:
+    def candidate(self) -> Candidate:
         """Return what identifies a readable image, once it is encoded."""
-        if self.thumbnail is None or image.evidence is None:
+        if self.thumbnail is None or self.distance is None:
             raise ValueError("an image that could not be read is no copy")
-        return Candidate(self.thumbnail, sha256_of_line(self.digests[0]), image.evidence)
+        return Candidate(self.thumbnail, sha256_of_line(self.digests[0]), self.distance)
 
     def without_pixels(self) -> _Read:
         """Return what is needed once the image is encoded."""
@@ -366,42 +336,3 @@ def _read_image_and_mask(labeled: LabeledImage, root: Path, reader: Reader, view
     vanished = f"{name}: its defect is too small for a mask of {width} x {height} pixels; all pixels count as normal"
     problems = () if resized.any() else (vanished,)
     return _Read(labeled, image, resized, True, problems, tuple(digests), tuple(notes))
-
-
-def _evidence(
-    detector: Detector,
-    images: list[ModelInput],
-    references: list[tuple[torch.Tensor, ...]],
-    banks: list[tuple[int, ...]],
-) -> Iterator[tuple[ImageEvidence, tuple[tuple[torch.Tensor, ...], ...], float | None]]:
-    """Encode a batch; yield the zero-shot evidence of each image, its distances to the banks, and None.
-
-    With the detector of an enrolled part: its evidence, no distances and its distance to the part.
-    """
-    if detector.bank is not None:
-        found, appearances = detector.evidence(images)
-        yield from zip(found, itertools.repeat(()), detector.part_distances(appearances))
-        return
-    collected = EvidenceOfViews(images)
-    distances: list[list[list[tuple[torch.Tensor, ...]]]] = [[[] for _ in range(len(detector.views))] for _ in images]
-    stages = len(detector.encoder.spec.stages)
-    for view, positions, features in detector.encode(images):
-        collected.add(view, positions, detector.methods[view].zero_shot(features))
-        if banks:
-            of_view = [reference[view * stages : (view + 1) * stages] for reference in references]
-            for row, position in enumerate(positions):
-                distances[position][view].append(_distances(features, row, of_view, banks))
-    for evidence, by_view in zip(collected.by_image(), distances, strict=True):
-        stacked = tuple(tuple(torch.stack(s, dim=1) for s in zip(*inputs, strict=True)) for inputs in by_view)
-        yield evidence, stacked, None
-
-
-def _distances(
-    features: ImageFeatures, row: int, references: list[tuple[torch.Tensor, ...]], banks: list[tuple[int, ...]]
-) -> tuple[torch.Tensor, ...]:
-    """Return the distances of one row of the features to every bank, N × [F, h, w]."""
-    stages = []
-    for stage, (tokens, grid) in enumerate(zip(features.patch_tokens, features.grids, strict=True)):
-        [nearest] = nearest_in_banks(tokens[row, None], [reference[stage] for reference in references], banks)
-        stages.append(nearest.reshape(-1, *grid))
-    return tuple(stages)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 
 import numpy as np
@@ -17,6 +17,7 @@ from aprilcli.core.decision import DecisionRule
 from aprilcli.core.detector import Detector
 from aprilcli.core.fusion import authors_scores
 from aprilcli.core.metrics import PixelScores, image_metrics, roc_curve, vand
+from aprilcli.defaults import APRIL_GAN
 from aprilcli.io.datasets import LabeledObject
 from aprilcli.options import EvalFusion, EvalOptions
 from aprilcli.types import Detection
@@ -39,11 +40,11 @@ def measure_object(
     pool: ThreadPoolExecutor,
 ) -> list[Result]:
     """Measure every setting, several at a time; write the maps of one setting, and a plot, if asked to."""
-    most_shots = encoded.settings[-1].shots
-    mapped = next(setting for setting in encoded.settings if setting.shots == most_shots)  # of the first seed
+    most_shots = max(setting.shots for setting in encoded.settings)
+    mapped = next(setting for setting in encoded.settings if setting.shots == most_shots)  # first method and seed
     files = None
     if options.maps:
-        description = {"model": detector.encoder.spec.label, "shots": mapped.shots, "seed": mapped.seed}
+        description = {"model": detector.encoder.spec.label, **asdict(mapped)}
         images = [image.image for image in encoded.images]
         files = MapFiles(options.out, item.name, layout, images, description)
 
@@ -67,12 +68,13 @@ def _measure(
     write_map: WriteMap | None,
 ) -> Result:
     """Fuse the evidence of each image, add its pixels, and keep its scores."""
-    bank, weights = encoded.bank_of(setting), encoded.weights[encoded.settings.index(setting)]
+    position = encoded.settings.index(setting)
+    methods = encoded.methods[position]
     readable = [image for image in encoded.images if image.error is None]
     has_masks = any(image.has_pixels and image.image.label for image in readable)
     pixels, detections = PixelScores(), list[Detection]()
-    for position, image in enumerate(encoded.images):
-        detection = image.detect(bank, sizes, weights)
+    for number, image in enumerate(encoded.images):
+        detection = image.detect(position, methods, sizes)
         if detection is None:
             continue
         detections.append(replace(detection, anomaly_map=None))
@@ -82,28 +84,29 @@ def _measure(
             pixels.add(detection.anomaly_map, image.mask)
         if write_map is not None:
             source = resizing.resize_map(torch.from_numpy(detection.anomaly_map), image.size_hw)
-            write_map(position, source.numpy())
+            write_map(number, source.numpy())
     labels = [image.image.label for image in readable]
     scores = [detection.score for detection in detections]
-    if options.fusion == EvalFusion.authors and setting.shots:
+    if options.fusion == EvalFusion.authors and setting.shots and setting.method == APRIL_GAN:
         scores = authors_scores(detections)
     measured = {**pixels.metrics(), **image_metrics(labels, scores)}
     measured["vand"] = vand(measured["f1max_cls"], measured["f1max_segm"])
     verdicts = None
     if options.is_calibrated:
-        rule_at = _rule(encoded, bank, sizes, weights)
+        rule_at = _rule(encoded, position, sizes)
         verdicts = None if rule_at is None else count_verdicts(labels, detections, rule_at, options.false_alarm_rate)
         measured |= _verdict_metrics(verdicts)
     curves = None
     if options.plots and setting.seed in (None, options.seed):
         name = f"{setting.shots}-shot" + ("" if setting.seed is None else f", seed {setting.seed}")
+        name += "" if setting.method == APRIL_GAN else f", {setting.method}"
         image_roc = roc_curve(labels, scores)
         curves = Curves(name, measured, image_roc, pixels.roc_curve(), pixels.pro_curve(), labels, scores)
     return Result(
         object_name=item.name,
         category=item.category,
         setting=setting,
-        references=encoded.references[encoded.settings.index(setting)],
+        references=encoded.references[position],
         metrics=measured,
         rows=score_rows(item.name, setting, encoded.images, detections, scores),
         verdicts=verdicts,
@@ -111,11 +114,11 @@ def _measure(
     )
 
 
-def _rule(encoded: EncodedObject, bank: int | None, sizes: Sequence[int], weights: Sequence[float]) -> RuleAt | None:
+def _rule(encoded: EncodedObject, setting: int, sizes: Sequence[int]) -> RuleAt | None:
     """Return the rule of an enrolled part, or one from the scores of the calibration images; None without images."""
     if encoded.part is not None:
         return partial(DecisionRule.at_rate, encoded.part.calibration)
-    detections = [image.detect(bank, sizes, weights) for image in encoded.calibration]
+    detections = [image.detect(setting, encoded.methods[setting], sizes) for image in encoded.calibration]
     scores = np.array([detection.score for detection in detections if detection is not None], np.float32)
     if not len(scores):
         return None

@@ -17,6 +17,7 @@ import numpy as np
 from aprilcli.core.catalogue import find_source
 from aprilcli.core.detector import ModelInput
 from aprilcli.core.memory_bank import MemoryBank
+from aprilcli.defaults import APRIL_GAN
 from aprilcli.errors import InputError
 from aprilcli.io.data_fingerprint import relative_path
 from aprilcli.io.datasets import LabeledObject
@@ -27,10 +28,14 @@ from aprilcli.workflows.pipeline import Reader
 
 @dataclass(frozen=True)
 class Setting:
-    """``shots`` references drawn by ``seed``; without a seed nothing is drawn: zero shots, or a bank's references."""
+    """``shots`` references drawn by ``seed``; without a seed nothing is drawn: zero shots, or a bank's references.
+
+    ``method``: one of ``METHODS`` or ``MUTUAL``.
+    """
 
     shots: int
     seed: int | None = None
+    method: str = APRIL_GAN
 
 
 def fusion_of(options: EvalOptions, bank: MemoryBank | None = None) -> EvalFusion:

@@ -167,6 +167,7 @@ def _bank_rows(bank: MemoryBank) -> Rows:
     yield "engine", bank.recipe.engine
     images = "" if bank.quantization is None else f", quantized on {len(bank.quantization)} images"
     yield "precision", f"{bank.recipe.precision or 'not recorded'}{images}"
+    yield "method", bank.recipe.method
     yield "fusion", bank.recipe.fusion + "".join(f" {weight:.3f}" for weight in bank.stage_weights)
     yield "positions per source", bank.copies
     for number, features in enumerate(bank.features):

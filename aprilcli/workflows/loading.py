@@ -149,6 +149,7 @@ def _reference_settings(
     own: Recipe, given: EnrollOptions
 ) -> list[tuple[str, str, Any, Any, Callable[[Any, Any], bool]]]:
     return [
+        ("--method", "method", own.method, given.method, operator.ne),
         ("--fusion", "fusion", own.fusion, given.fusion, operator.ne),
         ("--rotations", "rotations", own.rotations, given.rotations, operator.ne),
     ]

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from aprilcli.core import resizing
-from aprilcli.core.decision import DecisionRule
+from aprilcli.core.decision import DecisionRule, ScoreOf
 from aprilcli.core.detector import Detector
 from aprilcli.core.encoder import describe_encoder
 from aprilcli.core.regions import find_regions
@@ -182,7 +182,7 @@ def _score_all(
     def finish(item: _Scored | JournaledRow) -> JournaledRow:
         if isinstance(item, JournaledRow):
             return item
-        row, regions, map_content = _finish(options, rule, item.image, item.detection, description)
+        row, regions, map_content = _finish(options, rule, item.image, item.detection, detector.score_of, description)
         lines = regions_csv.region_lines(row.path, regions, safe=options.csv_safe)
         return JournaledRow(row, resume.journal_line(item.batch, row, lines, map_content), lines, item.image.notes)
 
@@ -196,6 +196,7 @@ def _finish(
     rule: DecisionRule,
     image: PreparedImage,
     detection: Detection | None,
+    score_of: ScoreOf,
     description: dict[str, Any],
 ) -> tuple[scores_csv.ScoreRow, Sequence[Region], list[bytes]]:
     """Write an image's map; return its row, its regions and, if a map was written, the content of its file."""
@@ -215,7 +216,7 @@ def _finish(
                 content.append(output.write_map(options, image.found, written, description))
             except InputError as error:
                 return scores_csv.ScoreRow(image.found.relative, "error", error=str(error)), (), []
-    row = output.score_row(rule, image, detection, regions, has_bank=options.part is not None)
+    row = output.score_row(rule, image, detection, regions, score_of)
     return row, regions or (), content
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aprilcli.core.decision import DecisionRule
+from aprilcli.core.decision import DecisionRule, ScoreOf
 from aprilcli.core.regions import peak_of
 from aprilcli.errors import InputError, OutputError
 from aprilcli.io import map_files, regions_csv, scores_csv
@@ -119,7 +119,11 @@ def _map_collides(folder: Path, relative: str) -> bool:
 
 
 def score_row(
-    rule: DecisionRule, image: PreparedImage, detection: Detection, regions: Sequence[Region] | None, *, has_bank: bool
+    rule: DecisionRule,
+    image: PreparedImage,
+    detection: Detection,
+    regions: Sequence[Region] | None,
+    score_of: ScoreOf,
 ) -> scores_csv.ScoreRow:
     """Return the row of an image that was scored; ``regions``: None without a pixel threshold."""
     verdict = rule.verdict(detection.score, detection.part_distance)
@@ -141,7 +145,7 @@ def score_row(
         regions=None if regions is None else len(regions),
         peak_x=peak_x,
         peak_y=peak_y,
-        cause=rule.cause(detection.score, detection.map_max, has_bank=has_bank) if is_anomalous else None,
+        cause=rule.cause(detection.score, detection.map_max, score_of) if is_anomalous else None,
     )
 
 

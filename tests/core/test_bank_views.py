@@ -89,7 +89,7 @@ def test_round_trip_through_a_file(tmp_path: Path, views: Views) -> None:
 def test_a_bank_of_one_size_has_no_fields_of_views() -> None:
     tensors, fields = to_artifact(make_bank(3))
     assert not fields.keys() & {"further_sizes", "tile", "source_sizes"}
-    assert sorted(tensors) == ["features.0", "features.1"]
+    assert sorted(tensors) == ["features.0", "features.1", "norms.0", "norms.1"]
 
 
 @pytest.mark.parametrize("views", VIEWS, ids=each_view)

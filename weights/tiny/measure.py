@@ -81,8 +81,7 @@ def detect(detector: Detector, images: Sequence[SourceImage]) -> list[dict[str, 
         "sum": evidence,
         "bank": Evidence(torch.zeros_like(evidence.text_scores), distances=evidence.distances),
     }
-    size = detector.encoder.spec.image_size
-    columns = [fuse(by_method[method], size) for method in METHODS]
+    columns = [fuse(detector.methods[0], by_method[method]) for method in METHODS]
     return [dict(zip(METHODS, row, strict=True)) for row in zip(*columns, strict=True)]
 
 

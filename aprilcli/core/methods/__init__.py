@@ -13,8 +13,10 @@ from aprilcli.types import Evidence, ImageFeatures
 class Method(Protocol):
     """A way to use reference images. It sees features only, so one encoder pass serves every method.
 
-    B inputs, S the side of the model's input in pixels.
+    B inputs, S the side of the model's input in pixels. ``uses_windows``: whether it needs ``ImageFeatures.windows``.
     """
+
+    uses_windows: bool
 
     def fit(self, references: Sequence[ImageFeatures]) -> None:
         """Learn from the features of reference images, at least one, replacing what was learned before."""

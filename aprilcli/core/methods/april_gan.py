@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 
 from aprilcli.core import maps
-from aprilcli.core.fusion import fuse
 from aprilcli.core.memory_bank import unit_rows
 from aprilcli.core.nearest import nearest_distance
 from aprilcli.core.projector import Projector
 from aprilcli.errors import ArtifactError
 from aprilcli.text import printable
-from aprilcli.types import Detection, Evidence, ImageFeatures, ModelSpec
+from aprilcli.types import Evidence, ImageFeatures, ModelSpec
 
 
 class AprilGan:
     """The paper's method; all tensors are on one device.
 
     ``text_features`` [2, C]: row 0 normal, row 1 anomalous. Without a projector there is no zero-shot map, without
-    ``bank_features`` (N × [M, Cv] unit rows) no few-shot map.
+    ``bank_features`` (N × [M, Cv] unit rows) no few-shot map. ``stage_weights``: N factors of the stages' distances
+    (see ``fusion.balanced_weights``), by default 1 as in the paper.
     """
+
+    uses_windows = False
 
     def __init__(
         self,
@@ -30,21 +32,38 @@ class AprilGan:
         text_features: torch.Tensor,
         projector: Projector | None = None,
         bank_features: tuple[torch.Tensor, ...] = (),
+        stage_weights: Sequence[float] = (),
     ) -> None:
         """Use these tensors as they are, without copying."""
         self.spec = spec
         self.text_features = text_features
         self.projector = projector
         self.bank_features = bank_features
+        self.stage_weights = stage_weights
 
-    def fit(self, references: Iterable[ImageFeatures]) -> None:
+    def fit(self, references: Sequence[ImageFeatures]) -> None:
         """Make the bank from all patch tokens of the references, float32."""
         stages = zip(*(features.patch_tokens for features in references), strict=True)
         self.bank_features = tuple(unit_rows(torch.cat([stage.flatten(0, 1) for stage in tokens])) for tokens in stages)
 
-    def score(self, features: ImageFeatures) -> list[Detection]:
-        """Score the B images of ``features``; maps are at the model's size."""
-        return fuse(self.evidence(features), self.spec.image_size)
+    @torch.inference_mode()
+    def maps(self, evidence: Evidence) -> torch.Tensor | None:
+        """Return the zero-shot maps (eq. 3) plus the few-shot maps (eq. 4), whichever there are: [B, S, S]."""
+        branches, size = [], self.spec.image_size
+        if evidence.logits:
+            branches.append(maps.zero_shot_map(evidence.logits, size))
+        if evidence.distances:
+            factors = self.stage_weights or (1.0,) * len(evidence.distances)
+            weighted = (d if w == 1 else d * w for d, w in zip(evidence.distances, factors, strict=True))
+            branches.append(maps.few_shot_map(weighted, size))
+        return sum(branches[1:], branches[0]) if branches else None
+
+    def image_score(self, evidence: Evidence, anomaly_map: torch.Tensor | None) -> torch.Tensor:
+        """Return the text score; with distances the text score plus the map maximum, added in float32."""
+        text = evidence.text_scores.max()
+        if anomaly_map is None or not evidence.distances:
+            return text
+        return text.to(anomaly_map.device) + anomaly_map.max()
 
     @torch.inference_mode()
     def zero_shot(self, features: ImageFeatures) -> Evidence:

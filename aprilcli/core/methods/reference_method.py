@@ -22,6 +22,8 @@ class ReferenceMethod(ABC):
     ``text_features`` [2, C] only serve the text score, which is reported beside the method's own score.
     """
 
+    uses_windows = False
+
     def __init__(self, spec: ModelSpec, text_features: torch.Tensor) -> None:
         """Start without references."""
         self.spec = spec

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from helpers import GoldenCase
 
+from aprilcli.core.fusion import fuse
 from aprilcli.core.memory_bank import Recipe, Source, build
 from aprilcli.core.methods import Method
 from aprilcli.core.methods.april_gan import AprilGan
@@ -27,8 +28,9 @@ def test_fitting_gives_the_scores_of_an_enrolled_bank(golden: GoldenCase) -> Non
     method: Method = AprilGan(spec, encode_prompts(golden.backbone.text, "metal nut"), golden.projector)
     method.fit(references)
     query = golden.encoder.encode(golden.pixels("query0"))
-    (alone,) = method.score(query)
-    (detection,) = golden.detector(golden.projector, bank, "metal nut").methods[0].score(query)
+    (alone,) = fuse(method, method.evidence(query))
+    enrolled = golden.detector(golden.projector, bank, "metal nut").methods[0]
+    (detection,) = fuse(enrolled, enrolled.evidence(query))
     np.testing.assert_allclose(alone.anomaly_map, detection.anomaly_map, atol=1e-2)  # the bank is float16
     np.testing.assert_allclose(alone.anomaly_map, golden.numbers["query0/anomaly_map"].squeeze(), atol=1e-4)
 
@@ -36,7 +38,7 @@ def test_fitting_gives_the_scores_of_an_enrolled_bank(golden: GoldenCase) -> Non
 def test_fitting_again_replaces_the_references(golden_vit: GoldenCase) -> None:
     method = AprilGan(golden_vit.backbone.spec, encode_prompts(golden_vit.backbone.text, "bolt"), None)
     query = golden_vit.encoder.encode(golden_vit.pixels("query0"))
-    assert method.score(query)[0].anomaly_map is None
+    assert fuse(method, method.evidence(query))[0].anomaly_map is None
     method.fit(references_of(golden_vit))
     method.fit([query])
-    assert method.score(query)[0].map_max < 1e-5
+    assert fuse(method, method.evidence(query))[0].map_max < 1e-5

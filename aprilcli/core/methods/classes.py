@@ -1,0 +1,13 @@
+"""The methods by name, except the paper's own, which has a projector and searches a bank as it is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from aprilcli.core.methods import Method
+from aprilcli.types import ModelSpec
+
+# By name: from the model and the text features [2, C] to a method without references.
+METHOD_CLASSES: dict[str, Callable[[ModelSpec, torch.Tensor], Method]] = {}
