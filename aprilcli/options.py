@@ -554,7 +554,7 @@ class EvalOptions(DatasetOptions):
         _option("--seeds", "How often these are drawn at random; the mean is shown.", metavar="COUNT", min=1),
     ] = 5
     methods: Annotated[
-        tuple[str, ...],
+        tuple[str, ...] | None,
         _option(
             "--method",
             f"Methods to compare, separated by commas, or all: {', '.join(METHODS)}.",
@@ -562,7 +562,7 @@ class EvalOptions(DatasetOptions):
             show_default=APRIL_GAN,
         ),
         parse_methods,
-    ] = (APRIL_GAN,)
+    ] = None
     fusion: Annotated[
         EvalFusion | None,
         _option(
@@ -588,6 +588,11 @@ class EvalOptions(DatasetOptions):
     tile: Tile = None
     engine: Annotated[Engine | None, _option("--engine", _ENGINE, expert=True, show_default=_ENGINE_DEFAULT)] = None
     overwrite: Overwrite = False
+
+    @property
+    def method_names(self) -> tuple[str, ...]:
+        """The methods to measure, where they do not come from a bank."""
+        return self.methods or (APRIL_GAN,)
 
     @property
     def is_calibrated(self) -> bool:

@@ -15,7 +15,9 @@ from importlib.resources import files
 MEAN = "mean"  # the object name in the rows of means
 
 
-def paper_value(dataset: str, shots: int, object_name: str, metric: str) -> tuple[float, float | None] | None:
+def paper_value(
+    dataset: str, shots: int, object_name: str, metric: str, method: str = "april-gan"
+) -> tuple[float, float | None] | None:
     """Return (mean, deviation) in percent, or None if the paper has no value.
 
     ``dataset``: ``mvtec`` or ``visa``; ``shots``: 0, 1, 2 or 4; ``object_name``: a folder name of the data set, or

@@ -6,6 +6,7 @@ import importlib.util
 from dataclasses import replace
 
 from aprilcli.core.calibration import check_rate
+from aprilcli.defaults import WITHOUT_REFERENCES
 from aprilcli.errors import InputError, OptionError
 from aprilcli.io.atomic import check_writable
 from aprilcli.io.datasets import LabeledDataset, read_dataset
@@ -34,6 +35,8 @@ def check(options: EvalOptions) -> LabeledDataset:
 def _check_options(options: EvalOptions) -> None:
     if options.shots is not None and (not options.shots or min(options.shots) < 0):
         raise OptionError("--shots: give numbers of references from 0, such as 0,1,2,4")
+    if options.shots is not None and not any(options.shots) and not set(options.method_names) & set(WITHOUT_REFERENCES):
+        raise OptionError(f"--method {','.join(options.method_names)}: needs references; give --shots of 1 or more")
     if options.calibrate and options.fusion == EvalFusion.authors:
         raise OptionError("--calibrate: scores with --fusion authors depend on all test images; use --fusion sum")
     if options.labels is not None and options.layout != EvalOptions.layout:
@@ -51,12 +54,13 @@ def _refuse_beside_part(options: EvalOptions) -> None:
         "--shots": options.shots is not None,
         "--seeds": options.seeds != EvalOptions.seeds,
         "--seed": options.seed != EvalOptions.seed,
+        "--method": options.methods is not None,
         "--fusion": options.fusion is not None,
         "--calibrate": options.calibrate,
     }
     if any(given.values()):
         omitted = " and ".join(name for name, is_given in given.items() if is_given)
-        raise OptionError(f"--part: the bank's own references, fusion and threshold are measured; omit {omitted}")
+        raise OptionError(f"--part: the bank's own references, method and threshold are measured; omit {omitted}")
 
 
 def _read_dataset(options: EvalOptions) -> LabeledDataset:

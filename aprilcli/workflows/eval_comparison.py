@@ -22,7 +22,7 @@ from aprilcli.core.nearest import nearest_distance, nearest_in_banks
 from aprilcli.defaults import APRIL_GAN, WITH_ROTATIONS
 from aprilcli.options import EvalFusion
 from aprilcli.types import Evidence, ImageEvidence, ImageFeatures
-from aprilcli.workflows.eval_references import Setting
+from aprilcli.workflows.eval_settings import Setting
 
 
 class Comparison:

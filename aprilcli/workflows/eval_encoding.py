@@ -34,7 +34,8 @@ from aprilcli.workflows.eval_copies import (
     find_copies,
     make_thumbnail,
 )
-from aprilcli.workflows.eval_references import References, Setting, draw_order, fusion_of
+from aprilcli.workflows.eval_references import References, draw_order, fusion_of
+from aprilcli.workflows.eval_settings import Setting
 from aprilcli.workflows.pipeline import PreparedImage, Reader, batches, images_ahead, map_ahead
 
 MOST_TO_CALIBRATE = 200  # unused training images: twice as many as a false-alarm rate of 0.01 needs

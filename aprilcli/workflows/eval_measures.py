@@ -24,8 +24,8 @@ from aprilcli.types import Detection
 from aprilcli.workflows.eval_encoding import EncodedObject
 from aprilcli.workflows.eval_maps import MapFiles, inside
 from aprilcli.workflows.eval_plots import Curves, plot_object
-from aprilcli.workflows.eval_references import Setting
 from aprilcli.workflows.eval_results import VERDICT_METRICS, Result, score_rows
+from aprilcli.workflows.eval_settings import Setting
 from aprilcli.workflows.eval_verdicts import RuleAt, Verdicts, count_verdicts
 
 WriteMap = Callable[[int, NDArray[np.float32]], None]

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from aprilcli.core.metrics import precision_recall_curve, roc_curve
+from aprilcli.defaults import APRIL_GAN
 from aprilcli.errors import AprilError, InputError
 from aprilcli.io import html_report as html
 from aprilcli.io.datasets import LabeledImage, read_dataset
@@ -21,6 +22,7 @@ from aprilcli.io.overlays import draw_mask, line_width
 from aprilcli.io.records import read_own, timestamp
 from aprilcli.text import first_line, printable
 from aprilcli.workflows.eval_output import RECORD
+from aprilcli.workflows.eval_settings import Group
 from aprilcli.workflows.pipeline import map_ahead, read_as_recorded
 
 SCORES = "scores.csv"
@@ -55,6 +57,12 @@ class Scored:
     shots: int
     seed: str
     score: float
+    method: str
+
+    @property
+    def group(self) -> Group:
+        """The settings that differ from this row's by their seed only."""
+        return Group(self.shots, self.method)
 
 
 @dataclass(frozen=True)
@@ -92,6 +100,7 @@ class EvalResults:
                         shots=int(row["shots"]),
                         seed=row["seed"],
                         score=float(row["score"]),
+                        method=row.get("method") or APRIL_GAN,  # earlier versions knew no other
                     )
                     for row in csv.DictReader(stream)
                     if row["score"]
@@ -171,6 +180,7 @@ def _content(
         "subtitle": f"Model {printable(model)}, evaluated {record['started'][:16].replace('T', ' ')} UTC",
         "written": timestamp()[:16].replace("T", " ") + " UTC",
         "warnings": warnings,
+        "has_methods": len({result.get("method", APRIL_GAN) for result in record["results"]}) > 1,
         "metrics": [TITLES.get(metric, metric) for metric in metrics],
         "measures": list(_measures(record, metrics)),
         "captions": list(map(printable, record["captions"])),
@@ -187,18 +197,18 @@ def _content(
     }
 
 
-def _measures(record: Mapping[str, Any], metrics: Sequence[str]) -> Iterator[tuple[str, int, str, list[str]]]:
-    """Yield kind, shots, object and cells of each row of the table of measures."""
+def _measures(record: Mapping[str, Any], metrics: Sequence[str]) -> Iterator[tuple[str, int, str, str, list[str]]]:
+    """Yield kind, shots, method, object and cells of each row of the table of measures."""
     is_single = len(record["dataset"]["objects"]) == 1
     for summary in record["summaries"]:
-        name, shots = summary["object"], summary["shots"]
+        name, where = summary["object"], (summary["shots"], summary.get("method", APRIL_GAN))
         is_mean = name == MEAN
         if is_mean and is_single:
             continue
         cells = [_percent(summary["mean"].get(metric), summary["deviation"].get(metric)) for metric in metrics]
-        yield "mean" if is_mean else "", shots, printable(name), cells
+        yield "mean" if is_mean else "", *where, printable(name), cells
         if "paper" in summary:
-            yield "paper", shots, "  paper", [_percent(summary["paper"].get(metric), None) for metric in metrics]
+            yield "paper", *where, "  paper", [_percent(summary["paper"].get(metric), None) for metric in metrics]
 
 
 def _percent(value: float | None, deviation: float | None) -> str:
@@ -216,6 +226,7 @@ def _verdicts(verdicts: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]
                 "is_used": entry is verdict,
                 "object": printable(verdict["object"]),
                 "shots": verdict["shots"],
+                "method": verdict.get("method", APRIL_GAN),
                 "seed": "" if verdict["seed"] is None else verdict["seed"],
                 "rate": f"{rate:g}",
                 "threshold": f"{entry['threshold']:.4f}",
@@ -227,24 +238,28 @@ def _verdicts(verdicts: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]
 
 def _object(results: EvalResults, name: str, scored: Sequence[Scored], rows: list[Scored]) -> dict[str, Any]:
     """Return charts and worst images of an object; the images are appended to ``rows``, which numbers them."""
-    first_seeds: dict[int, str] = {}  # of each number of shots
-    firsts: dict[int, list[Scored]] = {}
+    first_seeds: dict[Group, str] = {}
+    firsts: dict[Group, list[Scored]] = {}
     for row in scored:
-        if first_seeds.setdefault(row.shots, row.seed) == row.seed:
-            firsts.setdefault(row.shots, []).append(row)
-    last = firsts[max(firsts)] if firsts else []
-    setting = _setting_text(last[0].shots, last[0].seed) if last else "none"
+        if first_seeds.setdefault(row.group, row.seed) == row.seed:
+            firsts.setdefault(row.group, []).append(row)
+    methods = tuple(dict.fromkeys(group.method for group in firsts))
+    most_shots = max((group.shots for group in firsts), default=0)
+    drawn = [group for group in firsts if len(methods) == 1 or group.shots == most_shots]
+    last = next((firsts[group] for group in firsts if group.shots == most_shots), [])
+    setting = _setting_text(last[0], methods) if last else "none"
     curves: dict[str, list[tuple[str, list[list[float]]]]] = {"roc": [], "pr": []}
-    for shots, group in sorted(firsts.items()):
-        labels, values = [row.label for row in group], [row.score for row in group]
+    for group in sorted(drawn, key=lambda group: group.shots):
+        of_group = firsts[group]
+        labels, values = [row.label for row in of_group], [row.score for row in of_group]
         if len(set(labels)) == 2:
-            metrics = _result_of(results.record, group[0])["metrics"]
+            metrics = _result_of(results.record, of_group[0])["metrics"]
             for key, curve, metric in (
                 ("roc", roc_curve(labels, values), "auroc_cls"),
                 ("pr", precision_recall_curve(labels, values), "ap_cls"),
             ):
                 keep = np.unique(np.linspace(0, len(curve[0]) - 1, MAX_POINTS).astype(int))
-                title = f"{_shots_text(shots)}: {TITLES[metric]} {_percent(metrics.get(metric), None)} %"
+                title = f"{group.label(methods)}: {TITLES[metric]} {_percent(metrics.get(metric), None)} %"
                 curves[key].append((title, np.stack(curve, axis=1)[keep].tolist()))
     ascending = sorted(last, key=lambda row: row.score)
     groups = {
@@ -274,20 +289,16 @@ def _object(results: EvalResults, name: str, scored: Sequence[Scored], rows: lis
 
 def _result_of(record: Mapping[str, Any], row: Scored) -> dict[str, Any]:
     """Return the result of a row's object under its setting; empty if metrics.json has none."""
-    setting = (row.object_name, row.shots, row.seed)
+    setting = (row.object_name, row.shots, row.method, row.seed)
     for result in record["results"]:
         seed = "" if result["seed"] is None else str(result["seed"])
-        if (result["object"], result["shots"], seed) == setting:
+        if (result["object"], result["shots"], result.get("method", APRIL_GAN), seed) == setting:
             return dict(result)
     return {}
 
 
-def _setting_text(shots: int, seed: str) -> str:
-    return _shots_text(shots) + (f", seed {seed}" if seed else "")
-
-
-def _shots_text(shots: int) -> str:
-    return "1 shot" if shots == 1 else f"{shots} shots"
+def _setting_text(row: Scored, methods: Sequence[str]) -> str:
+    return row.group.label(methods) + (f", seed {row.seed}" if row.seed else "")
 
 
 def _facts(row: Scored) -> list[tuple[str, str]]:
@@ -295,5 +306,5 @@ def _facts(row: Scored) -> list[tuple[str, str]]:
         ("Object", printable(row.object_name)),
         ("Labeled", printable(row.defect)),
         ("Score", f"{row.score:.4f}"),
-        ("Setting", _setting_text(row.shots, row.seed)),
+        ("Setting", _setting_text(row, (row.method,))),
     ]

@@ -1,4 +1,4 @@
-"""The settings of an evaluation, and the references that each setting draws.
+"""The references that each setting of an evaluation draws.
 
 A seed puts the good training images of an object in an order; the first k are its k references. So they are drawn
 without replacement, and the references of more shots include those of fewer.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,25 +16,13 @@ import numpy as np
 from aprilcli.core.catalogue import find_source
 from aprilcli.core.detector import ModelInput
 from aprilcli.core.memory_bank import MemoryBank
-from aprilcli.defaults import APRIL_GAN
 from aprilcli.errors import InputError
 from aprilcli.io.data_fingerprint import relative_path
 from aprilcli.io.datasets import LabeledObject
 from aprilcli.io.walk import FoundImage
 from aprilcli.options import EvalFusion, EvalOptions
+from aprilcli.workflows.eval_settings import Setting
 from aprilcli.workflows.pipeline import Reader
-
-
-@dataclass(frozen=True)
-class Setting:
-    """``shots`` references drawn by ``seed``; without a seed nothing is drawn: zero shots, or a bank's references.
-
-    ``method``: one of ``METHODS`` or ``MUTUAL``.
-    """
-
-    shots: int
-    seed: int | None = None
-    method: str = APRIL_GAN
 
 
 def fusion_of(options: EvalOptions, bank: MemoryBank | None = None) -> EvalFusion:

@@ -1,12 +1,12 @@
 """The report of an evaluation: the table, metrics.csv, metrics.json and scores.csv.
 
-``metrics.csv``: ``object,shots,seed`` and a column per measure of ``METRICS``, as fractions, empty if undefined; with a
-calibration also ``far,tpr``. A row per object, shots and seed (empty for zero shots, where nothing is drawn); then rows
-whose ``seed`` is ``mean`` and, for two seeds or more, ``deviation`` (sample standard deviation). The object ``mean`` is
-the mean over objects per seed, followed by mean and deviation of these over seeds.
+``metrics.csv``: ``object,shots,seed``, a column per measure of ``METRICS``, as fractions, empty if undefined; with a
+calibration also ``far,tpr``; and ``method``. A row per object, shots, method and seed (empty for zero shots, where
+nothing is drawn); then rows whose ``seed`` is ``mean`` and, for two seeds or more, ``deviation`` (sample standard
+deviation). The object ``mean`` is the mean over objects per seed, followed by mean and deviation of these over seeds.
 
-``scores.csv``: ``object,defect,path,label,shots,seed,text_score,map_max,score,status,error``, a row per image and
-setting; label 1 is anomalous, ``path`` is relative to the data set.
+``scores.csv``: ``object,defect,path,label,shots,seed,text_score,map_max,score,status,error,method``, a row per image
+and setting; label 1 is anomalous, ``path`` is relative to the data set.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from aprilcli.options import EvalFusion, EvalOptions
 from aprilcli.types import ModelSpec, Views
 from aprilcli.workflows.eval_references import fusion_of
 from aprilcli.workflows.eval_results import MEAN, SCORE_COLUMNS, Report, Result, count_defects
+from aprilcli.workflows.eval_settings import Group
 
 DEVIATION = "deviation"
 FEW = 10  # test images of a kind, below which one image changes the measures by more than a few points
@@ -40,15 +41,17 @@ def write_scores_csv(path: Path, results: Iterable[Result]) -> None:
 def write_metrics_csv(path: Path, report: Report) -> None:
     """Write metrics.csv. Raises OutputError."""
     _write_csv(
-        path, ("object", "shots", "seed", *report.metrics), (line for k in report.shots for line in _lines(report, k))
+        path,
+        ("object", "shots", "seed", *report.metrics, "method"),
+        (line for group in report.groups for line in _lines(report, group)),
     )
 
 
-def _lines(report: Report, shots: int) -> Iterable[list[str]]:
-    means = report.seed_means(shots)
-    for summary in report.summaries(shots):
+def _lines(report: Report, group: Group) -> Iterable[list[str]]:
+    means = report.seed_means(group)
+    for summary in report.summaries(group):
         name = summary.object_name
-        seeds = {r.setting: r.metrics for r in report.results if r.object_name == name and r.setting.shots == shots}
+        seeds = {r.setting: r.metrics for r in report.results_of(name, group)}
         if summary.category == MEAN and not seeds:
             seeds = means
         named = [("" if setting.seed is None else str(setting.seed), metrics) for setting, metrics in seeds.items()]
@@ -57,7 +60,7 @@ def _lines(report: Report, shots: int) -> Iterable[list[str]]:
             named.append((DEVIATION, summary.deviation))
         for seed, metrics in named:
             values = ["" if math.isnan(metrics[metric]) else repr(metrics[metric]) for metric in report.metrics]
-            yield [name, str(shots), seed, *values]
+            yield [name, str(group.shots), seed, *values, group.method]
 
 
 def _write_csv(path: Path, columns: Sequence[str], lines: Iterable[list[str]]) -> None:
@@ -155,13 +158,13 @@ def describe_dataset(dataset: LabeledDataset, fingerprint: str) -> dict[str, Any
 def describe_report(report: Report) -> dict[str, Any]:
     """Return results and summaries for metrics.json, as fractions; None if undefined."""
     summaries = []
-    for summary in itertools.chain.from_iterable(map(report.summaries, report.shots)):
+    for summary in itertools.chain.from_iterable(map(report.summaries, report.groups)):
         papers = {metric: report.paper_value(summary, metric) for metric in METRICS}
         compared = {metric: round(value[0] / 100, 5) for metric, value in papers.items() if value is not None}
         summaries.append(
             {
                 "object": summary.object_name,
-                "shots": summary.shots,
+                **asdict(summary.group),
                 "mean": _defined(summary.mean),
                 "deviation": _defined(summary.deviation),
                 **({"paper": compared} if compared else {}),
@@ -174,8 +177,7 @@ def describe_report(report: Report) -> dict[str, Any]:
         "results": [
             {
                 "object": result.object_name,
-                "shots": result.setting.shots,
-                "seed": result.setting.seed,
+                **asdict(result.setting),
                 "references": list(result.references),
                 "metrics": _defined(result.metrics),
                 **({"threshold": _threshold(result)} if report.is_calibrated else {}),
@@ -193,8 +195,7 @@ def _threshold(result: Result) -> dict[str, Any] | None:
 def _verdicts(report: Report) -> Iterator[dict[str, Any]]:
     for result in report.results:
         if result.verdicts is not None:
-            setting = {"shots": result.setting.shots, "seed": result.setting.seed}
-            yield {"object": result.object_name, **setting, **result.verdicts.describe()}
+            yield {"object": result.object_name, **asdict(result.setting), **result.verdicts.describe()}
 
 
 def _defined(metrics: Mapping[str, float]) -> dict[str, float | None]:

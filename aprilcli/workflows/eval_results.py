@@ -16,14 +16,14 @@ from aprilcli.io.datasets import LabeledObject
 from aprilcli.types import Detection
 from aprilcli.workflows.eval_encoding import EncodedImage
 from aprilcli.workflows.eval_plots import Curves
-from aprilcli.workflows.eval_references import Setting
+from aprilcli.workflows.eval_settings import Group, Setting
 from aprilcli.workflows.eval_verdicts import Verdicts
 
 MEAN = "mean"
 VERDICT_METRICS = ("far", "tpr")  # false-alarm rate on good, detection rate on anomalous test images
 SCORE_COLUMNS = (
     *("object", "defect", "path", "label", "shots", "seed"),
-    *("text_score", "map_max", "score", "status", "error"),
+    *("text_score", "map_max", "score", "status", "error", "method"),
 )
 
 
@@ -48,7 +48,7 @@ class EvalScoreRow:
         )
         seed = "" if self.setting.seed is None else str(self.setting.seed)
         where = [self.object_name, self.defect, self.path, str(self.label), str(self.setting.shots), seed]
-        return [*where, *numbers, "error" if self.error else "ok", self.error or ""]
+        return [*where, *numbers, "error" if self.error else "ok", self.error or "", self.setting.method]
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Summary:
 
     object_name: str
     category: str
-    shots: int
+    group: Group
     mean: dict[str, float]
     deviation: dict[str, float]
 
@@ -95,31 +95,37 @@ class Report:
         return (*METRICS, *VERDICT_METRICS) if self.is_calibrated else METRICS
 
     @property
-    def shots(self) -> list[int]:
-        """The numbers of shots, ascending."""
-        return sorted({result.setting.shots for result in self.results})
+    def methods(self) -> tuple[str, ...]:
+        """The methods, in order."""
+        return tuple(dict.fromkeys(result.setting.method for result in self.results))
+
+    @property
+    def groups(self) -> list[Group]:
+        """The numbers of shots, ascending, each with every method that has results."""
+        groups = dict.fromkeys(result.setting.group for result in self.results)
+        return sorted(groups, key=lambda group: (group.shots, self.methods.index(group.method)))
 
     @property
     def objects(self) -> dict[str, str]:
         """Each object's name with its category, in order."""
         return {result.object_name: result.category for result in self.results}
 
-    def seed_means(self, shots: int) -> dict[Setting, dict[str, float]]:
+    def seed_means(self, group: Group) -> dict[Setting, dict[str, float]]:
         """Return the mean over objects, per seed."""
-        settings = dict.fromkeys(result.setting for result in self.results if result.setting.shots == shots)
+        settings = dict.fromkeys(result.setting for result in self.results if result.setting.group == group)
         return {s: mean_metrics([r.metrics for r in self.results if r.setting == s]) for s in settings}
 
-    def summaries(self, shots: int) -> list[Summary]:
+    def summaries(self, group: Group) -> list[Summary]:
         """Return the summary of each object, and last that of the mean over objects."""
         found = [
-            _summarize(name, category, shots, [r.metrics for r in self.results_of(name, shots)])
+            _summarize(name, category, group, [r.metrics for r in self.results_of(name, group)])
             for name, category in self.objects.items()
         ]
-        return [*found, _summarize(MEAN, MEAN, shots, list(self.seed_means(shots).values()))]
+        return [*found, _summarize(MEAN, MEAN, group, list(self.seed_means(group).values()))]
 
-    def results_of(self, name: str, shots: int) -> list[Result]:
+    def results_of(self, name: str, group: Group) -> list[Result]:
         """Return the results of an object under each seed."""
-        return [r for r in self.results if r.object_name == name and r.setting.shots == shots]
+        return [r for r in self.results if r.object_name == name and r.setting.group == group]
 
     def paper_value(self, summary: Summary, metric: str) -> tuple[float, float | None] | None:
         """Return the paper's mean and deviation in percent; its mean over objects only if all objects were measured."""
@@ -128,15 +134,16 @@ class Report:
         is_whole = set(self.objects.values()) == set(paper_tables.paper_objects(self.paper))
         if summary.object_name == MEAN and not is_whole:
             return None
-        return paper_tables.paper_value(self.paper, summary.shots, summary.category, metric)
+        shots, method = summary.group.shots, summary.group.method
+        return paper_tables.paper_value(self.paper, shots, summary.category, metric, method)
 
 
-def _summarize(name: str, category: str, shots: int, metrics: Sequence[Mapping[str, float]]) -> Summary:
+def _summarize(name: str, category: str, group: Group, metrics: Sequence[Mapping[str, float]]) -> Summary:
     mean, deviation = mean_metrics(metrics), {}
     for metric in mean:
         values = [by_seed[metric] for by_seed in metrics if not math.isnan(by_seed[metric])]
         deviation[metric] = statistics.stdev(values) if len(values) > 1 else math.nan
-    return Summary(name, category, shots, mean, deviation)
+    return Summary(name, category, group, mean, deviation)
 
 
 def count_defects(item: LabeledObject) -> dict[str, int]:

@@ -72,14 +72,14 @@ def _count(labels: Sequence[int], detections: Sequence[Detection], rule: Decisio
     return AtThreshold(rule.threshold, caught, false_alarms, unrecognised)
 
 
-def in_words(object_name: str, shots: int, verdicts: Sequence[Verdicts]) -> Iterator[str]:
-    """Yield lines on an object and a number of shots. ``verdicts``: of each seed; numbers that differ are ranges."""
+def in_words(object_name: str, group: str, verdicts: Sequence[Verdicts]) -> Iterator[str]:
+    """Yield lines on an object and a ``group`` of settings. ``verdicts``: of each; numbers that differ are ranges."""
     first, used = verdicts[0], [each.used for each in verdicts]
     promise = "" if used[0].threshold.guaranteed else ", not guaranteed"
     seeds = f"; {len(verdicts)} selections of references" if len(verdicts) > 1 else ""
     caught, false_alarms, threshold = _ranges(used)
     yield (
-        f"{printable(object_name)}, {_counted(str(shots), 'shot')}: caught {caught} of "
+        f"{printable(object_name)}, {group}: caught {caught} of "
         f"{_counted(str(first.defects), 'defect')}, {_counted(false_alarms, 'false alarm')} of "
         f"{_counted(str(first.good), 'good image')} at the threshold in use ({threshold}, "
         f"rate {used[0].threshold.rate:g}{promise}{seeds})"

@@ -17,7 +17,7 @@ from aprilcli.core.encoder import ImageEncoder, describe_encoder
 from aprilcli.core.memory_bank import MemoryBank
 from aprilcli.core.projector import Projector, load_projector
 from aprilcli.core.prompts import encode_prompts
-from aprilcli.defaults import PAPER, SHOTS
+from aprilcli.defaults import PAPER, SHOTS, WITHOUT_REFERENCES
 from aprilcli.errors import InputError
 from aprilcli.io import paper_tables, records
 from aprilcli.io.atomic import claimed
@@ -31,8 +31,9 @@ from aprilcli.workflows.dataset_notes import print_dataset_notes
 from aprilcli.workflows.eval_encoding import ObjectEncoder
 from aprilcli.workflows.eval_measures import measure_object
 from aprilcli.workflows.eval_page import EvalResults
-from aprilcli.workflows.eval_references import Setting, fusion_of
+from aprilcli.workflows.eval_references import fusion_of
 from aprilcli.workflows.eval_results import Report, Result, count_defects
+from aprilcli.workflows.eval_settings import Setting
 from aprilcli.workflows.loading import describe_bank, load_detector, load_model, load_part, note_old_bank, range_of
 from aprilcli.workflows.pipeline import worker_threads
 from aprilcli.workflows.report import write_for_eval
@@ -150,7 +151,7 @@ def _evaluate(
 
 
 def _settings(options: EvalOptions, dataset: LabeledDataset, console: Console) -> tuple[Setting, ...]:
-    """Return zero shots once, and every other number of shots with every seed."""
+    """Return every number of shots with every method; zero shots once, the others with every seed."""
     fewest = min(dataset.objects, key=lambda item: len(item.train_good))
     available = len(fewest.train_good)
     shots = tuple(sorted(set(options.shots if options.shots is not None else SHOTS)))
@@ -164,14 +165,26 @@ def _settings(options: EvalOptions, dataset: LabeledDataset, console: Console) -
         shots = tuple(k for k in shots if k <= available)
         console.note(f"{short}: evaluating {', '.join(map(str, shots))} shots")
     seeds = range(options.seed, options.seed + options.seeds)
-    return tuple(Setting(k, seed) for k in shots for seed in (seeds if k else (None,)))
+    settings = tuple(
+        Setting(k, seed, method)
+        for k in shots
+        for method in options.method_names
+        if k or method in WITHOUT_REFERENCES
+        for seed in (seeds if k else (None,))
+    )
+    if not settings:
+        raise InputError(
+            f"{fewest.name} has no good training images, but {', '.join(options.method_names)} needs references; add "
+            "images to train/good, or choose another --method"
+        )
+    return settings
 
 
 def _setting_of_part(bank: MemoryBank, dataset: LabeledDataset) -> tuple[Setting, ...]:
     if len(dataset.objects) > 1:
         names = ", ".join(item.name for item in dataset.objects)
         raise InputError(f"{dataset.root}: several objects ({names}), but a bank is of one part; choose with --objects")
-    return (Setting(len(bank.sources)),)
+    return (Setting(len(bank.sources), method=bank.recipe.method),)
 
 
 def _quantization_images(dataset: LabeledDataset) -> Iterator[Path]:

@@ -47,7 +47,7 @@ def test_a_balanced_bank_weighs_distances_by_their_means_over_the_references(
     scanned = run("scan", image, "--part", "bolt", "--banks", banks, "--out", tmp_path / "out", "--device", "cpu")
     assert scanned.exit_code == 0, scanned.output
     detector = Detector.load(bank=bank, device="cpu")
-    [evidence], _ = detector.evidence([detector.prepare(read_image(image))])
+    [[evidence]], _ = detector.evidence([detector.prepare(read_image(image))], [detector.methods])
     [view] = evidence.views
     weighted = [stage * weight for stage, weight in zip(view.distances, bank.stage_weights, strict=True)]
     size = bank.spec.image_size
@@ -112,8 +112,9 @@ def test_turned_references_know_a_turned_image(
     for option in ("--no-rotations", "--rotations"):
         path = enroll(good, banks, model, option, *tile, "--overwrite")
         detector = Detector.load(bank=load_bank(path), device="cpu")
-        evidence, _ = detector.evidence([detector.prepare(read_image(tmp_path / "images" / "turned.png"))])
-        maxima.append(max(float(stage.max()) for view in evidence[0].views for stage in view.distances))
+        turned = detector.prepare(read_image(tmp_path / "images" / "turned.png"))
+        [[evidence]], _ = detector.evidence([turned], [detector.methods])
+        maxima.append(max(float(stage.max()) for view in evidence.views for stage in view.distances))
     assert maxima[1] < 1e-3 < maxima[0]
 
 

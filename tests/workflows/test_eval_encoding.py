@@ -16,7 +16,8 @@ from aprilcli.io.datasets import read_dataset
 from aprilcli.options import EvalOptions
 from aprilcli.workflows.console import Console
 from aprilcli.workflows.eval_encoding import ObjectEncoder
-from aprilcli.workflows.eval_references import Setting, draw_order
+from aprilcli.workflows.eval_references import draw_order
+from aprilcli.workflows.eval_settings import Setting
 
 
 def test_each_image_is_encoded_once_for_all_settings(parts: Path, golden_vit: GoldenCase) -> None:

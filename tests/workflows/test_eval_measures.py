@@ -123,7 +123,7 @@ def test_without_images_to_calibrate_on_columns_are_empty_and_a_problem_is_repor
     assert problem in read_record(out)["problems"]
     assert "metal_nut no images, so no threshold" in result.stdout
     rows = read_csv(out / "metrics.csv")
-    assert list(rows[0]) == ["object", "shots", "seed", *METRICS, "far", "tpr"]
+    assert list(rows[0]) == ["object", "shots", "seed", *METRICS, "far", "tpr", "method"]
     for row in rows:
         assert [row["far"] == "", row["tpr"] == ""] == [row["object"] == "metal_nut"] * 2
     bolt, mean = (next(row for row in rows if row["object"] == name) for name in ("bolt", "mean"))
@@ -150,7 +150,7 @@ def test_without_the_option_nothing_is_added(bolt: Path, model: list[str], tmp_p
     assert "calibration" not in record
     assert all("threshold" not in result for result in record["results"])
     with (tmp_path / "with" / "metrics.csv").open(newline="") as stream:
-        expected = [line[:-2] for line in csv.reader(stream)]
+        expected = [[*line[:-3], line[-1]] for line in csv.reader(stream)]  # without far and tpr
     with (tmp_path / "without" / "metrics.csv").open(newline="") as stream:
         assert list(csv.reader(stream)) == expected
     assert read_rows(tmp_path / "with") == read_rows(tmp_path / "without")

@@ -68,7 +68,7 @@ def test_metrics_json_names_the_bank_and_its_references(
     assert Path(record["bank"]["path"]).name == "nut.safetensors"
     assert record["results"][0]["references"] == ["500.png", "501.png", "502.png"]
     assert record["calibration"] == {"labeled": "19 scores of good images (held-out)"}
-    assert record["settings"] == [{"shots": 3, "seed": None}]
+    assert record["settings"] == [{"shots": 3, "seed": None, "method": "april-gan"}]
 
 
 def test_unrecognised_images_count_as_caught_and_as_false_alarms(

@@ -13,8 +13,8 @@ from helpers import EVAL_SETTINGS, GoldenCase, draw_object, read_csv, read_recor
 from aprilcli.core.metrics import METRICS
 from aprilcli.io.paper_tables import paper_objects, paper_value
 from aprilcli.workflows import eval_report, eval_table
-from aprilcli.workflows.eval_references import Setting
 from aprilcli.workflows.eval_results import Report, Result
+from aprilcli.workflows.eval_settings import Setting
 
 
 def test_scores_csv_has_a_row_per_image_and_setting(
@@ -22,7 +22,7 @@ def test_scores_csv_has_a_row_per_image_and_setting(
 ) -> None:
     run_eval(parts, tmp_path / "out", *model, *EVAL_SETTINGS)
     header = (tmp_path / "out" / "scores.csv").read_bytes().split(b"\r\n")[0].decode()
-    assert header == "object,defect,path,label,shots,seed,text_score,map_max,score,status,error"
+    assert header == "object,defect,path,label,shots,seed,text_score,map_max,score,status,error,method"
     rows = read_csv(tmp_path / "out" / "scores.csv")
     assert len(rows) == 2 * 6 * 5
     assert {row["status"] for row in rows} == {"ok"}
@@ -46,7 +46,7 @@ def test_scores_csv_has_a_row_per_image_and_setting(
 def test_metrics_csv_has_means_over_objects_and_seeds(parts: Path, model: list[str], tmp_path: Path) -> None:
     run_eval(parts, tmp_path / "out", *model, *EVAL_SETTINGS)
     rows = {(row["object"], row["shots"], row["seed"]): row for row in read_csv(tmp_path / "out" / "metrics.csv")}
-    assert list(next(iter(rows.values()))) == ["object", "shots", "seed", *METRICS]
+    assert list(next(iter(rows.values()))) == ["object", "shots", "seed", *METRICS, "method"]
     assert set(rows) == {
         (name, shots, seed)
         for name in ("bolt", "metal_nut", "mean")

@@ -63,7 +63,7 @@ def test_without_a_calibration_there_are_no_verdicts(parts: Path, model: list[st
 
 
 def test_words_say_what_is_guaranteed() -> None:
-    lines = list(in_words("nut", 1, [make_verdicts([0.9, 0.96, 2.0], [0.1, 0.97])]))
+    lines = list(in_words("nut", "1 shot", [make_verdicts([0.9, 0.96, 2.0], [0.1, 0.97])]))
     assert lines[0] == (
         "nut, 1 shot: caught 2 of 3 defects, 1 false alarm of 2 good images at the threshold in use (0.9500, rate 0.05)"
     )
@@ -76,7 +76,7 @@ def test_words_say_what_is_guaranteed() -> None:
 
 def test_numbers_that_differ_between_seeds_are_ranges() -> None:
     several = [make_verdicts([2.0, score], [score]) for score in (0.1, 3.0, 0.2)]
-    assert next(in_words("nut", 4, several)) == (
+    assert next(in_words("nut", "4 shots", several)) == (
         "nut, 4 shots: caught 1 to 2 of 2 defects, 0 to 1 false alarms of 1 good image at the threshold in use "
         "(0.9500, rate 0.05; 3 selections of references)"
     )
@@ -85,5 +85,5 @@ def test_numbers_that_differ_between_seeds_are_ranges() -> None:
 def test_unrecognised_images_count_as_called_anomalous_and_are_named() -> None:
     verdicts = make_verdicts([0.1, 2.0], [0.1, 0.2], distances=[1.5, 0.0, 1.5, 0.0])
     assert (verdicts.used.caught, verdicts.used.false_alarms, verdicts.used.unrecognised) == (2, 1, (1, 1))
-    assert "of these, 1 caught and 1 false alarm are unrecognised" in list(in_words("nut", 4, [verdicts]))[1]
+    assert "of these, 1 caught and 1 false alarm are unrecognised" in list(in_words("nut", "4 shots", [verdicts]))[1]
     assert verdicts.describe()["unrecognised"] == {"caught": 1, "false_alarms": 1}

@@ -114,7 +114,8 @@ def test_metrics_json_records_settings_and_data(
     assert record["projector"]["fingerprint"] == golden_vit.projector.identity["fingerprint"]
     assert record["versions"]["torch"]
     assert record["options"]["seeds"] == 2
-    assert record["settings"][:2] == [{"shots": 0, "seed": None}, {"shots": 1, "seed": 0}]
+    own = {"method": "april-gan"}
+    assert record["settings"][:2] == [{"shots": 0, "seed": None, **own}, {"shots": 1, "seed": 0, **own}]
     assert (record["problems"], record["unreadable"], record["leakage"]) == ([], 0, None)
     assert record["started"] <= record["finished"]
     assert record["dataset"]["objects"][0] == {
