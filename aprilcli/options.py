@@ -400,6 +400,15 @@ class EnrollOptions(PartOptions):
             metavar="FOLDER",
         ),
     ] = None
+    defects: Annotated[
+        Path | None,
+        _option(
+            "--defects",
+            "Images of known defects, eight or more: they choose the score that tells them best from good images. "
+            "Needs --calibrate: half of its images choose, too, the others set the threshold.",
+            metavar="FOLDER",
+        ),
+    ] = None
     labels: Annotated[
         Path | None,
         _option(

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, Field, Strict
 from aprilcli.core.calibration import LARGEST, Calibration, CalibrationMethod
 from aprilcli.core.memory_bank import ROTATIONS, CalibrationImages, MemoryBank, Recipe, Source
 from aprilcli.core.quantization import QuantizationImages
+from aprilcli.core.score_choice import ScoreChoice, variants
 from aprilcli.core.tiling import lay_out
 from aprilcli.errors import ArtifactError, InputError, OutputError
 from aprilcli.io.artifacts import Artifact, Schema, TensorSpec, parse, read_artifact, write_artifact
@@ -61,6 +62,7 @@ class _Fields:
     source_sizes: tuple[tuple[_Side, _Side], ...] = ()  # height and width of each source, with tiles
     stage_weights: tuple[Annotated[Number, Field(gt=0, lt=LARGEST)], ...] = ()
     thumbnail_bytes: tuple[Annotated[int, Strict(), Field(ge=0, le=MAX_THUMBNAIL)], ...] = ()  # length of each
+    choice: ScoreChoice | None = None
 
     def __post_init__(self) -> None:
         """Check sizes and tiles. Raises ValueError."""
@@ -69,6 +71,8 @@ class _Fields:
             raise ValueError(f"a tile of {self.tile} pixels, but an image_size of {self.spec.image_size}")
         if len(self.source_sizes) != (0 if self.tile is None else len(self.sources)):
             raise ValueError(f"{len(self.sources)} sources but {len(self.source_sizes)} source_sizes")
+        if self.choice is not None and self.choice.score not in variants(len(self.spec.stages)):
+            raise ValueError(f"score {self.choice.score} of a model with {len(self.spec.stages)} stages")
         if len(self.stage_weights) not in (0, len(self.rows_per_source)):
             raise ValueError(f"{len(self.rows_per_source)} stages but {len(self.stage_weights)} stage_weights")
 
@@ -94,6 +98,7 @@ _OPTIONAL = (
     "source_sizes",
     "stage_weights",
     "thumbnail_bytes",
+    "choice",
 )
 
 
@@ -181,6 +186,7 @@ def to_artifact(bank: MemoryBank) -> tuple[dict[str, torch.Tensor], dict[str, An
         source_sizes=tuple(layout.size_hw for layout in layouts),
         stage_weights=bank.stage_weights,
         thumbnail_bytes=tuple(map(len, bank.thumbnails)) if any(bank.thumbnails) else (),
+        choice=bank.choice,
     )
     fields = {name: value for name, value in asdict(described).items() if value or name not in _OPTIONAL}
     for view, parts in enumerate(zip(*(image.views for image in bank.zero_shot), strict=True)):
@@ -245,6 +251,7 @@ def _bank(artifact: Artifact[_Fields]) -> MemoryBank:
         stage_weights=fields.stage_weights,
         quantization=QuantizationImages(tensors[QUANTIZATION].numpy()) if QUANTIZATION in tensors else None,
         thumbnails=_thumbnails(fields, tensors),
+        choice=fields.choice,
         norms=tuple(tensors[name] for stage in range(len(features)) if (name := f"norms.{stage}") in tensors),
         image_features=tuple(tensors[n] for v in views if (n := _of_view("image_features", v)) in tensors),
         windows=tuple(filter(None, (_windows(tensors, view) for view in views))),

@@ -27,6 +27,7 @@ from aprilcli.core.model_loading import load_backbone, resolve_engine
 from aprilcli.core.projector import Projector, check_projector_file, load_projector
 from aprilcli.core.prompts import check_length, encode_prompts
 from aprilcli.core.recognition import appearance, distance_to
+from aprilcli.core.score_choice import BOTH
 from aprilcli.core.tiling import boxes, lay_out
 from aprilcli.defaults import APRIL_GAN, TINY
 from aprilcli.errors import ArtifactError, OptionError
@@ -197,7 +198,9 @@ class Detector:
         """What the image scores are of."""
         if self.bank is None:
             return "text"
-        return "both" if self.bank.recipe.method == APRIL_GAN else "map"
+        if self.bank.recipe.method != APRIL_GAN:
+            return "map"
+        return "both" if self.bank.score == BOTH else "text" if self.bank.score == "text" else "map"
 
     @property
     def encoders_of_views(self) -> tuple[ImageEncoder, ...]:
@@ -221,17 +224,17 @@ class Detector:
 
     def april_gan(self, bank: MemoryBank) -> tuple[AprilGan, ...]:
         """Return the paper's method for each view, with the bank's rows, whatever the bank's own method."""
-        methods = self.weighted(bank.stage_weights)
+        methods = self.weighted(bank.stage_weights, bank.score)
         for view, method in enumerate(methods):
             method.bank_features = tuple(rows.to(self.encoder.device) for rows in bank.features_of(view))
         return methods
 
-    def weighted(self, stage_weights: Sequence[float]) -> tuple[AprilGan, ...]:
+    def weighted(self, stage_weights: Sequence[float], score: str = BOTH) -> tuple[AprilGan, ...]:
         """Return the paper's method for each view, without references; ``stage_weights``: V·N, or none."""
         stages, encoders = len(self.encoder.spec.stages), self.encoders_of_views
         weights = [stage_weights[view * stages : (view + 1) * stages] for view in range(len(encoders))]
         return tuple(
-            AprilGan(encoder.spec, self.text_features, self.projector, stage_weights=of_view)
+            AprilGan(encoder.spec, self.text_features, self.projector, stage_weights=of_view, score=score)
             for encoder, of_view in zip(encoders, weights, strict=True)
         )
 

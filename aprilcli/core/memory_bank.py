@@ -23,6 +23,7 @@ from aprilcli.core.coreset import coreset
 from aprilcli.core.device import is_interchangeable
 from aprilcli.core.encoder import ImageEncoder
 from aprilcli.core.quantization import QuantizationImages
+from aprilcli.core.score_choice import BOTH, ScoreChoice
 from aprilcli.defaults import APRIL_GAN, METHODS
 from aprilcli.errors import ArtifactError, InputError
 from aprilcli.types import STRICT, ImageEvidence, ImageFeatures, ModelSpec, Number, Views, one_line
@@ -111,6 +112,7 @@ class MemoryBank:
     ``norms``: V·N × [M], the lengths of the tokens before they became unit rows; ``image_features``: V × [inputs, C],
     of all inputs of all sources, in their order; ``windows``: V × W × [inputs, h', w', C] (see ``ImageFeatures``).
     These three are empty in banks of earlier versions and in coresets, ``windows`` also for methods without them.
+    ``choice``: of the image score; None for that of the method.
     """
 
     features: tuple[torch.Tensor, ...]
@@ -136,6 +138,7 @@ class MemoryBank:
     norms: tuple[torch.Tensor, ...] = field(default=(), repr=False)
     image_features: tuple[torch.Tensor, ...] = field(default=(), repr=False)
     windows: tuple[tuple[torch.Tensor, ...], ...] = field(default=(), repr=False)
+    choice: ScoreChoice | None = None
 
     def __post_init__(self) -> None:
         """Check that rows, counts, sources and model fit each other; set ``created`` to now if empty."""
@@ -173,6 +176,11 @@ class MemoryBank:
     def views(self) -> Views:
         """The views of each source."""
         return Views((self.spec.image_size, *self.further_sizes), self.tile)
+
+    @property
+    def score(self) -> str:
+        """The variant of the image score."""
+        return BOTH if self.choice is None else self.choice.score
 
     @property
     def copies(self) -> int:
@@ -349,6 +357,7 @@ def append(bank: MemoryBank, batches: Iterable[Sequence[torch.Tensor]], sources:
         further_sizes=bank.further_sizes,
         tile=bank.tile,
         norms=norms,
+        choice=bank.choice,
     )
 
 

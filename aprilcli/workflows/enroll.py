@@ -39,7 +39,8 @@ from aprilcli.workflows.enroll_calibration import (
     leave_one_out_detections,
     score_references,
 )
-from aprilcli.workflows.enroll_checks import LISTED, GoodImages, refuse_enrolled, refuse_unreadable
+from aprilcli.workflows.enroll_checks import LISTED, FoundImages, refuse_enrolled, refuse_unreadable
+from aprilcli.workflows.enroll_defects import choose_score, split_good
 from aprilcli.workflows.loading import load_detector, load_part, range_of
 from aprilcli.workflows.pipeline import (
     Reader,
@@ -69,7 +70,7 @@ class EnrollSummary:
     odd: tuple[str, ...]
 
 
-def run_enroll(options: EnrollOptions, found: GoodImages, console: Console) -> EnrollSummary:
+def run_enroll(options: EnrollOptions, found: FoundImages, console: Console) -> EnrollSummary:
     """Make or extend a part's bank, or calibrate it, with the images of ``enroll_checks.check``.
 
     Raises the package's errors; the old bank stays until the end.
@@ -79,7 +80,7 @@ def run_enroll(options: EnrollOptions, found: GoodImages, console: Console) -> E
         return _enroll(options, found, path, console)
 
 
-def _enroll(options: EnrollOptions, found: GoodImages, path: Path, console: Console) -> EnrollSummary:
+def _enroll(options: EnrollOptions, found: FoundImages, path: Path, console: Console) -> EnrollSummary:
     refuse_enrolled(options, path)
     paths = options.paths or []
     old = load_part(options.part, options.banks) if options.append or not paths else None
@@ -95,7 +96,11 @@ def _enroll(options: EnrollOptions, found: GoodImages, path: Path, console: Cons
     new, known = _new_images(found.references, in_bank)
     if paths and not new:
         raise InputError(f"{listed(paths, LISTED)}: no new images; all are in {path} already")
-    further = _further_images(options, found, console, kept, [*enrolled, *(source for _, source in new)])
+    further = _further_images(options, found, console, kept, [*enrolled, *_chosen_with(old), *(s for _, s in new)])
+    defects = _defects(found, [*(source for _, source in new), *(source for _, source in further)])
+    choosing: NewImages = []
+    if options.defects is not None:
+        choosing, further = split_good(len(defects), further, console)
     detector = load_detector(options, old, console, (image for image, _ in new))
     references = None
     if paths:
@@ -109,6 +114,13 @@ def _enroll(options: EnrollOptions, found: GoodImages, path: Path, console: Cons
                 references = score_references(bank, whole, detector, console)
     elif old is not None:
         bank = old
+    if choosing:
+        of_defects, of_good = (
+            _read_batches(options, detector, console, [image for image, _ in images], "choosing a score")
+            for images in (defects, choosing)
+        )
+        choice = choose_score(bank, detector, of_defects, of_good, (source for _, source in (*defects, *choosing)))
+        bank = replace(bank, choice=choice)
     if kept is not None or further:
         batches = _read_batches(options, detector, console, [image for image, _ in further], "calibrating")
         if old is not None and old.calibration_images is not None and kept is None:
@@ -145,7 +157,7 @@ def _kept_calibration_images(options: EnrollOptions, path: Path, old: MemoryBank
 
 def _further_images(
     options: EnrollOptions,
-    found: GoodImages,
+    found: FoundImages,
     console: Console,
     kept: CalibrationImages | None,
     references: Sequence[Source],
@@ -156,6 +168,20 @@ def _further_images(
     if options.calibrate is not None and not further and kept is None:
         raise InputError(f"{options.calibrate}: all images are references; calibrate on further good images")
     return further
+
+
+def _chosen_with(bank: MemoryBank | None) -> list[Source]:
+    """Return the images that chose the bank's score, by content: they must not calibrate it."""
+    return [] if bank is None or bank.choice is None else [Source("", sha256) for sha256 in bank.choice.images]
+
+
+def _defects(found: FoundImages, good: Sequence[Source]) -> NewImages:
+    """Return the images of known defects, each content once. Raises InputError if one is also a good image."""
+    new, _ = _new_images(found.defects, [])
+    known = {source.sha256: source.path for source in good}
+    if same := [f"{image.relative} ({known[source.sha256]})" for image, source in new if source.sha256 in known]:
+        raise InputError(f"--defects: also given as good images: {listed(same, LISTED)}; remove them from one folder")
+    return new
 
 
 def _note_left_out(console: Console, paths: Sequence[str]) -> None:
@@ -321,6 +347,8 @@ def summarize(summary: EnrollSummary) -> str:
     if scored is not None:
         lines.append(f"calibrated on {len(scored)} scores of good images ({scored.method})")
         lines += _thresholds(scored)
+    if bank.choice is not None:
+        lines.append(f"score: {bank.choice.describe()}")
     if bank.fits is not None:
         least = sorted(zip(bank.fits.tolist(), bank.sources, strict=True), key=lambda pair: -pair[0])[:LEAST]
         named = ", ".join(f"{printable(source.path)} ({score:.4f})" for score, source in least)

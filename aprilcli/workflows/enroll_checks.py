@@ -22,14 +22,15 @@ LISTED = 10  # files that an error names; the others are counted
 
 
 @dataclass(frozen=True)
-class GoodImages:
-    """The images that were found: references, and those to calibrate on."""
+class FoundImages:
+    """The images that were found: references, those to calibrate on, and known defects."""
 
     references: list[FoundImage]
     calibration: list[FoundImage]
+    defects: list[FoundImage]
 
 
-def check(options: EnrollOptions, console: Console) -> GoodImages:
+def check(options: EnrollOptions, console: Console) -> FoundImages:
     """Check options, folders and bank, and find the images; name the folders that are left out.
 
     Raises OptionError, InputError for missing folders, a missing bank or no images, OutputError for a bank that exists
@@ -38,7 +39,7 @@ def check(options: EnrollOptions, console: Console) -> GoodImages:
     path, paths = new_bank_path(options.part, options.banks), options.paths or []
     _check_options(options)
     calibration = [] if options.calibrate is None else [options.calibrate]
-    require_paths([*paths, *calibration])
+    require_paths([*paths, *calibration, *([] if options.defects is None else [options.defects])])
     check_writable(options.banks)
     refuse_enrolled(options, path)
     if options.append or not paths:
@@ -46,8 +47,9 @@ def check(options: EnrollOptions, console: Console) -> GoodImages:
     references = _find(paths, options, console)
     if options.labels is not None:
         references = _labeled_good(references, options.labels)
-    found = GoodImages(references, _find(calibration, options, console))
-    refuse_unreadable(image.error for image in (*found.references, *found.calibration))
+    defects = [] if options.defects is None else [options.defects]
+    found = FoundImages(references, _find(calibration, options, console), _find(defects, options, console))
+    refuse_unreadable(image.error for image in (*found.references, *found.calibration, *found.defects))
     return found
 
 
@@ -59,9 +61,18 @@ def _check_options(options: EnrollOptions) -> None:
     if not options.paths and options.coreset is not None:
         raise OptionError("--coreset: it keeps a share of references; give the folder of all of them")
     if options.method not in (None, Method.april_gan):
-        april_gan_only = {"--coreset": options.coreset is not None, "--fusion": options.fusion is not None}
+        april_gan_only = {
+            "--coreset": options.coreset is not None,
+            "--fusion": options.fusion is not None,
+            "--defects": options.defects is not None,
+        }
         if given := [name for name, is_given in april_gan_only.items() if is_given]:
             raise OptionError(f"{' and '.join(given)}: not with --method {options.method}, which has its own; omit it")
+    if options.defects is not None and (options.append or not options.paths or options.calibrate is None):
+        raise OptionError(
+            "--defects: they choose the score when a part is enrolled with --calibrate; give the folder of all "
+            "references and --calibrate with further good images, without --append"
+        )
     if not options.paths and options.method is not None:
         raise OptionError("--method: it says how references are used; give the folder of the references")
     if not options.paths and options.labels is not None:

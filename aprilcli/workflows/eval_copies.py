@@ -99,6 +99,7 @@ def copies_of_part(images: Sequence[Candidate], bank: MemoryBank, spec: ModelSpe
     """
     kept = bank.calibration_images
     known = {source.sha256 for source in (*bank.sources, *(() if kept is None else kept.sources))}
+    known |= set(() if bank.choice is None else bank.choice.images)
     calibrated = []
     if kept is not None and kept.pixels:
         for source, pixels in zip(kept.sources, kept.pixels[0], strict=True):

@@ -169,6 +169,7 @@ def _bank_rows(bank: MemoryBank) -> Rows:
     yield "precision", f"{bank.recipe.precision or 'not recorded'}{images}"
     yield "method", bank.recipe.method
     yield "fusion", bank.recipe.fusion + "".join(f" {weight:.3f}" for weight in bank.stage_weights)
+    yield "score", bank.score if bank.choice is None else bank.choice.describe()
     yield "positions per source", bank.copies
     for number, features in enumerate(bank.features):
         size = features.numel() * features.element_size() / 1e6

@@ -11,6 +11,7 @@ from aprilcli.core import maps
 from aprilcli.core.memory_bank import unit_rows
 from aprilcli.core.nearest import nearest_distance
 from aprilcli.core.projector import Projector
+from aprilcli.core.score_choice import BOTH, top_mean
 from aprilcli.errors import ArtifactError
 from aprilcli.text import printable
 from aprilcli.types import Evidence, ImageFeatures, ModelSpec
@@ -21,7 +22,7 @@ class AprilGan:
 
     ``text_features`` [2, C]: row 0 normal, row 1 anomalous. Without a projector there is no zero-shot map, without
     ``bank_features`` (N × [M, Cv] unit rows) no few-shot map. ``stage_weights``: N factors of the stages' distances
-    (see ``fusion.balanced_weights``), by default 1 as in the paper.
+    (see ``fusion.balanced_weights``), by default 1 as in the paper. ``score``: a variant of ``core/score_choice.py``.
     """
 
     uses_windows = False
@@ -33,6 +34,7 @@ class AprilGan:
         projector: Projector | None = None,
         bank_features: tuple[torch.Tensor, ...] = (),
         stage_weights: Sequence[float] = (),
+        score: str = BOTH,
     ) -> None:
         """Use these tensors as they are, without copying."""
         self.spec = spec
@@ -40,6 +42,7 @@ class AprilGan:
         self.projector = projector
         self.bank_features = bank_features
         self.stage_weights = stage_weights
+        self.score = score
 
     def fit(self, references: Sequence[ImageFeatures]) -> None:
         """Make the bank from all patch tokens of the references, float32."""
@@ -49,21 +52,31 @@ class AprilGan:
     @torch.inference_mode()
     def maps(self, evidence: Evidence) -> torch.Tensor | None:
         """Return the zero-shot maps (eq. 3) plus the few-shot maps (eq. 4), whichever there are: [B, S, S]."""
+        return self._maps(evidence, range(len(self.spec.stages)))
+
+    def _maps(self, evidence: Evidence, stages: Sequence[int]) -> torch.Tensor | None:
+        """Return the maps of some of the stages."""
         branches, size = [], self.spec.image_size
         if evidence.logits:
-            branches.append(maps.zero_shot_map(evidence.logits, size))
+            branches.append(maps.zero_shot_map((evidence.logits[n] for n in stages), size))
         if evidence.distances:
             factors = self.stage_weights or (1.0,) * len(evidence.distances)
-            weighted = (d if w == 1 else d * w for d, w in zip(evidence.distances, factors, strict=True))
+            chosen = ((evidence.distances[n], factors[n]) for n in stages)
+            weighted = (distances if w == 1 else distances * w for distances, w in chosen)
             branches.append(maps.few_shot_map(weighted, size))
         return sum(branches[1:], branches[0]) if branches else None
 
     def image_score(self, evidence: Evidence, anomaly_map: torch.Tensor | None) -> torch.Tensor:
-        """Return the text score; with distances the text score plus the map maximum, added in float32."""
+        """Return the text score; with distances the text score plus the map maximum, or another chosen score."""
         text = evidence.text_scores.max()
-        if anomaly_map is None or not evidence.distances:
+        if anomaly_map is None or not evidence.distances or self.score == "text":
             return text
-        return text.to(anomaly_map.device) + anomaly_map.max()
+        if self.score == "top":
+            return top_mean(anomaly_map)
+        if self.score.startswith("stage."):
+            stage_maps = self._maps(evidence, [int(self.score.removeprefix("stage.")) - 1])
+            return text if stage_maps is None else stage_maps.max()
+        return anomaly_map.max() if self.score == "map" else text.to(anomaly_map.device) + anomaly_map.max()
 
     @torch.inference_mode()
     def zero_shot(self, features: ImageFeatures) -> Evidence:
