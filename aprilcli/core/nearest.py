@@ -37,6 +37,31 @@ def nearest_distance(patch_tokens: torch.Tensor, *bank_features: torch.Tensor) -
 
 
 @torch.inference_mode()
+def nearest_euclidean(rows: torch.Tensor, others: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the Euclidean distance of each row [L, C] to the nearest of ``others`` [M, C], and its position, [L] each.
+
+    Candidates come from |a|² + |b|² − 2ab, ``SIMILARITIES`` bytes at a time; the distance itself from the difference,
+    so that it keeps its digits.
+    """
+    squares = torch.full((len(rows),), torch.inf, device=rows.device)
+    positions = torch.zeros(len(rows), dtype=torch.long, device=rows.device)
+    size, first = max(1, SIMILARITIES // (4 * len(rows))), 0
+    for piece in torch.split(others, size):
+        found = torch.addmm(piece.square().sum(dim=1), rows, piece.T, alpha=-2).min(dim=1)
+        is_nearer = found.values < squares
+        squares = torch.where(is_nearer, found.values, squares)
+        positions = torch.where(is_nearer, found.indices + first, positions)
+        first += len(piece)
+    distances = torch.cat(
+        [
+            (a - others[at]).norm(dim=1)
+            for a, at in zip(torch.split(rows, PIECE), torch.split(positions, PIECE), strict=True)
+        ]
+    )
+    return distances, positions
+
+
+@torch.inference_mode()
 def nearest_in_banks(
     patch_tokens: torch.Tensor, references: Sequence[torch.Tensor], banks: Sequence[Sequence[int]]
 ) -> torch.Tensor:

@@ -7,7 +7,17 @@ from collections.abc import Callable
 import torch
 
 from aprilcli.core.methods import Method
+from aprilcli.core.methods.padim import Padim
+from aprilcli.core.methods.patchcore import PatchCore
+from aprilcli.core.methods.spade import Spade
+from aprilcli.core.methods.subspacead import SubspaceAd
+from aprilcli.defaults import PADIM, PATCHCORE, SPADE, SUBSPACEAD
 from aprilcli.types import ModelSpec
 
 # By name: from the model and the text features [2, C] to a method without references.
-METHOD_CLASSES: dict[str, Callable[[ModelSpec, torch.Tensor], Method]] = {}
+METHOD_CLASSES: dict[str, Callable[[ModelSpec, torch.Tensor], Method]] = {
+    PADIM: Padim,
+    PATCHCORE: PatchCore,
+    SPADE: Spade,
+    SUBSPACEAD: SubspaceAd,
+}

@@ -34,15 +34,12 @@ class ReferenceMethod(ABC):
         """Learn from the features of reference images, at least one, replacing what was learned before."""
 
     @abstractmethod
-    def distances(self, features: ImageFeatures) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return the distances of the patches, [B, h, w], and image scores [B] if they don't follow from the map."""
-
-    @torch.inference_mode()
     def evidence(self, features: ImageFeatures) -> Evidence:
-        """Return text scores, distances and image scores of B inputs."""
-        text_scores = maps.text_score(features.image, self.text_features, self.spec.logit_scale)
-        distances, image_scores = self.distances(features)
-        return Evidence(text_scores, distances=(distances,), image_scores=image_scores)
+        """Return text scores, distances and, if they do not follow from the map, image scores of B inputs."""
+
+    def text_scores(self, features: ImageFeatures) -> torch.Tensor:
+        """Return the text scores [B] (eq. 1)."""
+        return maps.text_score(features.image, self.text_features, self.spec.logit_scale)
 
     @torch.inference_mode()
     def maps(self, evidence: Evidence) -> torch.Tensor:

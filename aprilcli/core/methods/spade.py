@@ -1,0 +1,47 @@
+"""SPADE (Cohen, Hoshen 2020): the nearest reference images, then the nearest of their patches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from aprilcli.core.grids import join
+from aprilcli.core.methods.reference_method import ReferenceMethod
+from aprilcli.core.nearest import nearest_euclidean
+from aprilcli.types import Evidence, ImageFeatures, ModelSpec
+
+NEIGHBORS = 50  # reference images; fewer if there are fewer
+
+
+class Spade(ReferenceMethod):
+    """The image score is the mean Euclidean distance of the image feature to the k nearest references' features.
+
+    A patch's distance is that to the nearest patch of these k images, over all stages joined.
+    """
+
+    def __init__(self, spec: ModelSpec, text_features: torch.Tensor) -> None:
+        """Start without references."""
+        super().__init__(spec, text_features)
+        self._images = torch.empty(0)
+        self._rows: list[torch.Tensor] = []
+
+    @torch.inference_mode()
+    def fit(self, references: Sequence[ImageFeatures]) -> None:
+        """Keep the image features [K, C] and, of each, the joined tokens [L, ΣCv]."""
+        self._images = torch.cat([features.image for features in references])
+        self._rows = [rows for features in references for rows in join(features.patch_tokens, features.grids)[0]]
+
+    @torch.inference_mode()
+    def evidence(self, features: ImageFeatures) -> Evidence:
+        """Return text scores, the patches' distances [B, h, w] and the image scores [B]."""
+        tokens, grid = join(features.patch_tokens, features.grids)
+        maps, scores = [], []
+        for image, rows in zip(features.image, tokens, strict=True):
+            apart = (self._images - image).norm(dim=1)
+            nearest = apart.topk(min(NEIGHBORS, len(apart)), largest=False)
+            each = [nearest_euclidean(rows, self._rows[k])[0] for k in nearest.indices.tolist()]
+            maps.append(torch.stack(each).amin(dim=0))
+            scores.append(nearest.values.mean())
+        distances = torch.stack(maps).reshape(-1, *grid)
+        return Evidence(self.text_scores(features), distances=(distances,), image_scores=torch.stack(scores))
