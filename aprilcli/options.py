@@ -572,6 +572,9 @@ class EvalOptions(DatasetOptions):
         ),
         parse_methods,
     ] = None
+    mutual: Annotated[
+        bool, _option("--mutual", "Also measure without references: an object's test images score each other (MuSc).")
+    ] = False
     fusion: Annotated[
         EvalFusion | None,
         _option(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from aprilcli.core.methods import Method
+from aprilcli.core.methods import Scoring
 from aprilcli.core.resizing import resize_map
 from aprilcli.core.tiling import merge
 from aprilcli.types import Detection, Evidence, ImageEvidence, TileLayout
@@ -16,7 +16,7 @@ LARGEST_WEIGHT = 10.0
 
 
 @torch.inference_mode()
-def fuse(method: Method, evidence: Evidence) -> list[Detection]:
+def fuse(method: Scoring, evidence: Evidence) -> list[Detection]:
     """Return the result of each of B inputs under a method; maps are at the model's size."""
     anomaly_maps = method.maps(evidence)
     each = (evidence[k : k + 1] for k in range(len(evidence.text_scores)))
@@ -25,7 +25,7 @@ def fuse(method: Method, evidence: Evidence) -> list[Detection]:
     return [_result(method, single, values) for single, values in zip(each, anomaly_maps, strict=True)]
 
 
-def _result(method: Method, evidence: Evidence, anomaly_map: torch.Tensor | None) -> Detection:
+def _result(method: Scoring, evidence: Evidence, anomaly_map: torch.Tensor | None) -> Detection:
     """Return the result of an image of which ``evidence`` has one or several inputs; its text score is the highest."""
     text, score = evidence.text_scores.max().item(), method.image_score(evidence, anomaly_map).item()
     if anomaly_map is None:
@@ -40,7 +40,7 @@ def map_size(sizes: Sequence[int], layout: TileLayout | None = None) -> tuple[in
 
 
 @torch.inference_mode()
-def fuse_views(image: ImageEvidence, methods: Sequence[Method], sizes: Sequence[int]) -> Detection:
+def fuse_views(image: ImageEvidence, methods: Sequence[Scoring], sizes: Sequence[int]) -> Detection:
     """Return the result of an image: the mean of the results of its views.
 
     ``methods``: one for each view. ``sizes``: as in ``Views``.
@@ -68,7 +68,7 @@ def balanced_weights(means: Sequence[float], stages: int) -> tuple[float, ...]:
     return tuple(weights)
 
 
-def _fuse_tiles(method: Method, tiles: Evidence, layout: TileLayout) -> Detection:
+def _fuse_tiles(method: Scoring, tiles: Evidence, layout: TileLayout) -> Detection:
     """Merge the maps of T tiles."""
     if method.maps(tiles[:1]) is None:
         return _result(method, tiles, None)

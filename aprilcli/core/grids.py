@@ -14,6 +14,13 @@ import torch.nn.functional as F
 FINEST = 40  # patches per side; the paper's model has 37
 
 
+def coarse_grid(grid: tuple[int, int]) -> tuple[int, int]:
+    """Return the grid that ``coarsen`` makes of a grid."""
+    while max(grid) > FINEST:
+        grid = (-(-grid[0] // 2), -(-grid[1] // 2))
+    return grid
+
+
 def coarsen(tokens: torch.Tensor, grid: tuple[int, int]) -> tuple[torch.Tensor, tuple[int, int]]:
     """Average the tokens [B, L, Cv] of 2 x 2 patches, again and again, until no side has more than ``FINEST``.
 

@@ -10,7 +10,7 @@ Scores depend on the other images. N images, L = h·w patches of a stage, C its 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +22,6 @@ LOWEST_SHARE = 0.3  # of the distances to the other images
 EPS = 1e-5  # of the normalization
 NEIGHBORS = (1, 2, 3)  # images whose scores are averaged with an image's own
 PAIRED_BYTES = 2**28  # of cosines computed at a time
-
-StageTokens = Callable[[Sequence[int]], torch.Tensor]  # the tokens [B, L, C] of a stage of some images
 
 
 @torch.inference_mode()
@@ -41,18 +39,16 @@ def aggregate(tokens: torch.Tensor, grid: tuple[int, int], side: int) -> torch.T
 
 
 @torch.inference_mode()
-def stage_scores(tokens: StageTokens, scored: int, references: int, grid: tuple[int, int]) -> torch.Tensor:
+def stage_scores(tokens: torch.Tensor, scored: int, grid: tuple[int, int]) -> torch.Tensor:
     """Return the scores of the patches of a stage, [N, h, w] in [0, 2].
 
-    ``scored``: N, the number of images, at positions 0 to N - 1 of ``tokens``. ``references``: of the images after
-    them, which are known to be good; the others are compared with them, too, but they get no scores.
+    ``tokens``: [N + M, L, C]. ``scored``: N; the first N images are scored, and compared with the M others, too.
 
-    Memory: the tokens of all images in float32, and N · L distances to each of them.
+    Memory: the tokens of all images twice in float32, and N · L distances to each of them.
     """
-    everything = tokens(range(scored + references))
-    total = torch.zeros(scored, grid[0] * grid[1], device=everything.device)
+    total = torch.zeros(scored, grid[0] * grid[1], device=tokens.device)
     for side in NEIGHBORHOODS:
-        total += _lowest_mean(_distances(aggregate(everything, grid, side), scored))
+        total += _lowest_mean(_distances(aggregate(tokens, grid, side), scored))
     return (total / len(NEIGHBORHOODS)).reshape(scored, *grid)
 
 

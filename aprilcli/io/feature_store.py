@@ -62,12 +62,16 @@ class FeatureStore:
                 file.write(content)
         self._filled[index] = True
 
-    def get(self, indices: Sequence[int]) -> tuple[NDArray[np.generic], ...]:
-        """Return copies of the arrays of some images, N × [len(indices), …]. Raises KeyError for a missing image."""
+    def get_stage(self, number: int, indices: Sequence[int]) -> NDArray[np.generic]:
+        """Return a copy of one of the N arrays of some images, [len(indices), …]. Raises KeyError for a missing one."""
         for index in indices:
             if not self._filled[index]:
                 raise KeyError(index)
-        return tuple(np.array(mapped[list(indices)]) for mapped in self._maps)
+        return np.array(self._maps[number][list(indices)])
+
+    def get(self, indices: Sequence[int]) -> tuple[NDArray[np.generic], ...]:
+        """Return copies of the arrays of some images, N × [len(indices), …]. Raises KeyError for a missing image."""
+        return tuple(self.get_stage(number, indices) for number in range(len(self._maps)))
 
 
 def remove_store(folder: Path) -> None:

@@ -6,6 +6,7 @@ import importlib.util
 from dataclasses import replace
 
 from aprilcli.core.calibration import check_rate
+from aprilcli.core.mutual_subsets import LEAST
 from aprilcli.defaults import WITHOUT_REFERENCES
 from aprilcli.errors import InputError, OptionError
 from aprilcli.io.atomic import check_writable
@@ -28,6 +29,8 @@ def check(options: EvalOptions) -> LabeledDataset:
     if options.part is not None:
         find_bank(options.part, options.banks)
     dataset = _choose_objects(_read_dataset(options), options.objects)
+    if options.mutual:
+        _check_mutual(dataset)
     refuse_outputs(options.out, options.overwrite, planned_outputs(options, dataset))  # and again once locked
     return dataset
 
@@ -39,6 +42,8 @@ def _check_options(options: EvalOptions) -> None:
         raise OptionError(f"--method {','.join(options.method_names)}: needs references; give --shots of 1 or more")
     if options.calibrate and options.fusion == EvalFusion.authors:
         raise OptionError("--calibrate: scores with --fusion authors depend on all test images; use --fusion sum")
+    if options.mutual and options.tile is not None:
+        raise OptionError("--mutual compares whole images, without tiles; omit --tile")
     if options.labels is not None and options.layout != EvalOptions.layout:
         raise OptionError("--labels: the labels come from this file, not from a layout; omit --layout")
     if options.part is not None:
@@ -55,6 +60,7 @@ def _refuse_beside_part(options: EvalOptions) -> None:
         "--seeds": options.seeds != EvalOptions.seeds,
         "--seed": options.seed != EvalOptions.seed,
         "--method": options.methods is not None,
+        "--mutual": options.mutual,
         "--fusion": options.fusion is not None,
         "--calibrate": options.calibrate,
     }
@@ -82,3 +88,12 @@ def _choose_objects(dataset: LabeledDataset, names: tuple[str, ...] | None) -> L
     if not any(item.test for item in dataset.objects):
         raise InputError(f"{dataset.root}: no test images in layout {dataset.layout}; check the path")
     return dataset
+
+
+def _check_mutual(dataset: LabeledDataset) -> None:
+    for item in dataset.objects:
+        if len(item.test) < LEAST:
+            raise InputError(
+                f"{item.name}: {len(item.test)} test images, but --mutual needs at least {LEAST}, which are compared "
+                "with each other; omit it, or choose with --objects"
+            )

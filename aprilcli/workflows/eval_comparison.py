@@ -18,8 +18,9 @@ from aprilcli.core.detector import Detector, EncodedReference, EvidenceOfViews, 
 from aprilcli.core.fusion import balanced_weights
 from aprilcli.core.memory_bank import unit_rows
 from aprilcli.core.methods import Method
+from aprilcli.core.methods.mutual import Mutual
 from aprilcli.core.nearest import nearest_distance, nearest_in_banks
-from aprilcli.defaults import APRIL_GAN, WITH_ROTATIONS
+from aprilcli.defaults import APRIL_GAN, MUTUAL, WITH_ROTATIONS
 from aprilcli.options import EvalFusion
 from aprilcli.types import Evidence, ImageEvidence, ImageFeatures
 from aprilcli.workflows.eval_settings import Setting
@@ -55,7 +56,9 @@ class Comparison:
             self._rows = [tuple(unit_rows(stage).flatten(0, 1) for stage in stages) for stages in tokens]
         self._banks = [rows for setting, rows in zip(settings, chosen, strict=True) if _has_bank(setting)]
 
-        def methods(setting: Setting, rows: Sequence[int]) -> tuple[Method, ...]:
+        def methods(setting: Setting, rows: Sequence[int]) -> tuple[Method | Mutual, ...]:
+            if setting.method == MUTUAL:
+                return tuple(Mutual(encoder.spec, detector.text_features) for encoder in detector.encoders_of_views)
             if setting.method == APRIL_GAN:
                 is_balanced = fusion == EvalFusion.balanced
                 return detector.weighted(_weights(self._rows, rows, self._stages) if is_balanced else ())
@@ -64,16 +67,17 @@ class Comparison:
             return detector.fitted(setting.method, list(views) if rows else [()] * len(detector.views))
 
         if detector.bank is not None:
-            self.methods: tuple[tuple[Method, ...], ...] = (detector.methods,)
+            self.methods: tuple[tuple[Method | Mutual, ...], ...] = (detector.methods,)
         else:
             self.methods = tuple(map(methods, settings, chosen))
 
     def evidence(
-        self, images: list[ModelInput]
+        self, images: list[ModelInput], features_of: list[list[ImageFeatures]] | None = None
     ) -> Iterator[tuple[tuple[ImageEvidence, ...], float | None, float | None]]:
         """Encode a batch; yield the evidence of each image under each setting.
 
-        For an enrolled part, also the image's distance to the part, and to its references.
+        For an enrolled part, also the image's distance to the part, and to its references. The features of each image
+        are added to ``features_of``, if it is given.
         """
         detector = self._detector
         if detector.bank is not None:
@@ -83,6 +87,9 @@ class Comparison:
         collected = [EvidenceOfViews(images) for _ in self._settings]
         windows = any(method.uses_windows for methods in self.methods for method in methods)
         for view, positions, features in detector.encode(images, windows):
+            for row, position in enumerate(positions):
+                if features_of is not None:
+                    features_of[position].append(features[row : row + 1])
             own = iter(self._april_gan(view, features))
             for setting, methods, of_setting in zip(self._settings, self.methods, collected, strict=True):
                 is_own = setting.method == APRIL_GAN

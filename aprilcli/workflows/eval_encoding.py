@@ -14,16 +14,16 @@ from numpy.typing import NDArray
 from aprilcli.core.detector import Detector, EncodedReference
 from aprilcli.core.fusion import fuse_views, map_size
 from aprilcli.core.memory_bank import MemoryBank
-from aprilcli.core.methods import Method
+from aprilcli.core.methods import Scoring
 from aprilcli.core.resizing import resize_mask
-from aprilcli.defaults import WINCLIP, WITH_ROTATIONS
+from aprilcli.defaults import MUTUAL, WINCLIP, WITH_ROTATIONS
 from aprilcli.errors import InputError
 from aprilcli.io.data_fingerprint import digest_line, relative_path, sha256_of_line
 from aprilcli.io.datasets import GOOD, LabeledImage, LabeledObject
 from aprilcli.io.masks import read_mask
 from aprilcli.io.walk import FoundImage
 from aprilcli.options import EvalOptions
-from aprilcli.types import Detection, ImageEvidence, Views
+from aprilcli.types import Detection, ImageEvidence, ImageFeatures, Views
 from aprilcli.workflows.dataset_notes import MaskNotes
 from aprilcli.workflows.eval_comparison import Comparison
 from aprilcli.workflows.eval_copies import (
@@ -34,10 +34,12 @@ from aprilcli.workflows.eval_copies import (
     find_copies,
     make_thumbnail,
 )
+from aprilcli.workflows.eval_mutual import MutualImages
 from aprilcli.workflows.eval_references import References, draw_order, fusion_of
 from aprilcli.workflows.eval_settings import Setting
 from aprilcli.workflows.pipeline import PreparedImage, Reader, batches, images_ahead, map_ahead
 
+FEATURES = ".features"  # in the output folder, while the images of an object score each other
 MOST_TO_CALIBRATE = 200  # unused training images: twice as many as a false-alarm rate of 0.01 needs
 
 
@@ -59,7 +61,7 @@ class EncodedImage:
     mask: NDArray[np.bool_] | None = field(default=None, repr=False)
     has_pixels: bool = False
 
-    def detect(self, setting: int, methods: Sequence[Method], sizes: Sequence[int]) -> Detection | None:
+    def detect(self, setting: int, methods: Sequence[Scoring], sizes: Sequence[int]) -> Detection | None:
         """Fuse the evidence under the setting at this position; None if the image could not be read.
 
         ``methods`` and ``sizes``: as ``fuse_views`` takes them.
@@ -78,11 +80,11 @@ class EncodedObject:
     whose references are the only setting. ``calibration``: good images that are neither tested nor references;
     ``calibration_source``: where they, or the part's, come from. ``problems`` and ``notes``: for the user. ``digests``:
     a line ``<relative path> NUL <SHA-256>`` for each test image and mask. ``leaked``: test images of which a reference
-    or calibration image is a copy.
+    or calibration image is a copy. ``mutual``: smooths the scores of mutual scoring.
     """
 
     settings: tuple[Setting, ...]
-    methods: tuple[tuple[Method, ...], ...]
+    methods: tuple[tuple[Scoring, ...], ...]
     references: tuple[tuple[str, ...], ...]
     images: tuple[EncodedImage, ...]
     calibration: tuple[EncodedImage, ...]
@@ -91,6 +93,7 @@ class EncodedObject:
     notes: tuple[str, ...]
     digests: tuple[str, ...]
     leaked: tuple[str, ...] = ()
+    mutual: MutualImages | None = field(default=None, repr=False)
     part: MemoryBank | None = field(default=None, repr=False)
 
 
@@ -138,10 +141,15 @@ class ObjectEncoder:
             ]
             drawn.inputs.clear()  # with tiles, each holds all pixels of its image
 
-            def encode(images: Sequence[LabeledImage]) -> list[tuple[EncodedImage, _Read]]:
-                return list(self._encode_images(images, reader, detector, comparison, advance))
+            def encode(
+                images: Sequence[LabeledImage], mutual: MutualImages | None = None
+            ) -> list[tuple[EncodedImage, _Read]]:
+                return list(self._encode_images(images, reader, detector, comparison, advance, mutual))
 
-            tested, calibration = encode(item.test), encode(chosen)
+            mutual = self._mutual_images(item, detector)
+            tested, calibration = encode(item.test, mutual), encode(chosen)
+            if mutual is not None:
+                tested = self._with_mutual_scores(item, tested, mutual)
         trained += [read.thumbnail for _, read in calibration if read.thumbnail is not None]
         copies = find_copies([read.thumbnail for _, read in tested if read.thumbnail is not None], trained)
         leaked = [test.name for test, _ in copies]
@@ -175,8 +183,36 @@ class ObjectEncoder:
             notes=tuple(dict.fromkeys(note for _, read in (*tested, *calibration) for note in read.image.notes)),
             digests=tuple(line for _, read in tested for line in read.digests),
             leaked=tuple(dict.fromkeys(leaked)),
+            mutual=mutual,
             part=detector.bank,
         )
+
+    @property
+    def _mutual_at(self) -> int:
+        """The position of the setting of mutual scoring."""
+        return [setting.method for setting in self._settings].index(MUTUAL)
+
+    def _mutual_images(self, item: LabeledObject, detector: Detector) -> MutualImages | None:
+        if not any(setting.method == MUTUAL for setting in self._settings):
+            return None
+        return MutualImages(self._options.out / FEATURES, detector, len(item.test))
+
+    def _with_mutual_scores(
+        self, item: LabeledObject, tested: list[tuple[EncodedImage, _Read]], mutual: MutualImages
+    ) -> list[tuple[EncodedImage, _Read]]:
+        """Put the scores of the patches into the evidence of the readable images."""
+        try:
+            scored = iter(mutual.score())
+        except InputError as error:
+            raise InputError(f"{item.name}: {error}; omit --mutual, or choose with --objects") from error
+        at = self._mutual_at
+        found = []
+        for image, read in tested:
+            if image.error is None:
+                evidence = (*image.evidence[:at], next(scored), *image.evidence[at + 1 :])
+                image = replace(image, evidence=evidence)
+            found.append((image, read))
+        return found
 
     def _calibration_images(self, item: LabeledObject, drawn: References) -> list[LabeledImage]:
         """Return the images of validation/good; without any, a random part of the unused training images."""
@@ -207,6 +243,7 @@ class ObjectEncoder:
         detector: Detector,
         comparison: Comparison,
         advance: Callable[..., None],
+        mutual: MutualImages | None,
     ) -> Iterator[tuple[EncodedImage, _Read]]:
         batch_size = self._options.batch_size
 
@@ -216,7 +253,9 @@ class ObjectEncoder:
         ahead = images_ahead(self._options, detector.views.tile)
         for batch in batches(map_ahead(self._pool, read, images, ahead), batch_size):
             inputs = [found.image.input for found in batch if found.image.input is not None]
-            rows = iter(comparison.evidence(inputs) if inputs else ())
+            features: list[list[ImageFeatures]] = [[] for _ in inputs]  # of each view, for mutual scoring
+            rows = iter(comparison.evidence(inputs, features if mutual is not None else None) if inputs else ())
+            numbers = iter(range(len(inputs)))
             del inputs
             for found in map(_Read.without_pixels, batch):
                 path, error = found.image.found.relative, found.image.error
@@ -224,6 +263,8 @@ class ObjectEncoder:
                     yield EncodedImage(found.labeled, path, error=error), found
                 else:
                     evidence, part_distance, distance = next(rows)
+                    if mutual is not None:
+                        mutual.add(path, features[next(numbers)], evidence[self._mutual_at])
                     encoded = EncodedImage(
                         image=found.labeled,
                         path=path,

@@ -17,7 +17,7 @@ from aprilcli.core.decision import DecisionRule
 from aprilcli.core.detector import Detector
 from aprilcli.core.fusion import authors_scores
 from aprilcli.core.metrics import PixelScores, image_metrics, roc_curve, vand
-from aprilcli.defaults import APRIL_GAN
+from aprilcli.defaults import APRIL_GAN, MUTUAL
 from aprilcli.io.datasets import LabeledObject
 from aprilcli.options import EvalFusion, EvalOptions
 from aprilcli.types import Detection
@@ -89,6 +89,8 @@ def _measure(
     scores = [detection.score for detection in detections]
     if options.fusion == EvalFusion.authors and setting.shots and setting.method == APRIL_GAN:
         scores = authors_scores(detections)
+    if setting.method == MUTUAL and encoded.mutual is not None:
+        scores = encoded.mutual.smoothed(detections)
     measured = {**pixels.metrics(), **image_metrics(labels, scores)}
     measured["vand"] = vand(measured["f1max_cls"], measured["f1max_segm"])
     verdicts = None
@@ -118,6 +120,8 @@ def _rule(encoded: EncodedObject, setting: int, sizes: Sequence[int]) -> RuleAt 
     """Return the rule of an enrolled part, or one from the scores of the calibration images; None without images."""
     if encoded.part is not None:
         return partial(DecisionRule.at_rate, encoded.part.calibration)
+    if encoded.settings[setting].method == MUTUAL:  # scores of images that are compared with each other only
+        return None
     detections = [image.detect(setting, encoded.methods[setting], sizes) for image in encoded.calibration]
     scores = np.array([detection.score for detection in detections if detection is not None], np.float32)
     if not len(scores):

@@ -21,6 +21,8 @@ from typing import Any
 
 from aprilcli.core.memory_bank import MemoryBank
 from aprilcli.core.metrics import METRICS
+from aprilcli.core.mutual_subsets import LARGEST
+from aprilcli.defaults import MUTUAL
 from aprilcli.io.atomic import written_aside
 from aprilcli.io.datasets import LabeledDataset
 from aprilcli.options import EvalFusion, EvalOptions
@@ -102,6 +104,11 @@ def captions(
         f"pixels (segm) {pixels}, masks resized to it; "
         f"images (cls): text score, with shots {fusion[fusion_of(options, bank)]}",
     ]
+    if options.mutual:
+        lines.append(
+            f"{MUTUAL}: test images of an object score each other, in subsets of at most {LARGEST}; a score depends on "
+            "the other images"
+        )
     without = [item.name for item in dataset.objects if not any(i.label and i.mask_paths for i in item.test)]
     if without:
         lines.append(f"no masks, so no pixel measures: {', '.join(without)}")

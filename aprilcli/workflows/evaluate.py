@@ -17,7 +17,7 @@ from aprilcli.core.encoder import ImageEncoder, describe_encoder
 from aprilcli.core.memory_bank import MemoryBank
 from aprilcli.core.projector import Projector, load_projector
 from aprilcli.core.prompts import encode_prompts
-from aprilcli.defaults import PAPER, SHOTS, WITHOUT_REFERENCES
+from aprilcli.defaults import MUTUAL, PAPER, SHOTS, WITHOUT_REFERENCES
 from aprilcli.errors import InputError
 from aprilcli.io import paper_tables, records
 from aprilcli.io.atomic import claimed
@@ -172,6 +172,8 @@ def _settings(options: EvalOptions, dataset: LabeledDataset, console: Console) -
         if k or method in WITHOUT_REFERENCES
         for seed in (seeds if k else (None,))
     )
+    if options.mutual:
+        settings = (Setting(0, None, MUTUAL), *settings)
     if not settings:
         raise InputError(
             f"{fewest.name} has no good training images, but {', '.join(options.method_names)} needs references; add "

@@ -20,17 +20,13 @@ def musc() -> dict[str, torch.Tensor]:
     return load_file(GOLDEN / "musc.safetensors")
 
 
-def tokens_of(tokens: torch.Tensor) -> mutual.StageTokens:
-    return lambda images: tokens[list(images)]
-
-
 def test_the_authors_numbers(musc: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mutual, "PAIRED_BYTES", 3 * 4 * 36 * 36)  # blocks of three images
     stages = [musc[f"patch_tokens.{number}"] for number in range(1, 5)]
     for side in (1, 3, 5):
         aggregated = torch.stack([mutual.aggregate(tokens, GRID, side) for tokens in stages])
         torch.testing.assert_close(aggregated, musc[f"aggregated.r{side}"], atol=1e-6, rtol=0)
-    scores = [mutual.stage_scores(tokens_of(tokens), 8, 0, GRID) for tokens in stages]
+    scores = [mutual.stage_scores(tokens, 8, GRID) for tokens in stages]
     mean = torch.stack(scores).mean(dim=0).flatten(1)
     torch.testing.assert_close(mean, musc["patch_scores"].float(), atol=1e-6, rtol=0)
     maps = torch.stack([mutual.mutual_map([stage[image] for stage in scores], 48) for image in range(8)])
@@ -62,7 +58,7 @@ def slow_scores(tokens: torch.Tensor, scored: int, grid: tuple[int, int]) -> lis
 def test_a_loop_from_the_definition(scored: int, references: int) -> None:
     tokens = torch.randn(scored + references, 6, 4, generator=torch.Generator().manual_seed(1))
     expected = torch.tensor(slow_scores(tokens, scored, (2, 3)))
-    actual = mutual.stage_scores(tokens_of(tokens), scored, references, (2, 3))
+    actual = mutual.stage_scores(tokens, scored, (2, 3))
     torch.testing.assert_close(actual.flatten(1), expected, atol=1e-5, rtol=0)
 
 
@@ -70,10 +66,10 @@ def test_an_odd_patch_has_the_highest_score_and_references_lower_that_of_one_lik
     generator = torch.Generator().manual_seed(2)
     tokens = torch.randn(1, 36, 8, generator=generator) + 0.1 * torch.randn(10, 36, 8, generator=generator)
     tokens[4, 20] = 5 * torch.randn(8, generator=generator)
-    alone = mutual.stage_scores(tokens_of(tokens), 10, 0, GRID)
+    alone = mutual.stage_scores(tokens, 10, GRID)
     assert alone.flatten(1).amax(dim=1).argmax() == 4
     known = torch.cat([tokens, tokens[4:5].expand(5, -1, -1)])
-    assert mutual.stage_scores(tokens_of(known), 10, 5, GRID)[4].max() < 0.5 * alone[4].max()
+    assert mutual.stage_scores(known, 10, GRID)[4].max() < 0.5 * alone[4].max()
 
 
 def test_equal_scores_stay_equal_when_smoothed() -> None:

@@ -10,10 +10,22 @@ import torch
 from aprilcli.types import Evidence, ImageFeatures
 
 
-class Method(Protocol):
+class Scoring(Protocol):
+    """How evidence becomes maps and scores. B inputs, S the side of the model's input in pixels."""
+
+    def maps(self, evidence: Evidence) -> torch.Tensor | None:
+        """Return the anomaly maps of B inputs, [B, S, S] float32; None for a method without maps."""
+        ...
+
+    def image_score(self, evidence: Evidence, anomaly_map: torch.Tensor | None) -> torch.Tensor:
+        """Return the score [] of an image, from the evidence of its inputs (several if it is tiled) and its map."""
+        ...
+
+
+class Method(Scoring, Protocol):
     """A way to use reference images. It sees features only, so one encoder pass serves every method.
 
-    B inputs, S the side of the model's input in pixels. ``uses_windows``: whether it needs ``ImageFeatures.windows``.
+    ``uses_windows``: whether it needs ``ImageFeatures.windows``.
     """
 
     uses_windows: bool
@@ -24,12 +36,4 @@ class Method(Protocol):
 
     def evidence(self, features: ImageFeatures) -> Evidence:
         """Return what the method finds in each of B inputs, independently of the others."""
-        ...
-
-    def maps(self, evidence: Evidence) -> torch.Tensor | None:
-        """Return the anomaly maps of B inputs, [B, S, S] float32; None for a method without maps."""
-        ...
-
-    def image_score(self, evidence: Evidence, anomaly_map: torch.Tensor | None) -> torch.Tensor:
-        """Return the score [] of an image, from the evidence of its inputs (several if it is tiled) and its map."""
         ...
