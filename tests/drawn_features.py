@@ -63,9 +63,13 @@ def check_method(make: Callable[[], Method], references: int) -> None:
     together = fuse(method, method.evidence(features))
     for k, detection in enumerate(together):
         [alone] = fuse(method, method.evidence(features[k : k + 1]))
-        np.testing.assert_allclose(alone.anomaly_map, detection.anomaly_map, atol=1e-4)
-        np.testing.assert_allclose(alone.score, detection.score, rtol=1e-5, atol=1e-9)
+        np.testing.assert_array_equal(alone.anomaly_map, detection.anomaly_map)
+        assert (alone.score, alone.text_score) == (detection.score, detection.text_score)
         assert detection.anomaly_map.shape == (SIZE, SIZE)
+        assert np.isfinite(detection.anomaly_map).all()
+    method.fit([ImageFeatures.concatenate([in_half_precision(each) for each in draw_references(references)])])
+    for detection in fuse(method, method.evidence(in_half_precision(features))):
+        assert detection.anomaly_map.dtype == np.float32
         assert np.isfinite(detection.anomaly_map).all()
     method.fit([features[:1]])  # replaces what was learned; the same image is not anomalous
     [same, *others] = fuse(method, method.evidence(features))
@@ -77,3 +81,8 @@ def check_method(make: Callable[[], Method], references: int) -> None:
         assert np.isfinite(detection.anomaly_map).all()
         assert detection.map_max < 1e-3
         assert np.isfinite(detection.score)
+
+
+def in_half_precision(features: ImageFeatures) -> ImageFeatures:
+    """Return the features in float16."""
+    return ImageFeatures(features.image.half(), tuple(tokens.half() for tokens in features.patch_tokens), GRIDS)

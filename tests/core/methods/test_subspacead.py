@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from drawn_features import GRIDS, SIZE, SPEC, TEXT, draw_features, draw_references
+from drawn_features import GRIDS, SIZE, SPEC, TEXT, check_method, draw_features, draw_references
 
 from aprilcli.core.fusion import fuse
 from aprilcli.core.methods.subspacead import SubspaceAd
@@ -47,3 +47,17 @@ def test_the_score_is_the_mean_of_the_top_of_the_map() -> None:
     top = np.sort(detection.anomaly_map.flatten())[-int(np.ceil(0.01 * SIZE**2)) :]
     assert detection.score == pytest.approx(top.mean(), rel=1e-5)
     assert torch.tensor(detection.map_max) >= detection.score
+
+
+@pytest.mark.parametrize("references", [1, 3])
+def test_what_all_methods_do(references: int) -> None:
+    check_method(lambda: SubspaceAd(SPEC, TEXT), references)
+
+
+def test_a_constant_reference_has_no_components() -> None:
+    features = draw_features(1, 2)
+    constant = ImageFeatures(features.image, tuple(t[:, :1].expand_as(t) for t in features.patch_tokens), GRIDS)
+    method = SubspaceAd(SPEC, TEXT)
+    method.fit([constant])
+    assert [components.shape[1] for _, components in method._subspaces] == [0, 0, 0]
+    assert all((residuals > 0).all() for residuals in method.evidence(draw_features(1, 3)).distances)
