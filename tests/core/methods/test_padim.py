@@ -14,7 +14,7 @@ from aprilcli.core.methods.padim import Padim
 from aprilcli.types import ImageFeatures
 
 
-@pytest.mark.parametrize("references", [1, 2, 5, 40])
+@pytest.mark.parametrize("references", [1, 2, 5, 20])
 def test_a_loop_from_the_definition(references: int) -> None:
     drawn, features = draw_references(references), draw_features(2, 3)
     method = Padim(SPEC, TEXT)
