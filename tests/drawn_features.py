@@ -57,16 +57,10 @@ def joined(features: ImageFeatures, image: int, stages: Sequence[int]) -> np.nda
 
 
 def check_method(make: Callable[[], Method], references: int) -> None:
-    """Check what holds for every method with references."""
+    """Check what holds for every method that compares patches with those of the references."""
+    check_images_are_independent(make, references)
+    check_half_precision(make, references)
     method, features = make(), draw_features(3, 5)
-    method.fit(draw_references(references))
-    together = fuse(method, method.evidence(features))
-    for k, detection in enumerate(together):
-        [alone] = fuse(method, method.evidence(features[k : k + 1]))
-        np.testing.assert_allclose(alone.anomaly_map, detection.anomaly_map, atol=1e-4)
-        np.testing.assert_allclose(alone.score, detection.score, rtol=1e-5, atol=1e-9)
-        assert detection.anomaly_map.shape == (SIZE, SIZE)
-        assert np.isfinite(detection.anomaly_map).all()
     method.fit([features[:1]])  # replaces what was learned; the same image is not anomalous
     [same, *others] = fuse(method, method.evidence(features))
     assert same.map_max < min(detection.map_max for detection in others) / 4
@@ -77,3 +71,37 @@ def check_method(make: Callable[[], Method], references: int) -> None:
         assert np.isfinite(detection.anomaly_map).all()
         assert detection.map_max < 1e-3
         assert np.isfinite(detection.score)
+
+
+def check_images_are_independent(make: Callable[[], Method], references: int) -> None:
+    """Check that the results of an image are the same, to the bit, alone and among others."""
+    method, features = make(), draw_features(3, 5)
+    method.fit(draw_references(references))
+    for k, detection in enumerate(fuse(method, method.evidence(features))):
+        [alone] = fuse(method, method.evidence(features[k : k + 1]))
+        np.testing.assert_array_equal(alone.anomaly_map, detection.anomaly_map)
+        assert (alone.score, alone.text_score) == (detection.score, detection.text_score)
+        assert detection.anomaly_map.shape == (SIZE, SIZE)
+        assert np.isfinite(detection.anomaly_map).all()
+
+
+def check_half_precision(make: Callable[[], Method], references: int) -> None:
+    """Check that float16 features give the results of these values in float32, and that references may be batches."""
+    method, features = make(), in_half_precision(draw_features(2, 5))
+    drawn = [in_half_precision(each) for each in draw_references(references)]
+    method.fit([ImageFeatures.concatenate(drawn)])
+    half = fuse(method, method.evidence(features))
+    method.fit([in_single_precision(each) for each in drawn])
+    for one, other in zip(half, fuse(method, method.evidence(in_single_precision(features))), strict=True):
+        np.testing.assert_allclose(one.anomaly_map, other.anomaly_map, rtol=1e-4, atol=1e-6)
+        assert abs(one.score - other.score) <= 1e-4 * abs(other.score) + 1e-6
+
+
+def in_single_precision(features: ImageFeatures) -> ImageFeatures:
+    """Return the features in float32."""
+    return ImageFeatures(features.image.float(), tuple(tokens.float() for tokens in features.patch_tokens), GRIDS)
+
+
+def in_half_precision(features: ImageFeatures) -> ImageFeatures:
+    """Return the features in float16."""
+    return ImageFeatures(features.image.half(), tuple(tokens.half() for tokens in features.patch_tokens), GRIDS)

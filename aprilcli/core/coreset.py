@@ -17,7 +17,7 @@ def coreset(features: torch.Tensor, fraction: float, seed: int = 0) -> torch.Ten
     """Choose rows by greedy k-center: repeatedly the row farthest from those already chosen.
 
     (Roth et al.: Towards total recall in industrial anomaly detection, 2022, algorithm 1; Gonzalez 1985: the covering
-    radius is at most twice the optimal one.) ``features`` [M, Cv] unit rows. Returns max(1, round(fraction · M))
+    radius is at most twice the optimal one.) ``features`` [M, Cv]. Returns max(1, round(fraction · M))
     indices [k] int64, ascending; the same for the same ``seed``. Distances are Euclidean. Rows wider than
     ``CORESET_WIDTH`` are projected to that width at random for choosing (Johnson and Lindenstrauss), which preserves a
     distance to within about 6 % (one standard deviation). The first row is drawn at random. Raises OptionError for a

@@ -1,4 +1,4 @@
-"""Nearest-neighbor search in a memory bank (eq. 4): cosine distances, and leave-one-out over the bank's sources."""
+"""Nearest-neighbor search: cosine distances to a memory bank (eq. 4), also without one source, and Euclidean ones."""
 
 from __future__ import annotations
 
@@ -40,25 +40,23 @@ def nearest_distance(patch_tokens: torch.Tensor, *bank_features: torch.Tensor) -
 def nearest_euclidean(rows: torch.Tensor, others: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the Euclidean distance of each row [L, C] to the nearest of ``others`` [M, C], and its position, [L] each.
 
-    Candidates come from |a|² + |b|² − 2ab, ``SIMILARITIES`` bytes at a time; the distance itself from the difference,
-    so that it keeps its digits.
+    Both float32. Candidates come from |a|² + |b|² − 2ab, ``SIMILARITIES`` bytes at a time, measured from the mean of
+    the rows so that what all have in common costs no digits; the distance itself comes from the difference.
     """
+    center = rows.mean(dim=0)
+    centered = rows - center
     squares = torch.full((len(rows),), torch.inf, device=rows.device)
     positions = torch.zeros(len(rows), dtype=torch.long, device=rows.device)
-    size, first = max(1, SIMILARITIES // (4 * len(rows))), 0
+    size, first = max(1, SIMILARITIES // (4 * max(rows.shape))), 0
     for piece in torch.split(others, size):
-        found = torch.addmm(piece.square().sum(dim=1), rows, piece.T, alpha=-2).min(dim=1)
+        columns = piece - center
+        found = torch.addmm(columns.square().sum(dim=1), centered, columns.T, alpha=-2).min(dim=1)
         is_nearer = found.values < squares
         squares = torch.where(is_nearer, found.values, squares)
         positions = torch.where(is_nearer, found.indices + first, positions)
         first += len(piece)
-    distances = torch.cat(
-        [
-            (a - others[at]).norm(dim=1)
-            for a, at in zip(torch.split(rows, PIECE), torch.split(positions, PIECE), strict=True)
-        ]
-    )
-    return distances, positions
+    pieces = zip(torch.split(rows, PIECE), torch.split(positions, PIECE), strict=True)
+    return torch.cat([(own - others[at]).norm(dim=1) for own, at in pieces]), positions
 
 
 @torch.inference_mode()

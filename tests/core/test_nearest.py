@@ -12,7 +12,7 @@ from aprilcli.core.memory_bank import (
     subsample,
     unit_rows,
 )
-from aprilcli.core.nearest import leave_one_out, nearest_distance
+from aprilcli.core.nearest import leave_one_out, nearest_distance, nearest_euclidean
 from aprilcli.errors import InputError
 
 QUERIES = ("query0", "query1", "query2")
@@ -191,3 +191,18 @@ def test_the_distances_of_large_images_are_found_piece_by_piece(monkeypatch):
     expected = 1 - (unit_rows(tokens) @ rows.T).amax(dim=-1)
     monkeypatch.setattr(nearest, "PIECE", 16)
     torch.testing.assert_close(nearest_distance(tokens, rows), expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("offset", [0, 1000])
+@pytest.mark.parametrize("size", [8 * 1024**2, 100])
+def test_euclidean_distances_are_those_of_the_differences(monkeypatch, size, offset):
+    monkeypatch.setattr(nearest, "SIMILARITIES", size)
+    generator = torch.Generator().manual_seed(0)
+    rows = offset + torch.randn(30, 16, generator=generator)
+    others = offset + torch.randn(50, 16, generator=generator)
+    others[7], others[40] = rows[3], rows[11]
+    direct = torch.cdist(rows, others, compute_mode="donot_use_mm_for_euclid_dist")
+    distances, positions = nearest_euclidean(rows, others)
+    torch.testing.assert_close(distances, direct.amin(dim=1), rtol=1e-6, atol=0)
+    assert torch.equal(positions, direct.argmin(dim=1))
+    assert distances[[3, 11]].tolist() == [0, 0]

@@ -11,7 +11,7 @@ from aprilcli.core.coreset import coreset
 from aprilcli.core.grids import join
 from aprilcli.core.methods.reference_method import ReferenceMethod
 from aprilcli.core.nearest import nearest_euclidean
-from aprilcli.types import Evidence, ImageFeatures, ModelSpec
+from aprilcli.types import ImageFeatures, ModelSpec
 
 FRACTION = 0.1  # of the references' rows that are kept
 NEIGHBORS = 9  # rows around the nearest one, itself included, which weigh the image score
@@ -38,13 +38,11 @@ class PatchCore(ReferenceMethod):
         self._rows = rows[coreset(rows, FRACTION)]
 
     @torch.inference_mode()
-    def evidence(self, features: ImageFeatures) -> Evidence:
-        """Return text scores, distances to the coreset [B, h, w], and the weighted largest of each image [B]."""
-        tokens, grid = _local_features(features)
-        found = [nearest_euclidean(rows, self._rows) for rows in tokens]
-        scores = [self._score(rows, *nearest) for rows, nearest in zip(tokens, found, strict=True)]
-        distances = torch.stack([values for values, _ in found]).reshape(-1, *grid)
-        return Evidence(self.text_scores(features), distances=(distances,), image_scores=torch.stack(scores))
+    def distances(self, image: ImageFeatures) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
+        """Return the distances to the coreset, and the weighted largest of them."""
+        tokens, grid = _local_features(image)
+        values, positions = nearest_euclidean(tokens[0], self._rows)
+        return (values.reshape(1, *grid),), self._score(tokens[0], values, positions)[None]
 
     def _score(self, rows: torch.Tensor, values: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         farthest = values.argmax()

@@ -17,9 +17,10 @@ REACH = 4  # standard deviations after which the Gaussian is cut off
 
 
 class ReferenceMethod(ABC):
-    """A method with one grid of distances per input, and none of its own without references.
+    """A method with grids of distances of its own, which needs references.
 
-    ``text_features`` [2, C] only serve the text score, which is reported beside the method's own score.
+    ``text_features`` [2, C] only serve the text score, which is reported beside the method's own score. Images are
+    compared one at a time: memory does not grow with B, and the result of an image does not depend on the others.
     """
 
     uses_windows = False
@@ -34,17 +35,27 @@ class ReferenceMethod(ABC):
         """Learn from the features of reference images, at least one, replacing what was learned before."""
 
     @abstractmethod
+    def distances(self, image: ImageFeatures) -> tuple[tuple[torch.Tensor, ...], torch.Tensor | None]:
+        """Return the distances of the patches of one image, and its score [1] if that does not follow from the map.
+
+        The distances are in one or several grids, each [1, h, w] float32.
+        """
+
+    @torch.inference_mode()
     def evidence(self, features: ImageFeatures) -> Evidence:
         """Return text scores, distances and, if they do not follow from the map, image scores of B inputs."""
+        return Evidence.concatenate([self._evidence(features[k : k + 1]) for k in range(len(features.image))])
 
-    def text_scores(self, features: ImageFeatures) -> torch.Tensor:
-        """Return the text scores [B] (eq. 1)."""
-        return maps.text_score(features.image, self.text_features, self.spec.logit_scale)
+    def _evidence(self, image: ImageFeatures) -> Evidence:
+        text_scores = maps.text_score(image.image.float(), self.text_features, self.spec.logit_scale)
+        distances, image_scores = self.distances(image)
+        return Evidence(text_scores, distances=distances, image_scores=image_scores)
 
     @torch.inference_mode()
     def maps(self, evidence: Evidence) -> torch.Tensor:
-        """Return the distances, upsampled and smoothed: [B, S, S]."""
-        return smooth(maps.upsample(evidence.distances[0], self.spec.image_size))
+        """Return the mean of the upsampled grids of distances, smoothed: [B, S, S]."""
+        upsampled = (maps.upsample(grid, self.spec.image_size) for grid in evidence.distances)
+        return smooth(maps.sum_stages(upsampled) / len(evidence.distances))
 
     def image_score(self, evidence: Evidence, anomaly_map: torch.Tensor | None) -> torch.Tensor:
         """Return the highest image score of the inputs; without any, the maximum of the map."""
@@ -60,5 +71,7 @@ def smooth(anomaly_maps: torch.Tensor, sigma: float = SIGMA) -> torch.Tensor:
     steps = np.arange(-reach, reach + 1)
     window = np.exp(-0.5 * (steps / sigma) ** 2)
     kernel = torch.tensor(window / window.sum(), dtype=torch.float32, device=anomaly_maps.device)
+    rows, columns = kernel[None, None, :, None], kernel[None, None, None, :]
     padded = F.pad(anomaly_maps[:, None], (reach, reach, reach, reach), mode="reflect")
-    return F.conv2d(F.conv2d(padded, kernel[None, None, :, None]), kernel[None, None, None, :])[:, 0]
+    # One at a time: the order in which conv2d adds up depends on the size of the batch.
+    return torch.cat([F.conv2d(F.conv2d(single[None], rows), columns)[0] for single in padded])

@@ -9,7 +9,7 @@ import torch
 from aprilcli.core.grids import join
 from aprilcli.core.methods.reference_method import ReferenceMethod
 from aprilcli.core.nearest import nearest_euclidean
-from aprilcli.types import Evidence, ImageFeatures, ModelSpec
+from aprilcli.types import ImageFeatures, ModelSpec
 
 NEIGHBORS = 50  # reference images; fewer if there are fewer
 
@@ -29,19 +29,14 @@ class Spade(ReferenceMethod):
     @torch.inference_mode()
     def fit(self, references: Sequence[ImageFeatures]) -> None:
         """Keep the image features [K, C] and, of each, the joined tokens [L, ΣCv]."""
-        self._images = torch.cat([features.image for features in references])
+        self._images = torch.cat([features.image for features in references]).float()
         self._rows = [rows for features in references for rows in join(features.patch_tokens, features.grids)[0]]
 
     @torch.inference_mode()
-    def evidence(self, features: ImageFeatures) -> Evidence:
-        """Return text scores, the patches' distances [B, h, w] and the image scores [B]."""
-        tokens, grid = join(features.patch_tokens, features.grids)
-        maps, scores = [], []
-        for image, rows in zip(features.image, tokens, strict=True):
-            apart = (self._images - image).norm(dim=1)
-            nearest = apart.topk(min(NEIGHBORS, len(apart)), largest=False)
-            each = [nearest_euclidean(rows, self._rows[k])[0] for k in nearest.indices.tolist()]
-            maps.append(torch.stack(each).amin(dim=0))
-            scores.append(nearest.values.mean())
-        distances = torch.stack(maps).reshape(-1, *grid)
-        return Evidence(self.text_scores(features), distances=(distances,), image_scores=torch.stack(scores))
+    def distances(self, image: ImageFeatures) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
+        """Return the patches' distances and the image score."""
+        apart = (self._images - image.image.float()).norm(dim=1)
+        nearest = apart.topk(min(NEIGHBORS, len(apart)), largest=False)
+        tokens, grid = join(image.patch_tokens, image.grids)
+        each = [nearest_euclidean(tokens[0], self._rows[k])[0] for k in nearest.indices.tolist()]
+        return (torch.stack(each).amin(dim=0).reshape(1, *grid),), nearest.values.mean()[None]

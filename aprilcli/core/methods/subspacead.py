@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
 
 import torch
 
-from aprilcli.core import maps
 from aprilcli.core.grids import coarsen
-from aprilcli.core.methods.reference_method import ReferenceMethod, smooth
+from aprilcli.core.methods.reference_method import ReferenceMethod
 from aprilcli.core.score_choice import top_mean
 from aprilcli.types import Evidence, ImageFeatures, ModelSpec
 
@@ -32,24 +32,18 @@ class SubspaceAd(ReferenceMethod):
     @torch.inference_mode()
     def fit(self, references: Sequence[ImageFeatures]) -> None:
         """Find the mean and the principal components of each group of stages."""
-        groups = zip(*([tokens for tokens, _ in _groups(features)] for features in references), strict=True)
-        self._subspaces = [_subspace(torch.cat([tokens.flatten(0, 1) for tokens in group])) for group in groups]
+        count = len(list(_groups(references[0])))
+        self._subspaces = [_subspace(references, group) for group in range(count)]
 
     @torch.inference_mode()
-    def evidence(self, features: ImageFeatures) -> Evidence:
-        """Return text scores, and the squared residuals of each group [B, h, w]."""
+    def distances(self, image: ImageFeatures) -> tuple[tuple[torch.Tensor, ...], None]:
+        """Return the squared residuals, one grid for each group."""
         residuals = []
-        for (tokens, grid), (mean, components) in zip(_groups(features), self._subspaces, strict=True):
-            centered = tokens - mean
+        for (tokens, grid), (mean, components) in zip(_groups(image), self._subspaces, strict=True):
+            centered = tokens[0] - mean
             rest = centered - centered @ components @ components.T
-            residuals.append(rest.square().sum(dim=-1).reshape(-1, *grid))
-        return Evidence(self.text_scores(features), distances=tuple(residuals))
-
-    @torch.inference_mode()
-    def maps(self, evidence: Evidence) -> torch.Tensor:
-        """Return the mean of the groups' maps, smoothed: [B, S, S]."""
-        each = [maps.upsample(distances, self.spec.image_size) for distances in evidence.distances]
-        return smooth(torch.stack(each).mean(dim=0))
+            residuals.append(rest.square().sum(dim=1).reshape(1, *grid))
+        return tuple(residuals), None
 
     def image_score(self, evidence: Evidence, anomaly_map: torch.Tensor | None) -> torch.Tensor:
         """Return the mean of the highest 1 % of the map."""
@@ -65,14 +59,26 @@ def _groups(features: ImageFeatures) -> Iterator[tuple[torch.Tensor, tuple[int, 
         yield torch.stack([tokens for tokens, _ in members]).mean(dim=0), members[0][1]
 
 
-def _subspace(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the mean [C] and the fewest principal components [C, R] that explain ``EXPLAINED`` of the variance."""
-    mean = rows.mean(dim=0)
-    centered = (rows - mean).double()
-    variances, vectors = torch.linalg.eigh(centered.T @ centered)
+def _rows(references: Sequence[ImageFeatures], group: int) -> Iterator[torch.Tensor]:
+    """Yield the rows [B·L, C] of one group of each reference, without keeping them: there may be many references."""
+    for features in references:
+        tokens, _ = next(itertools.islice(_groups(features), group, None))
+        yield tokens.flatten(0, 1)
+
+
+def _subspace(references: Sequence[ImageFeatures], group: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the mean [C] and the fewest principal components [C, R] that explain ``EXPLAINED`` of the variance.
+
+    Sums are kept in main memory, because not every device has float64. R = 0 if all rows are equal.
+    """
+    device = references[0].image.device
+    count = sum(len(rows) for rows in _rows(references, group))
+    total = functools.reduce(torch.add, (rows.cpu().double().sum(dim=0) for rows in _rows(references, group)))
+    mean = (total / count).float().to(device)
+    centered = (rows - mean for rows in _rows(references, group))
+    scatter = functools.reduce(torch.add, ((rows.T @ rows).cpu().double() for rows in centered))
+    variances, vectors = torch.linalg.eigh(scatter)
     variances, vectors = variances.flip(0).clamp(min=0), vectors.flip(1)
-    total = variances.sum()
-    if total <= 0:  # all rows are equal
-        return mean, vectors[:, :0].float()
-    count = int((variances.cumsum(dim=0) < EXPLAINED * total).sum()) + 1
-    return mean, vectors[:, :count].float()
+    explained = torch.cat([torch.zeros(1), variances.cumsum(dim=0)])  # by 0, 1, ... components
+    needed = int((explained < EXPLAINED * explained[-1]).sum())
+    return mean, vectors[:, :needed].float().to(device)

@@ -5,7 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from drawn_features import GRIDS, SIZE, SPEC, TEXT, draw_features, draw_references
+from drawn_features import (
+    GRIDS,
+    SIZE,
+    SPEC,
+    TEXT,
+    check_half_precision,
+    check_images_are_independent,
+    draw_features,
+    draw_references,
+)
 
 from aprilcli.core.fusion import fuse
 from aprilcli.core.methods.subspacead import SubspaceAd
@@ -15,6 +24,8 @@ from aprilcli.types import ImageFeatures
 @pytest.mark.parametrize("references", [1, 6])
 def test_a_loop_from_the_definition(references: int) -> None:
     drawn, features = draw_references(references), draw_features(2, 3)
+    for tokens in (stage for each in (*drawn, features) for stage in each.patch_tokens):
+        tokens[:, :, 0] *= 0.1  # less than 1 % of the variance
     method = SubspaceAd(SPEC, TEXT)
     method.fit(drawn)
     evidence = method.evidence(features)
@@ -24,6 +35,7 @@ def test_a_loop_from_the_definition(references: int) -> None:
         _, singular, directions = np.linalg.svd(rows - mean, full_matrices=False)
         explained = np.cumsum(singular**2) / np.sum(singular**2)
         kept = directions[: int(np.argmax(explained >= 0.99)) + 1]
+        assert len(kept) < rows.shape[1]
         for image in range(2):
             for position, patch in enumerate(features.patch_tokens[stage][image].numpy()):
                 rest = patch - mean - kept.T @ (kept @ (patch - mean))
@@ -47,3 +59,18 @@ def test_the_score_is_the_mean_of_the_top_of_the_map() -> None:
     top = np.sort(detection.anomaly_map.flatten())[-int(np.ceil(0.01 * SIZE**2)) :]
     assert detection.score == pytest.approx(top.mean(), rel=1e-5)
     assert torch.tensor(detection.map_max) >= detection.score
+
+
+@pytest.mark.parametrize("references", [1, 3])
+def test_images_and_precisions(references: int) -> None:
+    check_images_are_independent(lambda: SubspaceAd(SPEC, TEXT), references)
+    check_half_precision(lambda: SubspaceAd(SPEC, TEXT), references)
+
+
+def test_a_constant_reference_has_no_components() -> None:
+    features = draw_features(1, 2)
+    constant = ImageFeatures(features.image, tuple(t[:, :1].expand_as(t) for t in features.patch_tokens), GRIDS)
+    method = SubspaceAd(SPEC, TEXT)
+    method.fit([constant])
+    assert [components.shape[1] for _, components in method._subspaces] == [0, 0, 0]
+    assert all((residuals > 0).all() for residuals in method.evidence(draw_features(1, 3)).distances)
