@@ -117,7 +117,7 @@ def test_core_and_io_name_no_options_of_the_command_line(folder: str) -> None:
     assert named == []
 
 
-def test_only_fusion_adds_up_zero_shot_and_few_shot_maps() -> None:
+def test_one_module_adds_up_zero_shot_and_few_shot_maps() -> None:
     callers = {
         path.relative_to(PACKAGE).as_posix()
         for path in PACKAGE.rglob("*.py")
@@ -125,7 +125,7 @@ def test_only_fusion_adds_up_zero_shot_and_few_shot_maps() -> None:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
         if node.func.attr in ("zero_shot_map", "few_shot_map")
     }
-    assert callers == {"core/fusion.py"}
+    assert callers == {"core/methods/april_gan.py"}
 
 
 def test_public_names() -> None:

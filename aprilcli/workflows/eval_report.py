@@ -22,7 +22,7 @@ from typing import Any
 from aprilcli.core.memory_bank import MemoryBank
 from aprilcli.core.metrics import METRICS
 from aprilcli.core.mutual_subsets import LARGEST
-from aprilcli.defaults import MUTUAL
+from aprilcli.defaults import APRIL_GAN, MUTUAL
 from aprilcli.io.atomic import written_aside
 from aprilcli.io.datasets import LabeledDataset
 from aprilcli.options import EvalFusion, EvalOptions
@@ -98,11 +98,16 @@ def captions(
     part = ""
     if bank is not None:
         part = f", part {options.part} with its {len(bank.sources)} references, {bank.object_name!r} in the prompts"
+    names = options.method_names if bank is None else (bank.recipe.method,)
+    scores = f"text score, with shots {fusion[fusion_of(options, bank)]}"
+    if bank is not None and bank.choice is not None:
+        scores = bank.choice.describe()
+    if names != (APRIL_GAN,):
+        scores = f"{APRIL_GAN}: {scores}; others: their own scores" if APRIL_GAN in names else "the methods' own scores"
     lines = [
         f"{dataset.root.resolve().name} ({dataset.layout}), model {spec.label}{several}{part}; in percent"
         + (", mean ± standard deviation over seeds" if options.seeds > 1 and bank is None else ""),
-        f"pixels (segm) {pixels}, masks resized to it; "
-        f"images (cls): text score, with shots {fusion[fusion_of(options, bank)]}",
+        f"pixels (segm) {pixels}, masks resized to it; images (cls): {scores}",
     ]
     if options.mutual:
         lines.append(
