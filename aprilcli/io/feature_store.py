@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-from numpy.lib.format import open_memmap
 from numpy.typing import DTypeLike, NDArray
 
 
@@ -24,24 +24,32 @@ def free_bytes(folder: Path) -> int:
 
 
 class FeatureStore:
-    """N arrays per image, such as the patch tokens [L, Cv] of N stages, in a folder of N files [slots, …] (npy).
+    """N arrays per image, such as the patch tokens [L, Cv] of N stages, in a folder of N files [slots, …], raw.
 
-    The files are sparse until images are put into them. The store has one writer, and its content is not kept for
-    another process.
+    The files are sparse until images are put into them. The store has one writer, which knows which images it has put
+    into it.
     """
 
     def __init__(
-        self, folder: Path, slots: int, shapes: Sequence[tuple[int, ...]], dtype: DTypeLike = np.float32
+        self,
+        folder: Path,
+        slots: int,
+        shapes: Sequence[tuple[int, ...]],
+        dtype: DTypeLike = np.float32,
+        *,
+        kept: int = 0,
     ) -> None:
-        """Create the files for ``slots`` images, in place of an earlier store. Raises OSError."""
+        """Create the files for ``slots`` images; the first ``kept`` of an earlier store stay. Raises OSError."""
         folder.mkdir(parents=True, exist_ok=True)
-        self._paths = [folder / f"stage{number}.npy" for number in range(1, len(shapes) + 1)]
+        self._paths = [folder / f"stage{number}.bin" for number in range(1, len(shapes) + 1)]
         self._maps: list[np.memmap] = []
         for path, shape in zip(self._paths, shapes, strict=True):
-            path.unlink(missing_ok=True)
-            open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=(slots, *shape))
-            self._maps.append(open_memmap(path, mode="r"))
-        self._filled = np.zeros(slots, bool)
+            if not kept:
+                path.unlink(missing_ok=True)
+            path.touch()
+            os.truncate(path, max(1, slots) * slot_bytes([shape], dtype))
+            self._maps.append(np.memmap(path, np.dtype(dtype), "r", shape=(slots, *shape)))
+        self._filled = np.arange(slots) < kept
 
     def has(self, index: int) -> bool:
         """Return whether the image of this index has been put into the store."""
@@ -58,7 +66,7 @@ class FeatureStore:
             content = np.ascontiguousarray(array, mapped.dtype).tobytes()
             # Not through the map: there, a full disk ends the process instead of raising OSError.
             with path.open("r+b") as file:
-                file.seek(mapped.offset + index * len(content))
+                file.seek(index * len(content))
                 file.write(content)
         self._filled[index] = True
 
@@ -77,6 +85,6 @@ class FeatureStore:
 def remove_store(folder: Path) -> None:
     """Delete the files of a store, and the folder if nothing else is in it; what cannot be deleted stays."""
     with suppress(OSError):
-        for path in folder.glob("stage*.npy"):
+        for path in folder.glob("stage*.bin"):
             path.unlink()
         folder.rmdir()

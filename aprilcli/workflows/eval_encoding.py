@@ -147,9 +147,13 @@ class ObjectEncoder:
                 return list(self._encode_images(images, reader, detector, comparison, advance, mutual))
 
             mutual = self._mutual_images(item, detector)
-            tested, calibration = encode(item.test, mutual), encode(chosen)
-            if mutual is not None:
-                tested = self._with_mutual_scores(item, tested, mutual)
+            try:
+                tested, calibration = encode(item.test, mutual), encode(chosen)
+                if mutual is not None:
+                    tested = self._with_mutual_scores(item, tested, mutual)
+            finally:
+                if mutual is not None:
+                    mutual.remove()
         trained += [read.thumbnail for _, read in calibration if read.thumbnail is not None]
         copies = find_copies([read.thumbnail for _, read in tested if read.thumbnail is not None], trained)
         leaked = [test.name for test, _ in copies]
@@ -264,7 +268,7 @@ class ObjectEncoder:
                 else:
                     evidence, part_distance, distance = next(rows)
                     if mutual is not None:
-                        mutual.add(path, features[next(numbers)], evidence[self._mutual_at])
+                        mutual.add(path, features[next(numbers)], evidence[self._mutual_at].views[0].text_scores.item())
                     encoded = EncodedImage(
                         image=found.labeled,
                         path=path,

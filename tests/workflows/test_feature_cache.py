@@ -90,7 +90,7 @@ def test_features_that_a_killed_training_left_are_not_used(
     out, other = tmp_path / "p.safetensors", tmp_path / "q.safetensors"
     left = tmp_path / "p.safetensors.features" / "56-tokens"
     left.mkdir(parents=True)
-    (left / "stage1.npy").write_bytes(b"of another training")
+    (left / "stage1.bin").write_bytes(b"of another training")
     for path in (out, other):
         assert run_train(spotted, path, small_model, *ARGUMENTS).exit_code == 0
     assert out.read_bytes() == other.read_bytes()
@@ -103,7 +103,7 @@ def test_an_error_in_writing_features_does_not_end_the_training(
     out, other = tmp_path / "p.safetensors", tmp_path / "q.safetensors"
     assert run_train(spotted, other, small_model, *ARGUMENTS).exit_code == 0
     masks = tmp_path / "p.safetensors.features" / "56-masks"
-    before_each_step(monkeypatch, lambda step: (masks / "stage1.npy").unlink() if step == 1 else None)
+    before_each_step(monkeypatch, lambda step: (masks / "stage1.bin").unlink() if step == 1 else None)
     result = run_train(spotted, out, small_model, *ARGUMENTS)
     assert result.exit_code == 0, result.output
     assert " ".join(result.stderr.split()).count("cannot be written") == 1
