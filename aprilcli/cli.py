@@ -153,10 +153,12 @@ def scan(options: ScanOptions, printing: ConsoleOptions) -> None:
 
     console = Console(printing.quiet, printing.verbose)
     total = check(options, console)
-    from aprilcli.workflows.scan import run_scan  # imports torch
+    from aprilcli.workflows.mutual_scan import run_mutual_scan  # imports torch
+    from aprilcli.workflows.scan import run_scan
     from aprilcli.workflows.scan_summary import summarize
 
-    summary = run_scan(options, total, console)
+    run = run_mutual_scan if options.mutual and total else run_scan
+    summary = run(options, total, console)
     if options.overlays or options.coco or options.report:
         from aprilcli.workflows.report import write_for_scan
         from aprilcli.workflows.scan_results import ScanResults

@@ -88,6 +88,13 @@ class Method(StrEnum):
     subspacead = SUBSPACEAD
 
 
+class MutualBy(StrEnum):
+    """Which images score each other: all, or those of the same folder."""
+
+    all = "all"
+    folder = "folder"
+
+
 class MapSize(StrEnum):
     """Size of the maps on disk."""
 
@@ -334,6 +341,18 @@ class ScanOptions(PartOptions):
         str | None,
         _option("--part", "Compare with the good images of this enrolled part (its name or its file).", metavar="NAME"),
     ] = None
+    mutual: Annotated[
+        bool,
+        _option(
+            "--mutual",
+            "Compare the images with each other: what few of them have is anomalous. Needs at least 8 images of one "
+            "part, most of them good.",
+        ),
+    ] = False
+    mutual_by: Annotated[
+        MutualBy,
+        _option("--mutual-by", "Which images --mutual compares: all, or those of each folder.", expert=True),
+    ] = MutualBy.all
     maps: Annotated[
         bool, _option("--maps/--no-maps", "Write a map of each image, which shows where it is anomalous.")
     ] = True

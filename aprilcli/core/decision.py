@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -21,7 +22,8 @@ class DecisionRule:
 
     ``threshold`` is for image scores, ``pixel_threshold`` for map values, ``recognition`` for the distances of
     ``core/recognition.py``. ``stricter``: the threshold for scores at ``FALSE_ALARM_RATE``, where the calibration has
-    too few images for it and no rate was chosen.
+    too few images for it and no rate was chosen. ``further``: calibrations of which each is valid for some images, as
+    is ``calibration`` (see ``strictest``).
 
     A good image has a region with a probability of at most ``pixel_threshold.rate``, under the same conditions as it
     reaches ``threshold``: both are conformal, the one on the maxima of good maps, the other on good scores.
@@ -32,6 +34,7 @@ class DecisionRule:
     pixel_threshold: Threshold | None
     recognition: Threshold | None = None
     stricter: Threshold | None = None
+    further: tuple[Calibration, ...] = ()
 
     @classmethod
     def at_rate(
@@ -61,6 +64,26 @@ class DecisionRule:
             stricter,
         )
 
+    @classmethod
+    def strictest(cls, rules: Sequence[DecisionRule]) -> DecisionRule:
+        """Join rules of which each is valid for some images into one that is valid for all.
+
+        Its thresholds are the highest, and so are its p-values: what a rule promises of good images holds for it, too.
+        """
+
+        def highest(thresholds: Iterable[Threshold | None]) -> Threshold | None:
+            return max((t for t in thresholds if t is not None), key=lambda t: t.value, default=None)
+
+        calibrations = [rule.calibration for rule in rules if rule.calibration is not None]
+        return cls(
+            calibrations[0] if calibrations else None,
+            highest(rule.threshold for rule in rules),
+            highest(rule.pixel_threshold for rule in rules),
+            highest(rule.recognition for rule in rules),
+            highest(rule.stricter for rule in rules),
+            tuple(calibrations[1:]),
+        )
+
     @property
     def notes(self) -> tuple[str, ...]:
         """What the user should know about the verdicts."""
@@ -69,7 +92,9 @@ class DecisionRule:
 
     def p_value(self, score: float) -> float | None:
         """Return the conformal p-value in (0, 1]; None without a calibration."""
-        return None if self.calibration is None else self.calibration.p_value(score)
+        if self.calibration is None:
+            return None
+        return max(calibration.p_value(score) for calibration in (self.calibration, *self.further))
 
     def verdict(self, score: float, part_distance: float | None = None) -> Verdict | None:
         """Return the verdict; None without a threshold. ``part_distance``: see ``Detection``."""

@@ -17,6 +17,7 @@ class ScoreRow:
 
     ``regions``: their number, None without a pixel threshold. ``peak_x``, ``peak_y``: where the map is highest, in
     pixels of the image. ``cause``: of the verdict ``anomalous``, ``text`` or ``map`` (see ``DecisionRule.cause``).
+    ``zero_shot_max``: the maximum of the zero-shot map, where the score and ``map_max`` are those of mutual scoring.
     """
 
     path: str
@@ -34,11 +35,12 @@ class ScoreRow:
     peak_x: int | None = None
     peak_y: int | None = None
     cause: str | None = None
+    zero_shot_max: float | None = None
 
 
 COLUMNS = tuple(field.name for field in fields(ScoreRow))
 _TEXTS = ("path", "error")  # of any content
-_FLOATS = ("score", "text_score", "map_max", "p_value", "threshold")
+_FLOATS = ("score", "text_score", "map_max", "p_value", "threshold", "zero_shot_max")
 _INTEGERS = ("width", "height", "regions", "peak_x", "peak_y")
 
 

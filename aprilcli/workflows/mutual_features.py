@@ -13,6 +13,7 @@ from aprilcli.core import mutual
 from aprilcli.core.detector import Detector
 from aprilcli.core.grids import coarse_grid, coarsen
 from aprilcli.core.methods.mutual import Mutual
+from aprilcli.core.recognition import appearance
 from aprilcli.errors import ArtifactError, OutputError
 from aprilcli.io.feature_store import FeatureStore, free_bytes, remove_store, slot_bytes
 from aprilcli.types import Evidence, ImageEvidence, ImageFeatures
@@ -24,7 +25,7 @@ Known = tuple[list[NDArray[np.float16]], NDArray[np.float32]]  # tokens V·N × 
 
 
 class MutualFeatures:
-    """Coarsened patch tokens of each view and stage, float16, and image features, float32; a slot per image.
+    """A slot per image: coarsened patch tokens of each view and stage, float16; image features and appearances.
 
     ``methods``: what turns the scores of patches into maps, for each view. ``grids``: V·N.
     """
@@ -39,7 +40,8 @@ class MutualFeatures:
         self._folder = folder
         widths = [width for encoder in encoders for width in encoder.spec.stage_widths]
         shapes = [(h * w, width) for (h, w), width in zip(self.grids, widths, strict=True)]
-        joint = [(detector.encoder.spec.joint_width,)]
+        spec = detector.encoder.spec
+        joint = [(spec.joint_width,), (sum(spec.stage_widths),)]
         try:
             folder.mkdir(parents=True, exist_ok=True)
             each = slot_bytes(shapes, np.float16) + slot_bytes(joint)
@@ -58,13 +60,17 @@ class MutualFeatures:
         """Keep the features of an image in each view. Raises OutputError."""
         try:
             self._tokens.put(slot, stored_tokens(views))
-            self._images.put(slot, [views[0].image[0].cpu().numpy()])
+            self._images.put(slot, [v[0].cpu().numpy() for v in (views[0].image, appearance(views[0]))])
         except OSError as error:
             raise _not_written(self._folder, error) from error
 
     def image_features(self, slots: Sequence[int]) -> torch.Tensor:
         """Return the image features of some images, [n, C]."""
         return torch.from_numpy(self._images.get_stage(0, slots))
+
+    def appearances(self, slots: Sequence[int]) -> torch.Tensor:
+        """Return the appearances of some images, [n, ΣCv] (see ``core/recognition.py``)."""
+        return torch.from_numpy(self._images.get_stage(1, slots))
 
     def patch_scores(
         self, slots: Sequence[int], known: Known | None = None, interrupted: Callable[[], bool] = lambda: False

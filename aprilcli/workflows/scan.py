@@ -12,7 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from aprilcli.core import resizing
 from aprilcli.core.decision import DecisionRule, ScoreOf
@@ -56,7 +58,7 @@ def run_scan(options: ScanOptions, total: int, console: Console) -> ScanSummary:
     rule = DecisionRule.at_rate(calibration, options.false_alarm_rate, options.threshold, options.pixel_threshold)
     if options.coco and rule.pixel_threshold is None:
         raise OptionError(f"--coco: part {options.part} is not calibrated, so there are no regions; {ENROLL_OR_CHOOSE}")
-    detector = load_detector(options, bank, console, _images_to_scan(options))
+    detector = load_detector(options, bank, console, images_to_scan(options))
     needing_maps = {"--pixel-threshold": options.pixel_threshold is not None, "--overlays": options.overlays}
     if given := [name for name, is_given in needing_maps.items() if is_given and not detector.has_maps]:
         raise OptionError(
@@ -75,7 +77,7 @@ def run_scan(options: ScanOptions, total: int, console: Console) -> ScanSummary:
         note_old_bank(bank, console)
     for note in rule.notes:
         console.note(note)
-    record = _describe_run(options, detector, rule, started)
+    record = describe_run(options, detector, rule, started)
     tally = Tally(rule.stricter)
     with (
         output.claimed(options.out),
@@ -88,7 +90,7 @@ def run_scan(options: ScanOptions, total: int, console: Console) -> ScanSummary:
         kept = point.rows
         advance(point.rows)
         # By path, not by count: an image may have been added while the old maps were checked.
-        found = (image for image in _images_to_scan(options) if resume.comes_after(image.relative, point.last))
+        found = (image for image in images_to_scan(options) if resume.comes_after(image.relative, point.last))
         items = resume.insert_kept_rows(options.out, found, options.batch_size)
         with_regions = rule.pixel_threshold is not None
         with output.open_writer(options.out, point.ends, with_regions=with_regions, safe=options.csv_safe) as writer:
@@ -114,7 +116,8 @@ def run_scan(options: ScanOptions, total: int, console: Console) -> ScanSummary:
     )
 
 
-def _images_to_scan(options: ScanOptions) -> Iterator[FoundImage]:
+def images_to_scan(options: ScanOptions) -> Iterator[FoundImage]:
+    """Yield the images to scan, in order."""
     return find_images(options.paths, follow=options.follow)
 
 
@@ -128,7 +131,7 @@ def _prepare_output(
             console.note(note)
         output.remove_derived(out)
         records.write_json(out / RUN, record)  # without "finished"
-        return resume.find_resume_point(options, _images_to_scan(options), tally.count)
+        return resume.find_resume_point(options, images_to_scan(options), tally.count)
     if not options.overwrite:
         output.refuse_results(out)
     output.remove_results(out)
@@ -136,7 +139,8 @@ def _prepare_output(
     return None
 
 
-def _describe_run(options: ScanOptions, detector: Detector, rule: DecisionRule, started: str) -> dict[str, Any]:
+def describe_run(options: ScanOptions, detector: Detector, rule: DecisionRule, started: str) -> dict[str, Any]:
+    """Return what run.json says of a scan when it begins."""
     return {
         "versions": records.versions(detector.encoder.engine, detector.encoder.precision),
         "options": {name: value for name, value in describe(options).items() if name not in EXECUTION_OPTIONS},
@@ -154,6 +158,17 @@ def _describe_run(options: ScanOptions, detector: Detector, rule: DecisionRule, 
     }
 
 
+def describe_map(options: ScanOptions, detector: Detector, rule: DecisionRule) -> dict[str, Any]:
+    """Return what the file of a map says of it."""
+    return {
+        "model": detector.encoder.spec.label,
+        **({} if len(detector.views) == 1 else {"views": detector.views.label}),
+        "projector": detector.projector.name if detector.projector is not None else None,
+        "bank": options.part,
+        "pixel_threshold": None if rule.pixel_threshold is None else rule.pixel_threshold.value,
+    }
+
+
 def _score_all(
     options: ScanOptions,
     detector: Detector,
@@ -166,32 +181,32 @@ def _score_all(
 
     A row among the items is yielded unchanged. Ends after the images in progress if ``interrupted``.
     """
-    description = {
-        "model": detector.encoder.spec.label,
-        **({} if len(detector.views) == 1 else {"views": detector.views.label}),
-        "projector": detector.projector.name if detector.projector is not None else None,
-        "bank": options.part,
-        "pixel_threshold": None if rule.pixel_threshold is None else rule.pixel_threshold.value,
-    }
-
+    description = describe_map(options, detector, rule)
     reader = Reader(detector.prepare, options.value_range, options.max_pixels)
 
     def read(item: FoundImage | JournaledRow) -> PreparedImage | JournaledRow:
         return item if isinstance(item, JournaledRow) else reader(item)
 
-    def finish(item: _Scored | JournaledRow) -> JournaledRow:
+    def write(item: _Scored | JournaledRow) -> JournaledRow:
         if isinstance(item, JournaledRow):
             return item
-        row, regions, map_content = _finish(options, rule, item.image, item.detection, detector.score_of, description)
+        row, regions, map_content = finish(options, rule, item.image, item.detection, detector.score_of, description)
         lines = regions_csv.region_lines(row.path, regions, safe=options.csv_safe)
         return JournaledRow(row, resume.journal_line(item.batch, row, lines, map_content), lines, item.image.notes)
 
     ahead = images_ahead(options, detector.views.tile)
     images = map_ahead(pool, read, items, ahead)
-    return map_ahead(pool, finish, _detect(detector, images, options.batch_size, interrupted), ahead)
+    return map_ahead(pool, write, _detect(detector, images, options.batch_size, interrupted), ahead)
 
 
-def _finish(
+def resized(options: ScanOptions, anomaly_map: NDArray[np.float32], size_hw: tuple[int, int]) -> NDArray[np.float32]:
+    """Return a map of the model's size at the size in which it is written."""
+    if options.map_size != MapSize.source:
+        return anomaly_map
+    return resizing.resize_map(torch.from_numpy(anomaly_map), size_hw).numpy()
+
+
+def finish(
     options: ScanOptions,
     rule: DecisionRule,
     image: PreparedImage,

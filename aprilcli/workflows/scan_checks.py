@@ -6,12 +6,13 @@ import csv
 from pathlib import Path
 
 from aprilcli.core.calibration import check_rate
+from aprilcli.core.mutual_subsets import LEAST
 from aprilcli.core.threshold import Threshold
 from aprilcli.errors import InputError, OptionError
 from aprilcli.io import scores_csv
 from aprilcli.io.atomic import check_writable
 from aprilcli.io.walk import find_images, require_paths
-from aprilcli.options import ScanOptions
+from aprilcli.options import MutualBy, ScanOptions
 from aprilcli.workflows.console import Console
 from aprilcli.workflows.parts import find_bank
 from aprilcli.workflows.pipeline import NO_IMAGES, LeftOutFolders
@@ -43,6 +44,10 @@ def _check_options(options: ScanOptions) -> None:
         raise OptionError("--resume continues a scan, --overwrite replaces it; choose one")
     if options.overlays and not options.maps:
         raise OptionError("--overlays draws the maps, which --no-maps leaves out; choose one")
+    if options.mutual and options.tile is not None:
+        raise OptionError("--mutual compares whole images, without tiles; omit --tile")
+    if options.mutual_by != MutualBy.all and not options.mutual:
+        raise OptionError(f"--mutual-by {options.mutual_by}: it says which images --mutual compares; add --mutual")
     check_rate(options.false_alarm_rate)
     for value in (options.threshold, options.pixel_threshold):
         if value is not None:
@@ -62,6 +67,11 @@ def _count_images(options: ScanOptions, console: Console) -> int:
         raise InputError(f"{folders}: {NO_IMAGES}, or replace the results in {options.out} with --overwrite")
     if total == 0 and not options.allow_empty:
         raise InputError(f"{', '.join(map(str, options.paths))}: {NO_IMAGES}, or accept this with --allow-empty")
+    if options.mutual and 0 < total < LEAST:
+        raise InputError(
+            f"{', '.join(map(str, options.paths))}: {total} images, but --mutual needs at least {LEAST}, which are "
+            "compared with each other; add images, or scan without it"
+        )
     return total
 
 

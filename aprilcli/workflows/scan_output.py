@@ -32,6 +32,8 @@ from aprilcli.types import Detection, Region
 from aprilcli.workflows.pipeline import PreparedImage
 
 SCORES, REGIONS, MAPS, RUN = "scores.csv", "regions.csv", "maps", "run.json"
+ZERO_SHOT = "zero_shot_maps"  # beside the maps of mutual scoring
+MUTUAL = ".mutual"  # what mutual scoring keeps until its rows are written
 OVERLAYS, REPORT, COCO = "overlays", "report.html", "coco.json"  # made of these when the scan is done
 JOURNAL, KEPT, LOCK = ".journal", ".kept", ".lock"
 TIFF = ".tiff"
@@ -50,7 +52,7 @@ class Ends:
 def claimed(out: Path) -> Iterator[None]:
     """Lock the output folder, which is made if necessary. Raises OutputError while another scan holds it."""
     with claimed_lock(out / LOCK, f"{out}: another scan is writing here; wait for it, or choose another --out"):
-        for folder in (out, out / MAPS):
+        for folder in (out, out / MAPS, out / ZERO_SHOT):
             remove_leftovers(folder, below=folder != out)
         yield
 
@@ -58,7 +60,7 @@ def claimed(out: Path) -> Iterator[None]:
 def has_results(out: Path) -> bool:
     """Return whether ``out`` holds results of a scan. Raises OutputError if it cannot be read."""
     with output_errors(out):
-        return any((out / name).exists() for name in (SCORES, REGIONS, RUN, MAPS, JOURNAL, KEPT))
+        return any((out / name).exists() for name in (SCORES, REGIONS, RUN, MAPS, ZERO_SHOT, MUTUAL, JOURNAL, KEPT))
 
 
 def refuse_results(out: Path) -> None:
@@ -71,11 +73,11 @@ def refuse_results(out: Path) -> None:
 
 def remove_results(out: Path) -> None:
     """Delete the results of an earlier scan and nothing else. Raises OutputError if they are not from a scan."""
-    for name in (MAPS, OVERLAYS, SCORES, REGIONS, REPORT, COCO) if not (out / RUN).exists() else ():
+    for name in (MAPS, ZERO_SHOT, OVERLAYS, SCORES, REGIONS, REPORT, COCO) if not (out / RUN).exists() else ():
         if (out / name).exists():
             raise OutputError(f"{out / name}: exists without a scan's {RUN}; move it, or choose another --out")
     with output_errors(out):
-        for name in (MAPS, OVERLAYS):
+        for name in (MAPS, ZERO_SHOT, MUTUAL, OVERLAYS):
             if (out / name).exists():
                 remove_tree(out / name)
         # run.json last: after a kill in between, the rest is still a scan's
@@ -91,20 +93,24 @@ def remove_derived(out: Path) -> None:
         remove_others(out / OVERLAYS, lambda _: False)
 
 
-def map_path(out: Path, relative: str) -> Path:
+def map_path(out: Path, relative: str, folder: str = MAPS) -> Path:
     """Return the path of an image's map: its whole name plus ``.tiff``, so no two images share one."""
-    return out / MAPS / f"{relative}{TIFF}"
+    return out / folder / f"{relative}{TIFF}"
 
 
 def write_map(
-    options: ScanOptions, found: FoundImage, anomaly_map: NDArray[np.float32], description: dict[str, Any]
+    options: ScanOptions,
+    found: FoundImage,
+    anomaly_map: NDArray[np.float32],
+    description: dict[str, Any],
+    folder: str = MAPS,
 ) -> bytes:
     """Write a map [H, W]; return the file's content. Raises InputError if the image's name leaves no place for it."""
     advice = "rename it, or scan with --no-maps"
     if _map_collides(base_of(options.paths), found.relative):
         raise InputError(f"{found.path}: its folder has the name of another image's map; {advice}")
     try:
-        return map_files.write_map(map_path(options.out, found.relative), anomaly_map, description)
+        return map_files.write_map(map_path(options.out, found.relative, folder), anomaly_map, description)
     except OutputError as error:
         if not isinstance(error.__cause__, OSError) or error.__cause__.errno != errno.ENAMETOOLONG:
             raise

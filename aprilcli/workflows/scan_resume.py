@@ -72,15 +72,15 @@ class JournaledRow:
 
 
 @dataclass(frozen=True)
-class _OldRow(JournaledRow):
+class OldRow(JournaledRow):
     """A row of an earlier run: its number in scores.csv, -1 in .kept, and where the files end after it."""
 
     number: int = -1
     ends: Ends = field(default_factory=Ends)
 
 
-def check_same_run(out: Path, record: dict[str, Any]) -> list[str]:
-    """Compare run.json with the ``record`` of this run; return notes about the machine.
+def check_same_run(out: Path, record: dict[str, Any], derived: Sequence[str] = ()) -> list[str]:
+    """Compare run.json with the ``record`` of this run; return notes about the machine. ``derived``: not compared.
 
     Raises OutputError that names each difference in model, bank or options.
     """
@@ -96,7 +96,7 @@ def check_same_run(out: Path, record: dict[str, Any]) -> list[str]:
     changed = {
         name: f"{then.get(name)} then, {now.get(name)} now"
         for name in sorted(then.keys() | now.keys())
-        if name.split(".")[0] not in CHANGING and then.get(name) != now.get(name)
+        if name.split(".")[0] not in (*CHANGING, *derived) and then.get(name) != now.get(name)
     }
     if refused := [f"{name}: {values}" for name, values in changed.items() if name not in MACHINE]:
         raise OutputError(
@@ -130,14 +130,14 @@ def find_resume_point(
     with (
         written_aside(out / KEPT) as aside,
         aside.open("w", encoding="ascii") as kept,
-        closing(_rows_in_place(out, options.csv_safe)) as in_place,
+        closing(rows_in_place(out, options.csv_safe)) as in_place,
         closing(_kept_rows(out)) as kept_before,
     ):
         old = _Lookup(heapq.merge(in_place, kept_before, key=lambda old: os.fsencode(old.row.path)))
         for batch in batches(found, batch_size):
             together = batch_digest([stamp(image) for image in batch])
             rows = [
-                next((o for o in old.rows_of(image) if o.line == _line_on_disk(options, together, o)), None)
+                next((o for o in old.rows_of(image) if o.line == line_on_disk(options, together, o)), None)
                 for image in batch
             ]
             whole = [row for row in rows if row is not None]
@@ -182,11 +182,11 @@ def insert_kept_rows(out: Path, found: Iterator[FoundImage], batch_size: int) ->
 class _Lookup:
     """Finds the rows of images, both in the same order; ``on_other`` is called for the rows of other images."""
 
-    def __init__(self, rows: Iterator[_OldRow], on_other: Callable[[_OldRow], None] = lambda _: None) -> None:
+    def __init__(self, rows: Iterator[OldRow], on_other: Callable[[OldRow], None] = lambda _: None) -> None:
         self._rows, self._on_other = rows, on_other
         self._next = next(rows, None)
 
-    def rows_of(self, image: FoundImage) -> list[_OldRow]:
+    def rows_of(self, image: FoundImage) -> list[OldRow]:
         """Return the rows of an image, those in place first."""
         found = []
         while self._next is not None and not comes_after(self._next.row.path, image.relative):
@@ -208,7 +208,7 @@ def comes_after(relative: str, last: str) -> bool:
     return os.fsencode(relative) > os.fsencode(last)
 
 
-def _remove_map(out: Path, old: _OldRow) -> None:
+def _remove_map(out: Path, old: OldRow) -> None:
     path = map_path(out, old.row.path)
     with output_errors(path), suppress(FileNotFoundError, NotADirectoryError):
         path.unlink()
@@ -231,7 +231,7 @@ def _is_map(path: Path) -> bool:
     return False
 
 
-def _rows_in_place(out: Path, safe: bool) -> Generator[_OldRow, None, None]:
+def rows_in_place(out: Path, safe: bool) -> Generator[OldRow, None, None]:
     """Read complete rows with their journal lines and regions, and the ends of the files after each."""
     journal_end = regions_end = 0
     try:
@@ -248,7 +248,7 @@ def _rows_in_place(out: Path, safe: bool) -> Generator[_OldRow, None, None]:
                     return
                 journal_end += len(line)
                 regions_end = regions[-1].end if regions else regions_end
-                yield _OldRow(
+                yield OldRow(
                     row,
                     line.decode("ascii", "replace").strip(),
                     "".join(region.raw for region in regions),
@@ -260,7 +260,7 @@ def _rows_in_place(out: Path, safe: bool) -> Generator[_OldRow, None, None]:
         return  # unreadable rows are not kept; writing them will report the reason
 
 
-def _kept_rows(out: Path) -> Generator[_OldRow, None, None]:
+def _kept_rows(out: Path) -> Generator[OldRow, None, None]:
     try:
         with (out / KEPT).open(encoding="ascii") as kept:
             for content in kept:
@@ -269,7 +269,7 @@ def _kept_rows(out: Path) -> Generator[_OldRow, None, None]:
                 os.fsencode(row.path)  # raises for text that no path has
                 if not isinstance(line, str) or not isinstance(regions, str) or not _is_inside(row.path):
                     return
-                yield _OldRow(row, line, regions, is_kept=True)
+                yield OldRow(row, line, regions, is_kept=True)
     except (OSError, ValueError, TypeError, RecursionError):
         return  # see above
 
@@ -291,7 +291,7 @@ def journal_line(batch: str, row: scores_csv.ScoreRow, regions: str, map_content
     return f"{batch} {digest.hexdigest()}"
 
 
-def _line_on_disk(options: ScanOptions, batch: str, old: _OldRow) -> str:
+def line_on_disk(options: ScanOptions, batch: str, old: OldRow) -> str:
     """Return the journal line of a row and its map on disk, if it has one; empty if that is missing."""
     if not options.maps or old.row.map_max is None:
         return journal_line(batch, old.row, old.regions, ())

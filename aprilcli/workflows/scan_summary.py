@@ -17,10 +17,10 @@ from aprilcli.core.threshold import Threshold
 from aprilcli.io.scores_csv import ScoreRow
 from aprilcli.text import listed, printable
 from aprilcli.workflows.console import table_text
-from aprilcli.workflows.scan_output import COCO, MAPS, OVERLAYS, REGIONS, REPORT, SCORES
+from aprilcli.workflows.scan_output import COCO, MAPS, OVERLAYS, REGIONS, REPORT, SCORES, ZERO_SHOT
 from aprilcli.workflows.scan_tally import LISTED, Tally
 
-RESULTS = (SCORES, REGIONS, COCO, REPORT, MAPS, OVERLAYS)
+RESULTS = (SCORES, REGIONS, COCO, REPORT, MAPS, ZERO_SHOT, OVERLAYS)
 BINS = 10  # of the histogram
 WIDEST_BAR = 40  # characters
 NO_VERDICTS = (
