@@ -281,6 +281,7 @@ class CountingEncoder:
         self.spec, self.grids = encoder.spec, encoder.grids
         self.device, self.precision = encoder.device, encoder.precision
         self.engine, self.quantization = encoder.engine, encoder.quantization
+        self.has_windows = encoder.has_windows
         self.count = 0
         self._encoder = encoder
 

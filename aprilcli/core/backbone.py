@@ -20,7 +20,7 @@ from aprilcli.core.encoder import ImageEncoder
 from aprilcli.core.towers import Tower
 from aprilcli.errors import ArtifactError, OptionError
 from aprilcli.text import printable
-from aprilcli.types import ImageFeatures, ModelSpec, Views
+from aprilcli.types import WINDOWS, ImageFeatures, ModelSpec, Views
 
 SENTENCES_PER_PASS = 128
 VISUAL = "visual."  # starts the names of the image tower's weights
@@ -50,6 +50,16 @@ class TorchImageEncoder:
         """The patches (h, w) of each stage."""
         return tuple(map(self.tower.grid, self.spec.stages))
 
+    @property
+    def has_windows(self) -> bool:
+        """Whether the features of windows can be encoded."""
+        return self.tower.has_windows
+
+    @property
+    def window_sides(self) -> tuple[int, ...]:
+        """The sides of ``WINDOWS`` that fit into the last grid."""
+        return tuple(side for side in WINDOWS if side <= min(self.tower.grid(self.tower.depth)))
+
     def at_size(self, image_size: int) -> TorchImageEncoder:
         """Return an encoder with the same weights for inputs of another size, in pixels."""
         return TorchImageEncoder(self._native, replace(self.spec, image_size=image_size), self.device, self.precision)
@@ -64,11 +74,13 @@ class TorchImageEncoder:
         batch = torch.as_tensor(pixels).to(self.device)
         with _autocast(self.device, self.precision):
             features, outputs = self.tower.encode(batch, self.spec.stages)
+            of_windows = [self.tower.windows(batch, side) for side in (self.window_sides if windows else ())]
         grids = tuple((tokens.shape[-2], tokens.shape[-1]) for tokens in outputs)
         image = F.normalize(features.float(), dim=-1)
         patch_tokens = tuple(tokens.float().flatten(2).transpose(1, 2).contiguous() for tokens in outputs)
-        check_finite((image, *patch_tokens), self.spec.label, self.precision)
-        return ImageFeatures(image, patch_tokens, grids)
+        unit_windows = tuple(F.normalize(side.float(), dim=-1) for side in of_windows)
+        check_finite((image, *patch_tokens, *unit_windows), self.spec.label, self.precision)
+        return ImageFeatures(image, patch_tokens, grids, unit_windows)
 
 
 class TextEncoder:

@@ -17,7 +17,8 @@ class ImageEncoder(Protocol):
 
     ``spec``: the model. ``grids``: N × (h, w), the patches of each stage. ``device``: where the features are.
     ``engine``: torch or openvino. ``precision``: what the tower computes in; the features are always float32.
-    ``quantization``: the images that an int8 model was quantized with, None for other precisions.
+    ``has_windows``: whether ``encode`` can return the features of windows. ``quantization``: the images that an int8
+    model was quantized with, None for other precisions.
     """
 
     @property
@@ -37,6 +38,9 @@ class ImageEncoder(Protocol):
 
     @property
     def quantization(self) -> QuantizationImages | None: ...  # noqa: D102
+
+    @property
+    def has_windows(self) -> bool: ...  # noqa: D102
 
     def at_size(self, image_size: int) -> ImageEncoder:
         """Return an encoder with the same weights for inputs of another size, in pixels."""

@@ -72,6 +72,11 @@ class OpenVinoImageEncoder:
         }
         self._compiled = core.compile_model(model, "CPU", settings)
 
+    @property
+    def has_windows(self) -> bool:
+        """Whether the features of windows can be encoded."""
+        return False
+
     def at_size(self, image_size: int) -> OpenVinoImageEncoder:
         """Return an encoder with the same weights for inputs of another size, in pixels; each is made once."""
         if image_size not in self._of_size:
@@ -81,7 +86,12 @@ class OpenVinoImageEncoder:
         return self._of_size[image_size]
 
     def encode(self, pixels: NDArray[np.float32], *, windows: bool = False) -> ImageFeatures:
-        """Encode prepared images [B, 3, S, S]. Raises ArtifactError where a feature is not a finite number."""
+        """Encode prepared images [B, 3, S, S], without windows.
+
+        Raises ArtifactError where a feature is not a finite number.
+        """
+        if windows:
+            raise ValueError("this encoder has no windows")
         rows = [self._infer(image) for image in np.asarray(pixels, np.float32)]
         features, *outputs = (torch.from_numpy(np.concatenate(stage)) for stage in zip(*rows, strict=True))
         image = F.normalize(features, dim=-1)

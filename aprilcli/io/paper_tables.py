@@ -1,7 +1,7 @@
 """The numbers of the paper's tables 3–12 (Chen, Han, Zhang 2023, arXiv 2305.17382), for comparison.
 
 ``paper_tables.csv`` has a row per table, object, metric and number of shots: tables 5–8 (MVTec AD) and 9–12 (VisA) per
-object for 0, 1, 2 and 4 shots with their means, and tables 3 and 4, which repeat the means beside those of other methods
+object for 0, 1, 2 and 4 shots with their means; tables 3 and 4, which repeat the means beside those of other methods
 (without AP-segm). Values are in percent; standard deviations, over five seeds, are missing for 0 shots.
 """
 

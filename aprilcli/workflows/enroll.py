@@ -41,7 +41,7 @@ from aprilcli.workflows.enroll_calibration import (
 )
 from aprilcli.workflows.enroll_checks import LISTED, FoundImages, refuse_enrolled, refuse_unreadable
 from aprilcli.workflows.enroll_defects import choose_score, split_good
-from aprilcli.workflows.loading import load_detector, load_part, range_of
+from aprilcli.workflows.loading import check_windows, load_detector, load_part, range_of
 from aprilcli.workflows.pipeline import (
     Reader,
     batches,
@@ -102,6 +102,7 @@ def _enroll(options: EnrollOptions, found: FoundImages, path: Path, console: Con
     if options.defects is not None:
         choosing, further = split_good(len(defects), further, console)
     detector = load_detector(options, old, console, (image for image, _ in new))
+    check_windows(detector.encoder, [options.method or APRIL_GAN])
     references = None
     if paths:
         whole, references, twins = _enroll_references(options, detector, console, new, old)

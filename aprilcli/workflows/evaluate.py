@@ -34,7 +34,15 @@ from aprilcli.workflows.eval_page import EvalResults
 from aprilcli.workflows.eval_references import fusion_of
 from aprilcli.workflows.eval_results import Report, Result, count_defects
 from aprilcli.workflows.eval_settings import Setting
-from aprilcli.workflows.loading import describe_bank, load_detector, load_model, load_part, note_old_bank, range_of
+from aprilcli.workflows.loading import (
+    check_windows,
+    describe_bank,
+    load_detector,
+    load_model,
+    load_part,
+    note_old_bank,
+    range_of,
+)
 from aprilcli.workflows.pipeline import worker_threads
 from aprilcli.workflows.report import write_for_eval
 
@@ -209,6 +217,7 @@ class _Model:
 
 def _load(options: EvalOptions, dataset: LabeledDataset, console: Console) -> _Model:
     backbone = load_model(options, console, _quantization_images(dataset))
+    check_windows(backbone.encoder, options.method_names)
     projector = load_projector(options.projector, options.model_name, backbone.spec, progress=console.is_interactive)
     # All at the start: a name that is refused ends the run at once, and the text tower's file is not needed later.
     text_features = {item.category: encode_prompts(backbone.text, item.category) for item in dataset.objects}

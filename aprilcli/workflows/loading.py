@@ -14,9 +14,10 @@ from aprilcli.core.bank_path import bank_path
 from aprilcli.core.catalogue import find_source, path_exists
 from aprilcli.core.detector import Detector
 from aprilcli.core.device import TORCH, is_interchangeable
+from aprilcli.core.encoder import ImageEncoder
 from aprilcli.core.memory_bank import MemoryBank, Recipe
 from aprilcli.core.model_loading import load_backbone
-from aprilcli.defaults import TINY
+from aprilcli.defaults import TINY, WINCLIP
 from aprilcli.errors import ArtifactError, BackboneError, InputError, OptionError
 from aprilcli.io.files import sha256_of_file
 from aprilcli.io.images import SourceImage, read_image
@@ -52,6 +53,15 @@ def _readable(paths: Iterable[Path], options: ReadOptions) -> Iterator[SourceIma
     for path in paths:
         with suppress(InputError):
             yield read_image(path, value_range=options.value_range, max_pixels=options.max_pixels)
+
+
+def check_windows(encoder: ImageEncoder, methods: Iterable[str]) -> None:
+    """Refuse a method that needs the features of windows with a model that has none. Raises OptionError."""
+    if WINCLIP in methods and not encoder.has_windows:
+        raise OptionError(
+            f"--method {WINCLIP}: {encoder.spec.label} with engine {encoder.engine} cannot encode windows of an image; "
+            "use open_clip's own ViT or ResNet with engine torch, or another method"
+        )
 
 
 def load_part(part: str, banks: Path) -> MemoryBank:

@@ -11,7 +11,8 @@ from aprilcli.core.methods.padim import Padim
 from aprilcli.core.methods.patchcore import PatchCore
 from aprilcli.core.methods.spade import Spade
 from aprilcli.core.methods.subspacead import SubspaceAd
-from aprilcli.defaults import PADIM, PATCHCORE, SPADE, SUBSPACEAD
+from aprilcli.core.methods.winclip import WinClip
+from aprilcli.defaults import PADIM, PATCHCORE, SPADE, SUBSPACEAD, WINCLIP
 from aprilcli.types import ModelSpec
 
 # By name: from the model and the text features [2, C] to a method without references.
@@ -20,4 +21,5 @@ METHOD_CLASSES: dict[str, Callable[[ModelSpec, torch.Tensor], Method]] = {
     PATCHCORE: PatchCore,
     SPADE: Spade,
     SUBSPACEAD: SubspaceAd,
+    WINCLIP: WinClip,
 }

@@ -48,6 +48,18 @@ class Tower(ABC):
         """Return the patches (h, w) of a stage at the current size."""
 
     @property
+    def has_windows(self) -> bool:
+        """Whether ``windows`` works for this kind of tower."""
+        return False
+
+    def windows(self, pixels: torch.Tensor, side: int) -> torch.Tensor:
+        """Return the features of windows of side x side patches of the last grid: [B, h', w', C], not normalized.
+
+        Each window is pooled as if it were the whole image. Raises NotImplementedError unless ``has_windows``.
+        """
+        raise NotImplementedError
+
+    @property
     def is_transformer(self) -> bool:
         """Whether all stages have the same grid; that of a convolutional tower shrinks."""
         return len(set(map(self.grid, range(1, self.depth + 1)))) == 1
@@ -76,3 +88,9 @@ class Tower(ABC):
         indices = [stage - 1 for stage in stages]
         output = self.visual.forward_intermediates(pixels, indices=indices, output_fmt="NCHW")
         return output["image_features"], output["image_intermediates"]
+
+
+def window_positions(grid: tuple[int, int], side: int) -> torch.Tensor:
+    """Return the positions in the grid of the patches of each window, row by row: [h', w', side²], stride 1."""
+    cells = torch.arange(grid[0] * grid[1]).reshape(grid)
+    return cells.unfold(0, side, 1).unfold(1, side, 1).flatten(2)

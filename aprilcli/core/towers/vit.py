@@ -9,7 +9,9 @@ import torch
 from open_clip.model import resize_pos_embed
 from open_clip.transformer import VisionTransformer
 
-from aprilcli.core.towers.base import Tower
+from aprilcli.core.towers.base import Tower, window_positions
+
+TOKENS_PER_PASS = 8192  # of windows
 
 
 @contextlib.contextmanager
@@ -60,6 +62,27 @@ class VitTower(Tower):
         holder.visual = self.visual
         resize_pos_embed(weights, holder)
         self.visual.positional_embedding = torch.nn.Parameter(weights[name], requires_grad=False)
+
+    @property
+    def has_windows(self) -> bool:
+        """A window is encoded alone: masking all other patches in attention is leaving them out."""
+        return True
+
+    def windows(self, pixels: torch.Tensor, side: int) -> torch.Tensor:
+        """Encode the class token with the patches of each window, at their positions."""
+        visual = self.visual
+        embedded = visual._embeds(pixels)
+        positions = window_positions((int(visual.grid_size[0]), int(visual.grid_size[1])), side)
+        class_token, patches = embedded[:, :1], embedded[:, 1:]
+        pooled = []
+        count = max(1, TOKENS_PER_PASS // (len(pixels) * (side**2 + 1)))
+        for some in torch.split(positions.flatten(0, 1), count):
+            windows = torch.cat([class_token[:, None].expand(-1, len(some), -1, -1), patches[:, some]], dim=2)
+            with _fused_attention():
+                features, _ = visual._pool(visual.transformer(windows.flatten(0, 1)))
+            features = features if visual.proj is None else features @ visual.proj
+            pooled.append(features.reshape(len(pixels), len(some), -1))
+        return torch.cat(pooled, dim=1).reshape(len(pixels), *positions.shape[:2], -1)
 
     def encode(self, pixels: torch.Tensor, stages: tuple[int, ...]) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Encode with fused attention."""
