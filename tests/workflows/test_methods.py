@@ -1,4 +1,4 @@
-"""`enroll --method`, `scan --part` with such a bank, and `eval --method`: methods that compare images with references."""
+"""`enroll --method`, and `scan --part` with such a bank."""
 
 from __future__ import annotations
 
@@ -14,14 +14,10 @@ import torch
 from helpers import (
     GoldenCase,
     draw_images,
-    draw_object,
     error_line,
-    read_csv,
-    read_record,
     read_rows,
     read_rows_by_path,
     run,
-    run_eval,
     run_scan,
 )
 
@@ -150,3 +146,61 @@ def test_sizes_and_tiles(method: str, golden_vit: GoldenCase, banks: Path, tmp_p
     detector = Detector.load(bank=bank, device="cpu")
     for path, row in read_rows_by_path(out).items():
         assert float(row["score"]) == pytest.approx(detector.detect_file(images / path).score, rel=1e-5)
+
+
+def test_a_bank_without_the_features_of_other_methods_still_scans(
+    model: list[str], banks: Path, tmp_path: Path
+) -> None:
+    good, images = draw_images(tmp_path / "good", 2), draw_images(tmp_path / "images", 2, 50)
+    bank, path = enroll("april-gan", good, banks, *model), banks / "nut.safetensors"
+    chosen = ("--part", "nut", "--banks", banks)
+    assert run_scan(images, *chosen, "--out", tmp_path / "new").exit_code == 0
+    save_bank(replace(bank, norms=(), image_features=()), path)
+    assert run_scan(images, *chosen, "--out", tmp_path / "old").exit_code == 0
+    assert read_rows(tmp_path / "new") == read_rows(tmp_path / "old")
+    grown = run("enroll", draw_images(tmp_path / "more", 1, 80), *chosen, "--append")
+    assert grown.exit_code == 0, grown.output
+    assert load_bank(path).norms == ()
+    save_bank(replace(bank, norms=(), image_features=(), recipe=replace(bank.recipe, method="padim")), path)
+    line = error_line(run_scan(images, *chosen, "--out", tmp_path / "refused"))
+    assert "it lacks features of its references; enroll the part again" in line
+
+
+@each_rival
+def test_a_model_without_a_projector_and_with_float16(
+    method: str, bare_model: Path, banks: Path, tmp_path: Path
+) -> None:
+    bare = ["--model", bare_model, "--image-size", 70, "--device", "cpu"]
+    good, images = draw_images(tmp_path / "good", 3), draw_images(tmp_path / "images", 2, 50)
+    bank = enroll(method, good, banks, *bare)
+    chosen = ("--part", "nut", "--banks", banks)
+    assert run_scan(images, *chosen, "--out", tmp_path / "exact").exit_code == 0
+    half = tuple(rows.half() for rows in bank.features)
+    save_bank(replace(bank, features=half), banks / "nut.safetensors")
+    assert run_scan(images, *chosen, "--out", tmp_path / "half").exit_code == 0
+    for exact, rounded in zip(read_rows(tmp_path / "exact"), read_rows(tmp_path / "half"), strict=True):
+        assert float(rounded["score"]) == pytest.approx(float(exact["score"]), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--coreset", 0.5], "--coreset: not with --method spade, which has its own; omit it"),
+        (["--fusion", "sum"], "--fusion: not with --method spade, which has its own; omit it"),
+    ],
+)
+def test_options_of_another_method_are_refused(
+    model: list[str], banks: Path, tmp_path: Path, options: list[object], expected: str
+) -> None:
+    good = draw_images(tmp_path / "good", 2)
+    result = run("enroll", good, "--part", "nut", "--banks", banks, "--method", "spade", *options, *model)
+    assert result.exit_code == 2
+    assert expected in error_line(result)
+    assert not banks.exists()
+
+
+def test_an_unknown_method_is_refused(banks: Path, tmp_path: Path) -> None:
+    good = draw_images(tmp_path / "good", 2)
+    result = run("enroll", good, "--part", "nut", "--banks", banks, "--method", "cutpaste")
+    assert result.exit_code == 2
+    assert "'cutpaste' is not one of 'april-gan'" in result.stderr
