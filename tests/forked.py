@@ -17,7 +17,9 @@ from functools import partial
 from pathlib import Path
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload([f"aprilcli.workflows.{name}" for name in ("scan", "enroll", "train", "evaluate")])
+SERVER.set_forkserver_preload(
+    [f"aprilcli.workflows.{name}" for name in ("scan", "mutual_scan", "enroll", "train", "evaluate")]
+)
 
 Preparation = Callable[[], object]  # runs in the process before the command line; of a module that imports little
 

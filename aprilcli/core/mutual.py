@@ -21,7 +21,8 @@ NEIGHBORHOODS = (1, 3, 5)  # sides of the squares of patches that tokens are ave
 LOWEST_SHARE = 0.3  # of the distances to the other images
 EPS = 1e-5  # of the normalization
 NEIGHBORS = (1, 2, 3)  # images whose scores are averaged with an image's own
-PAIRED_BYTES = 2**28  # of cosines computed at a time
+PAIRED_BYTES = 2**22  # of cosines computed at a time, so that they stay in the processor's cache
+PAIRED_BYTES_GPU = 2**28
 
 
 @torch.inference_mode()
@@ -56,7 +57,8 @@ def _distances(rows: torch.Tensor, scored: int) -> torch.Tensor:
     """Return the distance of each patch of the ``scored`` first images to every other image, [N, L, N + M - 1]."""
     images, patches, _ = rows.shape
     cosines = rows.new_empty(scored, patches, images - 1)
-    step = max(1, PAIRED_BYTES // (4 * patches * patches))
+    limit = PAIRED_BYTES if rows.device.type == "cpu" else PAIRED_BYTES_GPU
+    step = max(1, limit // (4 * patches * patches))
     for image in range(scored):
         for first in range(image + 1, images, step):
             others = rows[first : first + step]

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from aprilcli.core.threshold import Threshold
@@ -32,6 +33,7 @@ COLUMNS = (
     *("path", "kind", "score", "p_value", "cause", "map_max", "peak_x", "peak_y", "regions", "width", "height"),
     *("error", "boxes"),
 )
+MUTUAL_RANGE = (0.5, 1.5)  # of the median of the maxima
 NEXT_STEP = (
     "To get verdicts, enroll good images of the part (aprilcli enroll) and scan with --part, or look at the highest "
     "scores in the table, choose a score that separates defects from good parts, and scan with --threshold."
@@ -52,6 +54,9 @@ def read_most_anomalous(results: ScanResults) -> Rows:
 def scale_of(results: ScanResults) -> Scale:
     """Return the color scale of all maps of a scan."""
     threshold = results.pixel_threshold
+    if threshold is None and "mutual" in results.record:  # the range depends on the folder
+        maxima = [row.map_max for row, _ in results.rows() if row.map_max is not None]
+        return Scale(*(factor * float(np.median(maxima)) for factor in MUTUAL_RANGE)) if maxima else Scale(0, 1)
     stages = len(results.record["model"]["stages"])
     has_bank = results.record["bank"] is not None
     return Scale.for_run(None if threshold is None else threshold.value, stages, has_bank=has_bank)
@@ -204,6 +209,11 @@ def _exists(path: Path) -> bool:
 def _promises(results: ScanResults) -> Iterator[str]:
     """Yield what the thresholds mean, in plain words."""
     threshold, pixel, recognition = results.threshold, results.pixel_threshold, results.record["recognition"]
+    if "mutual" in results.record:
+        yield (
+            "Scores come from comparing the images with each other: they run from 0 to 1 in this folder, and would be "
+            "others beside other images. Defects that most images have cannot be found."
+        )
     if threshold is None:
         yield (
             "There is no threshold: no good images were enrolled for comparison, and none was given. Scores without a "

@@ -13,7 +13,10 @@ import torch
 from helpers import GOLDEN, QUERIES, GoldenCase, draw_image, error_line, read_rows, run_scan
 from PIL import Image
 
-HEADER = "path,status,score,text_score,map_max,p_value,threshold,verdict,width,height,error,regions,peak_x,peak_y,cause"
+HEADER = (
+    "path,status,score,text_score,map_max,p_value,threshold,verdict,width,height,error,regions,peak_x,peak_y,cause,"
+    "zero_shot_max"
+)
 
 
 @pytest.fixture
