@@ -105,6 +105,7 @@ def test_report_plots_maps_and_verdicts_of_several_methods(nut: Path, model: lis
     ]
     for method in RIVALS:
         assert f"1 shot, {method}" in page
+    assert page.count("not guaranteed</td>") == len(verdicts)  # at the rate in use only
 
 
 def test_methods_that_are_refused(nut: Path, model: list[str], tmp_path: Path) -> None:

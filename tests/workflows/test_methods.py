@@ -131,7 +131,9 @@ def test_append_gives_the_bank_of_all_at_once(method: str, model: list[str], ban
 def test_a_bank_says_its_method(method: str, model: list[str], banks: Path, tmp_path: Path) -> None:
     enroll(method, draw_images(tmp_path / "good", 2), banks, *model)
     lines = map(str.split, run("inspect", banks / "nut.safetensors").stdout.splitlines())
-    assert ["method", method] in list(lines)
+    words = list(lines)
+    assert ["method", method] in words
+    assert [line[3:5] for line in words if line[:1] == ["reference"]] == [["april-gan", "score"]] * 2
 
 
 @each_rival
