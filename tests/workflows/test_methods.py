@@ -13,6 +13,7 @@ import tifffile
 import torch
 from helpers import (
     GoldenCase,
+    draw_image,
     draw_images,
     error_line,
     read_rows,
@@ -20,6 +21,7 @@ from helpers import (
     run,
     run_scan,
 )
+from PIL import Image
 
 from aprilcli import Detector
 from aprilcli.core.bank_file import load_bank, save_bank
@@ -206,3 +208,23 @@ def test_an_unknown_method_is_refused(banks: Path, tmp_path: Path) -> None:
     result = run("enroll", good, "--part", "nut", "--banks", banks, "--method", "cutpaste")
     assert result.exit_code == 2
     assert "'cutpaste' is not one of 'april-gan'" in result.stderr
+
+
+@each_rival
+def test_twins_are_left_out_with_all_that_is_kept_of_them(
+    method: str, golden_vit: GoldenCase, banks: Path, tmp_path: Path
+) -> None:
+    model = ["--model", golden_vit.folder, "--image-size", 70, "--tile", 80, "--device", "cpu"]
+    good, options = tmp_path / "good", ["--rotations"]
+    for number, size_wh in enumerate(((100, 60), (60, 100))):  # of different numbers of tiles
+        draw_image(good / f"{number}.png", number, size_wh)
+    alone = enroll(method, good, banks, *model, *options)
+    with Image.open(good / "0.png") as image:
+        image.save(good / "0 again.bmp")
+    pair = enroll(method, good, banks, *model, *options, "--overwrite")
+    assert [source.path for source in pair.sources] == ["0 again.bmp", "1.png"]
+    for mine, theirs in zip((*pair.norms, *pair.image_features), (*alone.norms, *alone.image_features), strict=True):
+        assert torch.equal(mine, theirs)
+    image = draw_image(tmp_path / "image.png", 50, (90, 110))
+    scores = [Detector.load(bank=bank, device="cpu").detect_file(image).score for bank in (alone, pair)]
+    assert scores[0] == pytest.approx(scores[1])
