@@ -353,7 +353,8 @@ def summarize(summary: EnrollSummary) -> str:
     if bank.fits is not None:
         least = sorted(zip(bank.fits.tolist(), bank.sources, strict=True), key=lambda pair: -pair[0])[:LEAST]
         named = ", ".join(f"{printable(source.path)} ({score:.4f})" for score, source in least)
-        lines.append(f"references least like the others: {named}; median {bank.fits.median():.4f}")
+        by = "" if bank.recipe.method == APRIL_GAN else f" by the score of {APRIL_GAN}"
+        lines.append(f"references least like the others{by}: {named}; median {bank.fits.median():.4f}")
     if summary.odd:
         lines.append(f"check these images, which differ from the others: {listed(summary.odd, LISTED)}")
     return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from aprilcli.core import mutual
 from aprilcli.core.detector import Detector
 from aprilcli.core.mutual_subsets import LEAST, split
-from aprilcli.errors import InputError
+from aprilcli.errors import InputError, OutputError
 from aprilcli.types import Detection, ImageEvidence, ImageFeatures
 from aprilcli.workflows.mutual_features import MutualFeatures
 
@@ -20,8 +21,12 @@ class MutualImages:
 
     def __init__(self, folder: Path, detector: Detector, count: int) -> None:
         """Make room for ``count`` images in ``folder``. Raises OutputError if the disk lacks it."""
-        self._features = MutualFeatures(folder, detector, count)
         self._folder = folder
+        try:
+            self._features = MutualFeatures(folder, detector, count)
+        except OutputError:
+            self.remove()
+            raise
         self._names: list[str] = []
         self._text_scores: list[float] = []
         self._images = torch.empty(0)
@@ -56,6 +61,5 @@ class MutualImages:
         return list(scores.tolist())
 
     def remove(self) -> None:
-        """Delete the features."""
-        self._features.remove()
-        self._folder.rmdir()
+        """Delete the features; what cannot be deleted stays."""
+        shutil.rmtree(self._folder, ignore_errors=True)

@@ -171,6 +171,7 @@ def _content(
     record = results.record
     metrics = list(record["results"][0]["metrics"]) if record["results"] else []
     model = record["model"]["backbone"]
+    has_methods = len({result.get("method", APRIL_GAN) for result in record["results"]}) > 1
     if record["leakage"]:
         warnings = [record["leakage"], *warnings]
     if record["unreadable"]:
@@ -180,11 +181,11 @@ def _content(
         "subtitle": f"Model {printable(model)}, evaluated {record['started'][:16].replace('T', ' ')} UTC",
         "written": timestamp()[:16].replace("T", " ") + " UTC",
         "warnings": warnings,
-        "has_methods": len({result.get("method", APRIL_GAN) for result in record["results"]}) > 1,
+        "has_methods": has_methods,
         "metrics": [TITLES.get(metric, metric) for metric in metrics],
         "measures": list(_measures(record, metrics)),
         "captions": list(map(printable, record["captions"])),
-        "verdicts": list(_verdicts(record.get("verdicts", []))),
+        "verdicts": list(_verdicts(record.get("verdicts", []), only_used=has_methods)),
         "objects": objects,
         "layer_name": "Mask",
         "data": {
@@ -217,10 +218,11 @@ def _percent(value: float | None, deviation: float | None) -> str:
     return f"{100 * value:.1f}" + ("" if deviation is None else f" ± {100 * deviation:.1f}")
 
 
-def _verdicts(verdicts: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Yield a row of text for each setting and each false-alarm rate."""
+def _verdicts(verdicts: Sequence[Mapping[str, Any]], only_used: bool) -> Iterator[dict[str, Any]]:
+    """Yield a row of text for each setting and each false-alarm rate, or only for the rate in use."""
     for verdict in verdicts:
-        rates = {entry["rate"]: entry for entry in verdict.get("by_rate", ())} | {verdict["rate"]: verdict}
+        others = () if only_used else verdict.get("by_rate", ())
+        rates = {entry["rate"]: entry for entry in others} | {verdict["rate"]: verdict}
         for rate, entry in sorted(rates.items()):
             yield {
                 "is_used": entry is verdict,

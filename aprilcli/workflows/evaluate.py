@@ -143,7 +143,7 @@ def _evaluate(
         "views": asdict(model.views),
         **describe_encoder(model.encoder),
         "projector": model.projector.identity if model.projector is not None else None,
-        **({} if options.part is None else {"bank": describe_bank(options.part, options.banks)}),
+        **({} if bank is None else {"bank": describe_bank(bank, str(options.part), options.banks)}),
         "settings": [asdict(setting) for setting in settings],
         "dataset": eval_report.describe_dataset(dataset, fingerprint),
         "problems": [*dataset.problems, *problems, *dataset.other_files],

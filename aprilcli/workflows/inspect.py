@@ -15,6 +15,7 @@ from aprilcli.core.bank_file import KIND as BANK
 from aprilcli.core.bank_file import load_bank
 from aprilcli.core.memory_bank import MemoryBank, Source
 from aprilcli.core.outliers import find_outliers
+from aprilcli.defaults import APRIL_GAN
 from aprilcli.errors import ArtifactError, InputError, OptionError, OutputError
 from aprilcli.io.artifacts import PICKLE_STARTS, UNDATED, ArtifactHeader, as_read_errors, read_header
 from aprilcli.io.atomic import check_writable, output_errors
@@ -182,7 +183,8 @@ def _bank_rows(bank: MemoryBank) -> Rows:
         yield "good scores", f"{scored.scores.min():.4f} to {scored.scores.max():.4f}"
         yield "good map maxima", f"{scored.map_maxima.min():.4f} to {scored.map_maxima.max():.4f}"
     yield "references", len(bank.sources)
-    yield from _good_images("reference", bank.sources, bank.fits)
+    label = "score" if bank.recipe.method == APRIL_GAN else f"{APRIL_GAN} score"  # fits are of the paper's method
+    yield from _good_images("reference", bank.sources, bank.fits, label)
     if bank.calibration_images is not None and bank.calibration is not None:
         scores = torch.from_numpy(bank.calibration.scores.copy())
         yield from _good_images("calibration image", bank.calibration_images.sources, scores)
@@ -192,11 +194,11 @@ def _named(views: Views, view: int) -> str:
     return f"size {views.sizes[view]}" if view < len(views.sizes) else "tiles"
 
 
-def _good_images(name: str, sources: tuple[Source, ...], scores: torch.Tensor | None) -> Rows:
+def _good_images(name: str, sources: tuple[Source, ...], scores: torch.Tensor | None, label: str = "score") -> Rows:
     """Yield a row for each image, with its score against the (other) references if it is known."""
     outliers = [] if scores is None else find_outliers(scores.numpy())
     for position, source in enumerate(sources):
-        score = "" if scores is None else f"score {scores[position]:.4f}  "
+        score = "" if scores is None else f"{label} {scores[position]:.4f}  "
         odd = "differs from the others  " if position in outliers else ""
         yield name, f"sha256 {source.sha256}  {score}{odd}{source.path}"
 

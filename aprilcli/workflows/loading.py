@@ -69,10 +69,10 @@ def load_part(part: str, banks: Path) -> MemoryBank:
     return load_bank(find_bank(part, banks))
 
 
-def describe_bank(part: str, banks: Path) -> dict[str, str]:
-    """Return the file of a part's bank for a JSON record. Raises InputError if it cannot be read."""
+def describe_bank(bank: MemoryBank, part: str, banks: Path) -> dict[str, str]:
+    """Return the file of a part's ``bank`` for a JSON record. Raises InputError if it cannot be read."""
     path = bank_path(part, banks)
-    return {"path": str(path), "sha256": sha256_of_file(path)}
+    return {"path": str(path), "sha256": sha256_of_file(path), "method": bank.recipe.method}
 
 
 def note_old_bank(bank: MemoryBank, console: Console) -> None:

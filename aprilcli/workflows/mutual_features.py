@@ -15,7 +15,7 @@ from aprilcli.core.grids import coarse_grid, coarsen
 from aprilcli.core.methods.mutual import Mutual
 from aprilcli.core.recognition import appearance
 from aprilcli.errors import ArtifactError, OutputError
-from aprilcli.io.feature_store import FeatureStore, free_bytes, remove_store, slot_bytes
+from aprilcli.io.feature_store import FeatureStore, free_bytes, slot_bytes
 from aprilcli.types import Evidence, ImageEvidence, ImageFeatures
 
 GIB = 2**30
@@ -97,11 +97,6 @@ class MutualFeatures:
         text = torch.tensor([text_score])
         views = (stages[first : first + count] for first in range(0, len(stages), count))
         return ImageEvidence(tuple(Evidence(text, distances=tuple(stage[None] for stage in view)) for view in views))
-
-    def remove(self) -> None:
-        """Delete the features."""
-        for name in (TOKENS, IMAGES):
-            remove_store(self._folder / name)
 
 
 def stored_tokens(views: Sequence[ImageFeatures]) -> list[NDArray[np.float16]]:

@@ -152,7 +152,7 @@ def describe_run(options: ScanOptions, detector: Detector, rule: DecisionRule, s
         "omp_num_threads": torch.get_num_threads(),
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "projector": detector.projector.identity if detector.projector is not None else None,
-        "bank": None if options.part is None else describe_bank(options.part, options.banks),
+        "bank": None if detector.bank is None else describe_bank(detector.bank, str(options.part), options.banks),
         **rule.describe(),
         "started": started,
     }

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from aprilcli.core.threshold import Threshold
+from aprilcli.defaults import APRIL_GAN
 from aprilcli.errors import InputError
 from aprilcli.io import html_report as html
 from aprilcli.io.overlays import Scale, read_levels
@@ -269,6 +270,7 @@ def _about(results: ScanResults) -> Iterator[tuple[str, str]]:
     yield "Input size", ", ".join(map(str, views["sizes"])) + tiles
     if record["bank"] is not None:
         yield "Bank", f"{printable(record['bank']['path'])} (SHA-256 {record['bank']['sha256'][:12]})"
+        yield "Method", record["bank"].get("method", APRIL_GAN)  # earlier versions knew no other
     if options["object_name"]:
         yield "Object", printable(options["object_name"])
     yield "Started", record["started"]
