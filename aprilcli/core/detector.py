@@ -247,7 +247,8 @@ class Detector:
         """Return the methods of each view, fitted to ``references`` V × K: not for the paper's own."""
         methods = tuple(METHOD_CLASSES[name](encoder.spec, self.text_features) for encoder in self.encoders_of_views)
         for method, of_view in zip(methods, references, strict=True):
-            method.fit(of_view)
+            if of_view:
+                method.fit(of_view)
         return methods
 
     def prepare(self, image: SourceImage) -> ModelInput:
