@@ -110,11 +110,11 @@ class Detector:
         self.object_name = object_name
         self._use_bank(bank)
         self.notes = notes
-        if projector is None:
+        if projector is not None:
+            self.notes += projector.notes
+        elif bank is None or bank.recipe.method == APRIL_GAN:  # other methods use none
             without = "few-shot maps and text scores" if bank is not None else "text scores, no maps"
             self.notes += (f"this model has no projector: {without} (a projector adds zero-shot maps)",)
-        else:
-            self.notes += projector.notes
 
     @classmethod
     def load(

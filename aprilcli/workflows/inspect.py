@@ -169,8 +169,9 @@ def _bank_rows(bank: MemoryBank) -> Rows:
     images = "" if bank.quantization is None else f", quantized on {len(bank.quantization)} images"
     yield "precision", f"{bank.recipe.precision or 'not recorded'}{images}"
     yield "method", bank.recipe.method
-    yield "fusion", bank.recipe.fusion + "".join(f" {weight:.3f}" for weight in bank.stage_weights)
-    yield "score", bank.score if bank.choice is None else bank.choice.describe()
+    if bank.recipe.method == APRIL_GAN:
+        yield "fusion", bank.recipe.fusion + "".join(f" {weight:.3f}" for weight in bank.stage_weights)
+        yield "score", bank.score if bank.choice is None else bank.choice.describe()
     yield "positions per source", bank.copies
     for number, features in enumerate(bank.features):
         size = features.numel() * features.element_size() / 1e6
