@@ -204,17 +204,21 @@ class MemoryBank:
         stages = len(self.spec.stages)
         return self.features[view * stages : (view + 1) * stages]
 
+    def check_references(self) -> None:
+        """Refuse a bank that lacks what ``references`` returns. Raises ArtifactError."""
+        if not self.norms or not self.image_features:
+            made = "is a coreset" if self.coreset_fraction < 1 else "was made by an earlier version"
+            raise ArtifactError(
+                f"the bank of {self.object_name!r} {made}: it lacks features of its references; enroll the part again"
+            )
+
     def references(self, view: int, grids: Sequence[tuple[int, int]]) -> list[ImageFeatures]:
         """Return the features of each source in a view, float32; ``grids``: the patches of its stages.
 
         With tiles or rotations a source has several inputs: those of the image as it is come first. Raises
         ArtifactError for a bank that does not keep them.
         """
-        if not self.norms or not self.image_features:
-            made = "is a coreset" if self.coreset_fraction < 1 else "was made by an earlier version"
-            raise ArtifactError(
-                f"the bank of {self.object_name!r} {made}: it lacks features of its references; enroll the part again"
-            )
+        self.check_references()
         stages = range(view * len(grids), (view + 1) * len(grids))
         tokens = []
         for stage, (height, width) in zip(stages, grids, strict=True):

@@ -37,6 +37,7 @@ from aprilcli.workflows.scan_resume import JournaledRow
 from aprilcli.workflows.scan_summary import ScanSummary
 from aprilcli.workflows.scan_tally import Tally
 
+RATE_WITHOUT_PART = "--false-alarm-rate has no effect without --part: there are no good images for a threshold"
 ENROLL_OR_CHOOSE = "enroll it again, or use --pixel-threshold"
 
 # Options that change how a scan runs, not what it finds.
@@ -66,7 +67,7 @@ def run_scan(options: ScanOptions, total: int, console: Console) -> ScanSummary:
             "--projector, or use --part"
         )
     if bank is None and options.false_alarm_rate is not None:
-        console.note("--false-alarm-rate has no effect without --part: there are no good images for a threshold")
+        console.note(RATE_WITHOUT_PART)
     if calibration is not None and options.threshold is not None:
         rate = calibration.default_rate if options.false_alarm_rate is None else options.false_alarm_rate
         console.note(

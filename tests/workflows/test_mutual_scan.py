@@ -20,7 +20,7 @@ from aprilcli.core import mutual, mutual_subsets
 from aprilcli.core.detector import Detector
 from aprilcli.core.resizing import resize_map
 from aprilcli.io.images import read_image
-from aprilcli.workflows import mutual_features, mutual_scan
+from aprilcli.workflows import mutual_encoding, mutual_features, mutual_scan
 
 COUNT = 14
 
@@ -101,7 +101,7 @@ def test_zero_shot_results_stand_beside_the_scores(command: list[str], folder: P
 
 
 STEPS: dict[str, tuple[object, str]] = {
-    "encoding": (mutual_scan, "_encode_batch"),
+    "encoding": (mutual_encoding, "_encode_batch"),
     "comparing": (mutual_scan, "_compare_subset"),
     "writing": (mutual_scan, "finish"),
 }
@@ -165,7 +165,7 @@ def test_a_finished_scan_is_kept_and_a_changed_folder_is_scored_again(
     run(*command, "--out", out)
     before = everything(out)
     with monkeypatch.context() as patch:
-        patch.setattr(mutual_scan, "_encode_batch", None)
+        patch.setattr(mutual_encoding, "_encode_batch", None)
         result = run(*command, "--out", out, "--resume")
     assert (result.exit_code, everything(out)) == (3, before)
     assert f"resumed: {COUNT + 1} kept, 0 new" in result.stdout
@@ -176,16 +176,21 @@ def test_a_finished_scan_is_kept_and_a_changed_folder_is_scored_again(
     assert everything(out) == everything(tmp_path / "whole")
 
 
-def test_images_added_or_changed_before_a_resume(command: list[str], folder: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("small_subsets")
+@pytest.mark.parametrize("step", ["_compare_subset", "finish"])
+def test_images_added_or_removed_before_a_resume(
+    step: str, command: list[str], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mutual_scan, "LEAST", 1)
     out = tmp_path / "out"
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mutual_scan, "_compare_subset", stop)
+        patch.setattr(mutual_scan, step, stop)
         assert run(*command, "--out", out).exit_code == 130
-    draw_image(folder / "a" / "07 new.png", 3)
+    draw_image(folder / "a" / "00 new.png", 3)
     (folder / "b" / "09.png").unlink()
     assert run(*command, "--out", out, "--resume").exit_code == 3
     run(*command, "--out", tmp_path / "whole")
