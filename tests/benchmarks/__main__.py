@@ -16,6 +16,7 @@ ALL = (
     ("bench_start.py", "--large", "--runs", "1"),
     ("bench_train.py",),
     ("bench_memory.py",),
+    ("bench_mutual.py",),
     ("bench_bank.py",),
     ("bench_eval.py",),
     ("bench_help.py",),
