@@ -1,8 +1,8 @@
-"""Time and memory of `scan --mutual` in small and large folders: ``python tests/benchmarks/bench_mutual.py``. Linux only.
+"""`scan --mutual` of a small and a large folder: ``python tests/benchmarks/bench_mutual.py``. Linux only.
 
-Scans 250 and 2,000 (``--many``) images of 64x64 pixels with the embedded model at 64 pixels. Prints the seconds per image
-and the peak memory of both as lines of a Markdown table. Exits with 1 if an image of the large folder takes more than
-1.2 times as long: subsets keep the work per image constant.
+Scans 250 and 2,000 (``--many``) images of 64x64 pixels with the embedded model at 64 pixels. Prints seconds per image
+and peak memory of both as lines of a Markdown table. Exits with 1 if an image of the large folder takes more than 1.2
+times as long: subsets keep the work per image constant.
 """
 
 import argparse
