@@ -72,7 +72,8 @@ def load_part(part: str, banks: Path) -> MemoryBank:
 def describe_bank(bank: MemoryBank, part: str, banks: Path) -> dict[str, str]:
     """Return the file of a part's ``bank`` for a JSON record. Raises InputError if it cannot be read."""
     path = bank_path(part, banks)
-    return {"path": str(path), "sha256": sha256_of_file(path), "method": bank.recipe.method}
+    chosen = {} if bank.choice is None else {"score": bank.score}
+    return {"path": str(path), "sha256": sha256_of_file(path), "method": bank.recipe.method, **chosen}
 
 
 def note_old_bank(bank: MemoryBank, console: Console) -> None:
