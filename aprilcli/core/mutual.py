@@ -36,7 +36,7 @@ def aggregate(tokens: torch.Tensor, grid: tuple[int, int], side: int) -> torch.T
     cells = F.layer_norm(cells, cells.shape[1:], eps=EPS)
     if side > 1:
         cells = F.avg_pool2d(cells, side, stride=1, padding=side // 2, count_include_pad=True)
-    return F.normalize(cells.flatten(2).transpose(1, 2), dim=-1)
+    return F.normalize(cells.flatten(2).transpose(1, 2), dim=-1).contiguous()
 
 
 @torch.inference_mode()
