@@ -354,6 +354,24 @@ def test_an_empty_folder_that_is_allowed(model: list[str], tmp_path: Path) -> No
     assert result.exit_code == 0, result.output
 
 
+def test_results_among_the_images_are_not_scanned(command: list[str], folder: Path) -> None:
+    run(*command, "--out", folder / "out")
+    before = everything(folder / "out")
+    result = run(*command, "--out", folder / "out", "--resume")
+    assert "out/zero_shot_maps/" in result.stderr
+    assert f"resumed: {COUNT + 1} kept, 0 new" in result.stdout
+    assert everything(folder / "out") == before
+
+
+def test_zero_shot_maps_are_not_replaced_by_their_own_scan(command: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(*command, "--out", out)
+    before = everything(out)
+    result = run("scan", out / "zero_shot_maps", *command[2:], "--out", out, "--overwrite")
+    assert "these are the maps in --out" in error_line(result)
+    assert everything(out) == before
+
+
 def test_a_disk_without_room_is_one_line_with_the_size(
     command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
