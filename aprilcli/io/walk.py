@@ -25,7 +25,10 @@ _SYSTEM_FOLDERS = re.compile(
     re.IGNORECASE,
 )
 # Records that commands of this package write into their output folder, and the folders of images beside each.
-_RESULTS = {"run.json": ("maps", "overlays"), "metrics.json": ("anomaly_maps", "anomaly_images", "plots")}
+_RESULTS = {
+    "run.json": ("maps", "zero_shot_maps", "overlays"),
+    "metrics.json": ("anomaly_maps", "anomaly_images", "plots"),
+}
 
 
 class LeftOut(StrEnum):

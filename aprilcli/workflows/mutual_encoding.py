@@ -235,11 +235,17 @@ def _encode_batch(detector: Detector, images: Sequence[ModelInput]) -> Iterator[
 
 def known_images(detector: Detector, bank: MemoryBank) -> Known:
     """Return the features of a part's references as they are, and of the calibration images that it keeps."""
-    images = list(zip(*([f[:1] for f in of_view] for of_view in detector.references(bank)), strict=True))
+    references = zip(*([f[:1] for f in of_view] for of_view in detector.references(bank)), strict=True)
     kept, spec = bank.calibration_images, detector.encoder.spec
-    for sizes in zip(*kept.pixels, strict=True) if kept is not None else ():
-        whole = tuple(normalize(pixels.numpy(), spec.mean, spec.std) for pixels in sizes)
-        [(views, _)] = _encode_batch(detector, [ModelInput(whole)])
-        images.append(tuple(views))
-    tokens = [np.stack(stage) for stage in zip(*map(stored_tokens, images), strict=True)]
-    return tokens, np.concatenate([views[0].image.cpu().numpy() for views in images])
+
+    def calibration_images() -> Iterator[list[ImageFeatures]]:
+        for sizes in zip(*kept.pixels, strict=True) if kept is not None else ():
+            whole = tuple(normalize(pixels.numpy(), spec.mean, spec.std) for pixels in sizes)
+            [(views, _)] = _encode_batch(detector, [ModelInput(whole)])
+            yield views
+
+    tokens, images = [], []  # coarse and in float16 at once: there may be hundreds of images
+    for views in itertools.chain(references, calibration_images()):
+        tokens.append(stored_tokens(views))
+        images.append(views[0].image.cpu().numpy())
+    return [np.stack(stage) for stage in zip(*tokens, strict=True)], np.concatenate(images)

@@ -14,7 +14,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,7 @@ from aprilcli.workflows.console import Console
 from aprilcli.workflows.interrupt import interruptible
 from aprilcli.workflows.loading import load_detector, load_part, note_old_bank, range_of
 from aprilcli.workflows.mutual_encoding import (
+    ENCODED,
     EncodedImage,
     MutualRun,
     digest_of,
@@ -103,6 +104,7 @@ def run_mutual_scan(options: ScanOptions, total: int, console: Console) -> ScanS
     ):
         found = list(images_to_scan(options))
         run = MutualRun(options, detector, console, pool, interrupted, found)
+        _subsets(run, [True] * len(found))  # raises for a folder with too few images, before anything is deleted
         unchanged = _prepare_output(run, record)
         if unchanged is not None:
             tally = Tally()
@@ -123,6 +125,8 @@ def run_mutual_scan(options: ScanOptions, total: int, console: Console) -> ScanS
         finished = {**record, **compared.rule.describe(), "counts": tally.counts(), "finished": records.timestamp()}
         records.write_json(options.out / output.RUN, finished)
         with output_errors(run.folder):
+            for name in (COMPARED, ENCODED):  # first, so that a killed run leaves no lines without what they describe
+                (run.folder / name).unlink()
             remove_tree(run.folder)
     return ScanSummary(tally, resumed, compared.rule, time.monotonic() - began, options.out)
 
@@ -214,8 +218,9 @@ def _compare(
     subsets = _subsets(run, [image.error is None for image in encoded])
     if options.mutual_by == MutualBy.all and is_mixed(store.appearances(_sample(subsets))):
         run.console.note(NOTE_MIXED)
-    done = {values.get("subset"): values for values, _ in read_lines(run.folder / COMPARED)}
     together = [image.batch for image in encoded]
+    digests_of_subsets = [_subset_digest(run, subset, together) for subset in subsets]
+    done, end = _compared_before(run, subsets, digests_of_subsets)
     kept = len(encoded) if done else 0
     with output_errors(run.folder):
         patch_scores = FeatureStore(run.folder / SCORES, len(encoded), store.grids, kept=kept)
@@ -225,12 +230,12 @@ def _compare(
     count = sum(map(len, subsets))
     with (
         run.console.progress(count, "comparing") as advance,
-        open_lines(run.folder / COMPARED, _end_of_lines(run.folder / COMPARED)) as lines,
+        open_lines(run.folder / COMPARED, end) as lines,
     ):
-        for subset in subsets:
-            digest = _subset_digest(run, subset, together)
-            values = done.get(digest)
-            if values is None or values["positions"] != subset:  # an added image moves those after it
+        for number, (subset, digest) in enumerate(zip(subsets, digests_of_subsets, strict=True)):
+            if number < len(done):
+                values = done[number]
+            else:
                 found = _compare_subset(run, store, patch_scores, subset, known)
                 values = {"subset": digest, "positions": subset, **found}
                 lines.write(json.dumps(values) + "\n")
@@ -247,8 +252,21 @@ def _sample(subsets: Sequence[Sequence[int]]) -> list[int]:
     return [position for subset in subsets[:LARGEST] for position in subset[:each]]
 
 
-def _end_of_lines(path: Path) -> int:
-    return max((end for _, end in read_lines(path)), default=0)
+def _compared_before(
+    run: MutualRun, subsets: Sequence[Sequence[int]], digests: Sequence[str]
+) -> tuple[list[dict[str, Any]], int]:
+    """Return the lines of the first subsets that an earlier run compared, and the position after them.
+
+    The rest is not kept: added images move those after them, whose places may then hold scores of other images.
+    """
+    done: list[dict[str, Any]] = []
+    end = 0
+    for (values, after), subset, digest in zip(read_lines(run.folder / COMPARED), subsets, digests, strict=False):
+        if (values.get("subset"), values.get("positions")) != (digest, subset):
+            break
+        done.append(values)
+        end = after
+    return done, end
 
 
 def _compare_subset(

@@ -16,7 +16,7 @@ from aprilcli.options import MutualBy, ScanOptions
 from aprilcli.workflows.console import Console
 from aprilcli.workflows.parts import find_bank
 from aprilcli.workflows.pipeline import NO_IMAGES, LeftOutFolders
-from aprilcli.workflows.scan_output import MAPS, SCORES, refuse_results
+from aprilcli.workflows.scan_output import MAPS, SCORES, ZERO_SHOT, refuse_results
 
 
 def check(options: ScanOptions, console: Console) -> int:
@@ -56,7 +56,7 @@ def _check_options(options: ScanOptions) -> None:
 
 def _count_images(options: ScanOptions, console: Console) -> int:
     for path in options.paths:
-        if path.resolve().is_relative_to((options.out / MAPS).resolve()):
+        if any(path.resolve().is_relative_to((options.out / maps).resolve()) for maps in (MAPS, ZERO_SHOT)):
             raise InputError(f"{path}: these are the maps in --out; give the folder of the images")
     left_out = LeftOutFolders()
     total = sum(1 for _ in find_images(options.paths, follow=options.follow, on_left_out=left_out))

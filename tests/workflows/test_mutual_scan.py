@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -98,6 +99,10 @@ def test_zero_shot_results_stand_beside_the_scores(command: list[str], folder: P
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert record["mutual"]["note"] == "scores depend on the other images of the folder"
     assert not (tmp_path / "out" / ".mutual").exists()
+
+
+def interrupts(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 STEPS: dict[str, tuple[object, str]] = {
@@ -197,6 +202,57 @@ def test_images_added_or_removed_before_a_resume(
     assert everything(out) == everything(tmp_path / "whole")
 
 
+def test_an_image_that_comes_and_goes_between_interrupted_runs(
+    command: list[str], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        draw_image(folder / "a" / f"1 more {number}.png", 50 + number)
+        draw_image(folder / "b" / f"more {number}.png", 60 + number)
+    command += ["--mutual-by", "folder"]
+    out, own = tmp_path / "out", mutual_scan._compare_subset
+    monkeypatch.setattr(mutual_scan, "finish", interrupts)
+    assert run(*command, "--out", out).exit_code == 130
+    draw_image(folder / "a" / "00 new.png", 3)  # moves all other images by one
+    calls = []
+
+    def interrupts_the_second(*arguments: Any) -> object:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return own(*arguments)
+
+    monkeypatch.setattr(mutual_scan, "_compare_subset", interrupts_the_second)
+    assert run(*command, "--out", out, "--resume").exit_code == 130
+    (folder / "a" / "00 new.png").unlink()
+    monkeypatch.undo()
+    assert run(*command, "--out", out, "--resume").exit_code == 3
+    run(*command, "--out", tmp_path / "whole")
+    assert everything(out) == everything(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("step", ["before", "while"])
+def test_a_scan_that_stops_at_the_very_end_is_finished_by_a_resume(
+    step: str, command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command += ["--threshold", "0.5"]
+    run(*command, "--out", tmp_path / "whole")
+    out = tmp_path / "out"
+
+    def removes_a_part(state: Path) -> None:
+        if step == "while":
+            shutil.rmtree(state / "tokens")
+            shutil.rmtree(state / "scores")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mutual_scan, "remove_tree", removes_a_part)
+        assert run(*command, "--out", out).exit_code == 130
+    assert run(*command, "--out", out, "--resume").exit_code == 3
+    assert everything(out) == everything(tmp_path / "whole")
+    assert not (out / ".mutual").exists()
+    assert json.loads((out / "run.json").read_text())["counts"]
+
+
 @pytest.mark.usefixtures("small_subsets")
 def test_an_added_image_changes_only_its_own_subset(
     model: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -267,7 +323,7 @@ def test_known_good_images_give_thresholds_and_p_values(folder: Path, model: lis
     [
         (["--tile", "80"], "--mutual compares whole images, without tiles"),
         (["--fail-on-anomaly"], "no image can be anomalous without a threshold"),
-        (["--mutual-by", "folder"], "folder 'a': 7 readable images, but at least 8 are needed"),
+        (["--mutual-by", "folder"], "folder 'b': 7 readable images, but at least 8 are needed"),
     ],
 )
 def test_what_cannot_be_is_one_line(arguments: list[str], said: str, command: list[str], tmp_path: Path) -> None:
@@ -281,6 +337,39 @@ def test_seven_images_are_refused_at_once(model: list[str], tmp_path: Path, monk
     (images / "broken.png").write_bytes(b"broken")
     result = run("scan", images, "--mutual", *model, "--out", tmp_path / "out", "--device", "cpu")
     assert "7 readable images, but at least 8 are needed" in error_line(result)
+
+
+def test_a_folder_with_too_few_images_is_refused_before_results_are_deleted(command: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(*command, "--out", out)
+    before = everything(out)
+    result = run(*command, "--mutual-by", "folder", "--out", out, "--overwrite")
+    assert "folder 'b': 7 readable images, but at least 8 are needed" in error_line(result)
+    assert everything(out) == before
+
+
+def test_an_empty_folder_that_is_allowed(model: list[str], tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    result = run("scan", tmp_path / "images", "--mutual", "--allow-empty", *model, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+
+
+def test_results_among_the_images_are_not_scanned(command: list[str], folder: Path) -> None:
+    run(*command, "--out", folder / "out")
+    before = everything(folder / "out")
+    result = run(*command, "--out", folder / "out", "--resume")
+    assert "out/zero_shot_maps/" in result.stderr
+    assert f"resumed: {COUNT + 1} kept, 0 new" in result.stdout
+    assert everything(folder / "out") == before
+
+
+def test_zero_shot_maps_are_not_replaced_by_their_own_scan(command: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(*command, "--out", out)
+    before = everything(out)
+    result = run("scan", out / "zero_shot_maps", *command[2:], "--out", out, "--overwrite")
+    assert "these are the maps in --out" in error_line(result)
+    assert everything(out) == before
 
 
 def test_a_disk_without_room_is_one_line_with_the_size(
