@@ -83,17 +83,19 @@ def mutual_map(stages: Sequence[torch.Tensor], image_size: int) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def smoothed_scores(scores: torch.Tensor, image_features: torch.Tensor) -> torch.Tensor:
+def smoothed_scores(scores: torch.Tensor, image_features: torch.Tensor, *, scaled: bool = True) -> torch.Tensor:
     """Return image scores [N], scaled to [0, 1] over the folder and averaged with those of similar images (RsCIN).
 
+    ``scaled``: scaling changes neither order nor p-values within a folder; without it, folders can be compared.
     ``image_features``: [N, C] unit rows. For k nearest images, an image itself included, scores are weighted by the
     cosines; then the mean over all k of ``NEIGHBORS``.
     """
-    spread = scores.max() - scores.min()
-    scaled = (scores - scores.min()) / (spread if spread > 0 else 1)
+    if scaled:
+        spread = scores.max() - scores.min()
+        scores = (scores - scores.min()) / (spread if spread > 0 else 1)
     weights, neighbors = (image_features @ image_features.T).topk(min(max(NEIGHBORS), len(scores)), dim=1)
     means = []
     for count in NEIGHBORS:
         nearest = weights[:, :count]
-        means.append((nearest * scaled[neighbors[:, :count]]).sum(dim=1) / nearest.sum(dim=1))
+        means.append((nearest * scores[neighbors[:, :count]]).sum(dim=1) / nearest.sum(dim=1))
     return torch.stack(means).mean(dim=0)

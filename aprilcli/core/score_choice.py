@@ -33,13 +33,15 @@ LEAST_DEFECTS = 8
 LEAST_GAIN = 0.03
 SIGNIFICANCE = 0.05
 
+_Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
 
 @dataclass(frozen=True)
 class ScoreChoice:
     """The score that was chosen for a part, and the evidence for it.
 
-    ``auroc``: of each variant, between ``defects`` known defects and ``good`` good images. ``images``: the SHA-256 of
-    these, which must neither calibrate nor test.
+    ``auroc``: of each variant, between ``defects`` known defects and ``good`` good images. ``defect_images``,
+    ``good_images``: the SHA-256 of these, which must neither calibrate nor test.
     """
 
     __pydantic_config__: ClassVar = STRICT
@@ -48,7 +50,13 @@ class ScoreChoice:
     defects: Annotated[int, Field(ge=LEAST_DEFECTS)]
     good: Annotated[int, Field(ge=1)]
     auroc: dict[Annotated[str, Field(pattern=VARIANT)], Number]
-    images: tuple[Annotated[str, Field(pattern="^[0-9a-f]{64}$")], ...] = ()
+    defect_images: tuple[_Digest, ...] = ()
+    good_images: tuple[_Digest, ...] = ()
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """All images that chose the score."""
+        return (*self.defect_images, *self.good_images)
 
     def describe(self) -> str:
         """Return the score and the evidence for it, for users."""

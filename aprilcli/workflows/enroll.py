@@ -94,6 +94,8 @@ def _enroll(options: EnrollOptions, found: FoundImages, path: Path, console: Con
     # A calibration image would lower the threshold if it were also a reference.
     in_bank = [*enrolled, *(() if kept is None else kept.sources)]
     new, known = _new_images(found.references, in_bank)
+    if old is not None and old.choice is not None:
+        _refuse_known_defects(new, old.choice.defect_images)
     if paths and not new:
         raise InputError(f"{listed(paths, LISTED)}: no new images; all are in {path} already")
     further = _further_images(options, found, console, kept, [*enrolled, *_chosen_with(old), *(s for _, s in new)])
@@ -120,7 +122,7 @@ def _enroll(options: EnrollOptions, found: FoundImages, path: Path, console: Con
             _read_batches(options, detector, console, [image for image, _ in images], "choosing a score")
             for images in (defects, choosing)
         )
-        choice = choose_score(bank, detector, of_defects, of_good, (source for _, source in (*defects, *choosing)))
+        choice = choose_score(bank, detector, (defects, of_defects), (choosing, of_good))
         bank = replace(bank, choice=choice)
     if kept is not None or further:
         batches = _read_batches(options, detector, console, [image for image, _ in further], "calibrating")
@@ -183,6 +185,12 @@ def _defects(found: FoundImages, good: Sequence[Source]) -> NewImages:
     if same := [f"{image.relative} ({known[source.sha256]})" for image, source in new if source.sha256 in known]:
         raise InputError(f"--defects: also given as good images: {listed(same, LISTED)}; remove them from one folder")
     return new
+
+
+def _refuse_known_defects(new: NewImages, defects: Sequence[str]) -> None:
+    """Raise InputError if an image was given as a known defect when the part was enrolled."""
+    if same := [image.relative for image, source in new if source.sha256 in defects]:
+        raise InputError(f"{listed(same, LISTED)}: enrolled as known defects before; remove them from the good images")
 
 
 def _note_left_out(console: Console, paths: Sequence[str]) -> None:

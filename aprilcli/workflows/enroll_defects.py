@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,18 +40,13 @@ def split_good(defects: int, further: Images, console: Console) -> tuple[Images,
 
 
 def choose_score(
-    bank: MemoryBank,
-    detector: Detector,
-    defects: Batches,
-    good: Batches,
-    sources: Iterable[Source],
+    bank: MemoryBank, detector: Detector, defects: tuple[Images, Batches], good: tuple[Images, Batches]
 ) -> ScoreChoice:
-    """Choose the score of a bank from known defects and good images, of which ``sources`` are kept by content."""
+    """Choose the score of a bank from known defects and good images; their content is recorded."""
     compared = detector.with_bank(bank)
-    scores = [_scores(compared, bank, batches) for batches in (defects, good)]
-    choice = choose(*scores)
-    images = tuple(source.sha256 for source in sources)
-    return ScoreChoice(choice.score, choice.defects, choice.good, choice.auroc, images)
+    choice = choose(*(_scores(compared, bank, batches) for _, batches in (defects, good)))
+    of_defects, of_good = (tuple(source.sha256 for _, source in images) for images, _ in (defects, good))
+    return replace(choice, defect_images=of_defects, good_images=of_good)
 
 
 def _scores(detector: Detector, bank: MemoryBank, batches: Batches) -> dict[str, NDArray[np.float32]]:

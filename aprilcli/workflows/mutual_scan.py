@@ -64,7 +64,15 @@ NOTE_SCALE = (
     f"mutual scores run from 0 to 1 within a folder (of more than {LARGEST} images, within subsets of about "
     f"{LARGEST // 2} to {LARGEST}): they rank its images, and change with them"
 )
-NOTE_MIXED = "the folder looks like images of several parts; --mutual-by folder compares the images of each folder only"
+NOTE_SCALE_OF_PART = (
+    "mutual scores are maxima of the maps, averaged over similar images: they change with the images of the folder"
+)
+NOTE_MIXED = (
+    "the folder looks like images of several parts (or has many defects); --mutual-by folder compares the images of "
+    "each folder only"
+)
+NOTE_COPIES = "the folder has references or calibration images of the part: they do not count as known good images here"
+SAME_IMAGE = 1e-5  # distance of image features
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +91,8 @@ def run_mutual_scan(options: ScanOptions, total: int, console: Console) -> ScanS
     With an enrolled part, its references and calibration images are compared and scored with them; as they are known to
     be good, their scores give p-values and thresholds. Raises the package's errors; unreadable images get a row.
 
-    Memory, besides the model: that of ``mutual.stage_scores`` for a subset, and a few hundred bytes per image.
+    Memory, besides the model: that of ``mutual.stage_scores`` for a subset with the known images, and a few hundred
+    bytes per image.
     """
     started, began = records.timestamp(), time.monotonic()
     bank = load_part(options.part, options.banks) if options.part is not None else None
@@ -117,7 +126,7 @@ def run_mutual_scan(options: ScanOptions, total: int, console: Console) -> ScanS
         encoded = encode_images(run, store, total)
         known = None if bank is None else known_images(detector, bank)
         compared = _compare(run, store, encoded, bank, known)
-        console.note(NOTE_SCALE)
+        console.note(NOTE_SCALE if bank is None else NOTE_SCALE_OF_PART)
         for note in compared.rule.notes:
             console.note(note)
         tally = _write_rows(run, store, encoded, compared)
@@ -149,7 +158,7 @@ def _prepare_output(run: MutualRun, record: dict[str, Any]) -> list[JournaledRow
         rows = _unchanged_rows(run)
         if rows is not None:
             return rows
-        run.console.note("images have changed since then, so all are encoded and compared again")
+        run.console.note("images or results have changed since then, so all images are encoded and compared again")
     elif not options.overwrite:
         output.refuse_results(out)
     output.remove_results(out)
@@ -273,13 +282,15 @@ def _compare_subset(
     run: MutualRun, store: MutualFeatures, patch_scores: FeatureStore, subset: Sequence[int], known: Known | None
 ) -> dict[str, Any]:
     """Return the scores of a subset's images, and scores and map maxima of the known images."""
+    images = store.image_features(subset)
+    if known is not None:
+        known = _without_copies(known, images, run.console)
     of_images = store.patch_scores(subset, known, run.interrupted)
     run.stop_if_interrupted()
     maxima = torch.tensor([_fuse(store, 0.0, stages).score for stages in of_images])
-    images = store.image_features(subset)
     if known is not None:
         images = torch.cat([images, torch.from_numpy(known[1])])
-    scores = mutual.smoothed_scores(maxima, images)
+    scores = mutual.smoothed_scores(maxima, images, scaled=known is None)
     with output_errors(run.folder):
         for position, stages in zip(subset, of_images, strict=False):  # without the known images
             patch_scores.put(position, [stage.numpy() for stage in stages])
@@ -291,6 +302,16 @@ def _compare_subset(
     }
 
 
+def _without_copies(known: Known, images: torch.Tensor, console: Console) -> Known:
+    """Leave out known images that are in the subset, too: beside its copy, an image has a lower score."""
+    tokens, features = known
+    apart = torch.cdist(torch.from_numpy(features), images, compute_mode="donot_use_mm_for_euclid_dist").amin(dim=1)
+    kept = (apart > SAME_IMAGE).numpy()
+    if not kept.all():
+        console.note_once(NOTE_COPIES)
+    return [stage[kept] for stage in tokens], features[kept]
+
+
 def _fuse(store: MutualFeatures, text_score: float, stages: Sequence[torch.Tensor]) -> Detection:
     return fuse_views(store.evidence(text_score, stages), store.methods, store.sizes)
 
@@ -298,7 +319,7 @@ def _fuse(store: MutualFeatures, text_score: float, stages: Sequence[torch.Tenso
 def _rule(options: ScanOptions, bank: MemoryBank | None, values: dict[str, Any]) -> DecisionRule:
     """Return the rule for a subset: its images and the known good images are scored alike, so these calibrate it."""
     calibration = None
-    if bank is not None:
+    if values["known_scores"] and bank is not None:
         scores, maxima = (np.array(values[name], np.float32) for name in ("known_scores", "known_maxima"))
         distances = None if bank.calibration is None else bank.calibration.distances
         calibration = Calibration(scores, maxima, "held-out", distances)

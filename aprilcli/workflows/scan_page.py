@@ -211,8 +211,8 @@ def _promises(results: ScanResults) -> Iterator[str]:
     threshold, pixel, recognition = results.threshold, results.pixel_threshold, results.record["recognition"]
     if "mutual" in results.record:
         yield (
-            "Scores come from comparing the images with each other: they run from 0 to 1 in this folder, and would be "
-            "others beside other images. Defects that most images have cannot be found."
+            "Scores come from comparing the images with each other, and would be others beside other images. Defects "
+            "that most images have cannot be found."
         )
     if threshold is None:
         yield (

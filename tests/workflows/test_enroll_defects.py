@@ -52,6 +52,8 @@ def test_images_that_choose_the_score_do_not_set_the_threshold(folders: dict[str
     assert whole.choice is None
     if bank.score == BOTH:
         assert set(bank.calibration.scores.tolist()) < set(whole.calibration.scores.tolist())
+    refused = run("enroll", folders["defects"], "--part", "chosen", "--banks", path.parent, "--append")
+    assert "enrolled as known defects before" in error_line(refused)
     again = run("enroll", "--part", "chosen", "--banks", path.parent, "--calibrate", folders["further"])
     assert "20 images left out" in again.output  # also those that chose
     assert len(load_bank(path).calibration) == 10
@@ -82,7 +84,7 @@ def test_with_few_images_nothing_changes(few: str, folders: dict[str, Path], mod
 @pytest.mark.parametrize("score", ["text", "map", "top", "stage.2"])
 def test_scan_uses_the_chosen_score(score: str, folders: dict[str, Path], model: list[str], tmp_path: Path) -> None:
     bank = load_bank(enroll(folders, model, "part")[0])
-    choice = ScoreChoice(score, 8, 8, {BOTH: 0.5, score: 0.9}, ("0" * 64,))
+    choice = ScoreChoice(score, 8, 8, {BOTH: 0.5, score: 0.9}, ("0" * 64,), ("1" * 64,))
     chosen = tmp_path / "chosen.safetensors"
     save_bank(replace(bank, choice=choice), chosen)
     out = tmp_path / "out"

@@ -176,7 +176,7 @@ def test_a_finished_scan_is_kept_and_a_changed_folder_is_scored_again(
     assert f"resumed: {COUNT + 1} kept, 0 new" in result.stdout
     shutil.copy(folder / "a" / "00.png", folder / "a" / "new.png")
     result = run(*command, "--out", out, "--resume")
-    assert "images have changed since then" in result.stderr
+    assert "images or results have changed since then" in result.stderr
     run(*command, "--out", tmp_path / "whole")
     assert everything(out) == everything(tmp_path / "whole")
 
@@ -316,6 +316,34 @@ def test_known_good_images_give_thresholds_and_p_values(folder: Path, model: lis
     assert record["threshold"]["guaranteed"]
     assert len(rows) == COUNT  # no rows of the known images
     assert (out / "report.html").exists()
+
+
+def test_copies_of_known_images_in_the_folder_do_not_count(folder: Path, model: list[str], tmp_path: Path) -> None:
+    enroll(folder, model, tmp_path)
+    shutil.copy(tmp_path / "good" / "0.png", folder / "a" / "copy.png")
+    options = ("--part", "bolt", "--banks", tmp_path / "banks", "--device", "cpu")
+    result = run("scan", folder, "--mutual", *options, "--out", tmp_path / "out")
+    assert "do not count as known good images here" in result.stderr
+    p_values = {float(row["p_value"]) for row in scored(tmp_path / "out").values()}
+    assert p_values <= {0.5, 1.0}  # of one known image: two were enrolled
+
+
+def test_subsets_without_defects_do_not_hide_those_of_others(folder: Path, model: list[str], tmp_path: Path) -> None:
+    good = tmp_path / "further"
+    for number in range(20):
+        with Image.open(folder / "b" / "01.png") as image:
+            noise = np.random.default_rng(100 + number).normal(0, 4, (40, 60, 3))
+            pixels = np.clip(np.asarray(image) + noise, 0, 255).astype(np.uint8)
+            save_image(good / f"{number:02}.png", Image.fromarray(pixels))
+            if number < 8:
+                pixels = np.clip(pixels + noise[::-1], 0, 255).astype(np.uint8)
+                save_image(folder / "ab"[number % 2] / f"more{number}.png", Image.fromarray(pixels))
+                save_image(folder / "c" / f"{number}.png", Image.fromarray(pixels[:, ::-1]))
+    enroll(folder, model, tmp_path, "--calibrate", good)
+    options = ("--part", "bolt", "--banks", tmp_path / "banks", "--device", "cpu", "--mutual-by", "folder")
+    assert run("scan", folder, "--mutual", *options, "--out", tmp_path / "out").exit_code == 3
+    row = scored(tmp_path / "out")["b/05.png"]
+    assert float(row["score"]) >= float(row["threshold"])
 
 
 @pytest.mark.parametrize(
